@@ -1,0 +1,1 @@
+"""Calibrated, per-category confidence from generative guard models, on your own machine."""

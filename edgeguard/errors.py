@@ -1,0 +1,65 @@
+"""Every error edgeguard raises on purpose, one tree.
+
+EdgeguardError
+├── ModelError            a model file that cannot be used: not GGUF, truncated, lying header, wrong memory
+├── ProfileError          a guard profile with a mistake, or one that does not fit the model
+├── RecordError           one input record that cannot be scored; the others go on
+│   ├── ContextOverflow   its prompt is longer than the model's context
+│   └── OffGrammar        the model does not answer in the profile's grammar
+├── InputError            an input file that cannot be read at all
+└── OutputError           an output that cannot be written, or must not be overwritten
+
+A programmer's mistake is a ValueError or TypeError and not in this tree.
+"""
+
+from __future__ import annotations
+
+
+class EdgeguardError(Exception):
+    """Base of the tree: catch it to catch everything edgeguard raises on purpose."""
+
+
+class ModelError(EdgeguardError):
+    """The model file cannot be used."""
+
+
+class ProfileError(EdgeguardError):
+    """The guard profile has a mistake, or does not fit the model."""
+
+
+class RecordError(EdgeguardError):
+    """One record cannot be scored. `kind` is the machine-readable reason in the output."""
+
+    kind = "invalid_record"
+
+    def __init__(self, message: str, *, kind: str | None = None) -> None:
+        super().__init__(message)
+        if kind is not None:
+            self.kind = kind
+
+
+class ContextOverflow(RecordError):
+    """The record's prompt does not fit into the model's context."""
+
+    kind = "context_overflow"
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; "
+            "shorten the text or raise --context"
+        )
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
+
+
+class OffGrammar(RecordError):
+    """Too little of the model's probability lies on answers the profile can read."""
+
+    kind = "off_grammar"
+
+
+class InputError(EdgeguardError):
+    """The input cannot be read."""
+
+
+class OutputError(EdgeguardError):
+    """The output cannot be written."""
