@@ -1,0 +1,427 @@
+"""GGUF models through llama.cpp, on the ctypes layer of llama-cpp-python.
+
+How a record is evaluated, and why so:
+
+- A prompt's root prefix (the policy preamble) stays in sequence 0. A record's tokens are appended to
+  it, in one batch with the first forced tokens of the answer, and cut off again when the next record
+  comes. So a record always meets the same cells, the same batches and the same company: its own. With
+  flash attention off that makes its scores bit-identical, whatever was scored before.
+- Branches of one record's answer share its cells: each gets a sequence of its own that begins as a
+  copy of its parent's (a label on cells, no data moves), and all branches of a call are one batch.
+- Another root (a policy about the other role) swaps its KV with host memory, bytes unchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import llama_cpp as lc
+import numpy as np
+
+from edgeguard import gguf
+from edgeguard.backend import ModelInfo, Prefix, Rows, Vocabulary, log_softmax
+from edgeguard.errors import ContextOverflow, ModelError
+
+KvType = Literal["f16", "f32"]
+
+N_BATCH = 512  # tokens a decode; longer prompts go in chunks
+N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
+N_ROOTS = 4  # preambles kept in host memory besides the current one
+GGML_TYPE = {"f32": 0, "f16": 1}
+_UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Where a prefix's tokens stand in the KV memory: sequence `seq`, positions up to `end`."""
+
+    seq: int
+    end: int
+
+
+@dataclass
+class _Entry:
+    """One token of a batch. `row` is where its next-token row goes, or -1."""
+
+    token: int
+    pos: int
+    seqs: list[int]
+    row: int = -1
+
+
+class LlamaCpp:
+    """A GGUF model. Construct once, close once; not for two threads at a time.
+
+    Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for F32 weights with
+    F32 KV. For quantized weights llama.cpp rounds activations to 8 bits, so the company of a batch
+    (a record's own branches) may move a log-probability by some 0.1 nats; see docs/design.md.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+        kv_type: KvType = "f16",
+    ) -> None:
+        """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError."""
+        self._path = Path(path)
+        header = gguf.read_header(self._path)
+        gguf.check_model(header)
+        _refuse_uncuttable(self._path, gguf.memory_kind(header))
+        self._digest = _Digest(self._path)
+        self._model: Any = None
+        self._ctx: Any = None
+        self._batch: Any = None
+        try:
+            self._load(gpu_layers)
+            train = int(lc.llama_model_n_ctx_train(self._model))
+            self._n_ctx = min(train, 8192) if n_ctx is None else n_ctx
+            self._open_context(threads or _available_cores(), kv_type)
+        except BaseException:
+            self.close()
+            raise
+        self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model))
+        self._header, self._n_ctx_train = header, train
+        self._root: Prefix | None = None  # in sequence 0 from position 0
+        self._record: Prefix | None = None  # the root's child that the other held prefixes stand on
+        self._held: dict[Prefix, _Held] = {}
+        self._tip: dict[int, int] = {}  # sequence → positions taken
+        self._cells = 0
+        self._saved_roots: OrderedDict[Prefix, ctypes.Array[ctypes.c_uint8]] = OrderedDict()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        return self._vocabulary
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens a prompt and its answer may have together."""
+        return self._n_ctx
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the file says of itself. The first call may wait for the file's hash."""
+        metadata = self._header.metadata
+        return ModelInfo(
+            path=self._path,
+            sha256=self._digest.hex(),
+            architecture=str(metadata.get("general.architecture", "")),
+            name=str(metadata.get("general.name", "") or metadata.get("general.basename", "")),
+            quantization=gguf.quantization(self._header),
+            n_ctx_train=self._n_ctx_train,
+            chat_template=gguf.chat_template(self._header),
+        )
+
+    def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
+        """Next-token log-probabilities after each prefix: (n, n_vocab) float32, nats."""
+        if len(set(prefixes)) < len(prefixes):
+            raise ValueError("the same prefix was passed twice in one call")
+        rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
+        groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
+        for i, prefix in enumerate(prefixes):
+            groups.setdefault(_root_and_record(prefix), {})[prefix] = i
+        for (root, record), wanted in groups.items():
+            self._evaluate(root, record, wanted, rows)
+        return rows
+
+    def close(self) -> None:
+        """Free the model's memory. Calling it twice is fine."""
+        if self._batch is not None:
+            lc.llama_batch_free(self._batch)
+        if self._ctx is not None:
+            lc.llama_free(self._ctx)
+        if self._model is not None:
+            lc.llama_model_free(self._model)
+        self._batch = self._ctx = self._model = None
+
+    # Loading
+
+    def _load(self, gpu_layers: int) -> None:
+        _quiet()
+        lc.llama_backend_init()
+        params = lc.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        _last_words.clear()
+        self._model = lc.llama_model_load_from_file(str(self._path).encode(), params)
+        if not self._model:
+            self._model = None
+            raise ModelError(f"{self._path} cannot be loaded by llama.cpp: {_said()}")
+        if lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model):
+            _refuse_uncuttable(self._path, "recurrent")
+        if lc.llama_model_n_swa(self._model) > 0:
+            _refuse_uncuttable(self._path, "sliding window")
+        if lc.llama_model_has_encoder(self._model) or not lc.llama_model_has_decoder(self._model):
+            raise ModelError(f"{self._path} is not a decoder-only model; edgeguard scores generative guard models")
+
+    def _open_context(self, threads: int, kv_type: KvType) -> None:
+        if self._n_ctx < 1:
+            raise ModelError(f"a context of {self._n_ctx} tokens was asked for; it needs at least 1")
+        params = lc.llama_context_default_params()
+        params.n_ctx = self._n_ctx
+        params.n_batch = params.n_ubatch = self._n_batch = min(N_BATCH, self._n_ctx)
+        params.n_seq_max = N_SEQ
+        params.n_threads = params.n_threads_batch = threads
+        # One pool of cells for all sequences: seq_cp of a part of a sequence aborts the process otherwise.
+        params.kv_unified = True
+        # Flash attention changes the order of float sums with the company in the batch: bits would differ.
+        params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k = params.type_v = GGML_TYPE[kv_type]
+        params.no_perf = True
+        _last_words.clear()
+        self._ctx = lc.llama_init_from_model(self._model, params)
+        if not self._ctx:
+            self._ctx = None
+            raise ModelError(f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; lower --context")
+        self._memory = lc.llama_get_memory(self._ctx)
+        self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
+
+    # Evaluation
+
+    def _evaluate(self, root: Prefix, record: Prefix | None, wanted: dict[Prefix, int], rows: Rows) -> None:
+        """Write the rows of `wanted` prefixes, all on one root and record, to rows[wanted[prefix]]."""
+        longest = max(sum(len(p.tokens) for p in prefix.lineage()) for prefix in wanted)
+        if longest > self._n_ctx:
+            raise ContextOverflow(longest, self._n_ctx)
+        if record is None:
+            self._clear()
+            self._decode([root], wanted, rows)
+            self._root = root
+            return
+        self._bring_root(root)
+        if self._record is not record or any(prefix in self._held for prefix in wanted):
+            self._cut_to_root()
+            self._record = record
+        new = self._missing(wanted)
+        if not self._fits(new):
+            self._cut_to_root()
+            new = self._missing(wanted)
+        if self._fits(new):
+            self._decode(new, wanted, rows)
+            return
+        for prefix, row in wanted.items():  # more branches than there is room for: one after the other
+            self._cut_to_root()
+            self._decode(self._missing([prefix]), {prefix: row}, rows)
+
+    def _bring_root(self, root: Prefix) -> None:
+        """Make `root` the content of sequence 0, from host memory where it was there before."""
+        if self._root is root:
+            return
+        if self._root is not None and self._root.tokens:
+            self._cut_to_root()
+            self._saved_roots[self._root] = self._save()
+            while len(self._saved_roots) > N_ROOTS:
+                self._saved_roots.popitem(last=False)
+        self._clear()
+        if root in self._saved_roots:
+            saved = self._saved_roots.pop(root)
+            if not lc.llama_state_seq_set_data(self._ctx, saved, len(saved), 0):
+                raise ModelError(f"{self._path}: llama.cpp did not take back a saved preamble")
+            self._hold(root, 0, 0)
+        else:
+            self._decode([root], {}, np.empty((0, 0), dtype=np.float32))
+        self._root = root
+
+    def _save(self) -> ctypes.Array[ctypes.c_uint8]:
+        size = lc.llama_state_seq_get_size(self._ctx, 0)
+        saved = (ctypes.c_uint8 * size)()
+        lc.llama_state_seq_get_data(self._ctx, saved, size, 0)
+        return saved
+
+    def _clear(self) -> None:
+        lc.llama_memory_clear(self._memory, False)
+        self._root = self._record = None
+        self._held, self._tip, self._cells = {}, {}, 0
+
+    def _cut_to_root(self) -> None:
+        """Drop all but the root. Always the same cells are free after it."""
+        assert self._root is not None
+        root = self._held[self._root]
+        lc.llama_memory_seq_keep(self._memory, 0)
+        if not lc.llama_memory_seq_rm(self._memory, 0, root.end, -1):
+            raise ModelError(f"{self._path}: llama.cpp cannot cut this model's memory; edgeguard needs that")
+        self._record = None
+        self._held, self._tip, self._cells = {self._root: root}, {0: root.end}, root.end
+
+    def _missing(self, prefixes: Iterable[Prefix]) -> list[Prefix]:
+        """Prefixes not held, parents first: those given, and those they stand on."""
+        need: dict[Prefix, None] = {}
+        for prefix in prefixes:
+            chain = list(itertools.takewhile(lambda p: p not in self._held, prefix.lineage()))
+            need.update(dict.fromkeys(reversed(chain)))
+        return list(need)
+
+    def _fits(self, new: Sequence[Prefix]) -> bool:
+        n_tokens = sum(len(p.tokens) for p in new)
+        return self._cells + n_tokens <= self._n_ctx and len(self._tip) + len(new) <= N_SEQ
+
+    def _hold(self, prefix: Prefix, seq: int, begin: int) -> None:
+        end = begin + len(prefix.tokens)
+        self._held[prefix] = _Held(seq, end)
+        self._tip[seq] = end
+        self._cells += len(prefix.tokens)
+
+    def _decode(self, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows) -> None:
+        """Evaluate prefixes, parents first, and write the rows of those wanted."""
+        entries: dict[Prefix, list[_Entry]] = {}
+        for prefix in new:
+            seq, begin = self._place(prefix, entries)
+            entries[prefix] = [_Entry(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens)]
+            self._hold(prefix, seq, begin)
+            if prefix in wanted:
+                if not prefix.tokens:
+                    raise ValueError("an empty prefix has no next-token row")
+                entries[prefix][-1].row = wanted[prefix]
+        batch = [entry for run in entries.values() for entry in run]
+        for at in range(0, len(batch), self._n_batch):
+            self._decode_batch(batch[at : at + self._n_batch], rows)
+
+    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[_Entry]]) -> tuple[int, int]:
+        """The sequence and first position of a prefix: behind its parent, or on a copy of its path."""
+        if prefix.parent is None:
+            return 0, 0
+        parent = self._held[prefix.parent]
+        if self._tip[parent.seq] == parent.end:
+            return parent.seq, parent.end
+        seq = len(self._tip)  # sequences are given out in order and freed all at once
+        for step in itertools.islice(prefix.lineage(), 1, None):
+            if step not in entries:  # in the memory already: a copy of the label on its cells
+                held = self._held[step]
+                lc.llama_memory_seq_cp(self._memory, held.seq, seq, 0, held.end)
+                break
+            for entry in entries[step]:  # in this very batch: its cells will carry both
+                entry.seqs.append(seq)
+        return seq, parent.end
+
+    def _decode_batch(self, entries: Sequence[_Entry], rows: Rows) -> None:
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for i, entry in enumerate(entries):
+            batch.token[i], batch.pos[i] = entry.token, entry.pos
+            batch.n_seq_id[i] = len(entry.seqs)
+            for j, seq in enumerate(entry.seqs):
+                batch.seq_id[i][j] = seq
+            batch.logits[i] = entry.row >= 0
+        _last_words.clear()
+        code = lc.llama_decode(self._ctx, batch)
+        if code != 0:
+            self._clear()
+            raise ModelError(f"{self._path}: llama_decode failed with code {code}: {_said()}")
+        where = [entry.row for entry in entries if entry.row >= 0]
+        if where:
+            logits = np.ctypeslib.as_array(lc.llama_get_logits(self._ctx), shape=(len(where), rows.shape[1]))
+            if np.isnan(logits).any():
+                raise ModelError(f"{self._path} computes NaN: the weights are broken or do not fit the architecture")
+            rows[where] = log_softmax(logits)
+
+
+def _root_and_record(prefix: Prefix) -> tuple[Prefix, Prefix | None]:
+    """The first prefix of a path, and the second where there is one."""
+    *_, root = lineage = list(prefix.lineage())
+    return root, lineage[-2] if len(lineage) > 1 else None
+
+
+def _refuse_uncuttable(path: Path, kind: str) -> None:
+    if kind != "attention":
+        raise ModelError(
+            f"{path} keeps a {kind} memory, which cannot be cut back to the policy after each record; "
+            "edgeguard needs a model with full attention"
+        )
+
+
+def _available_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _read_vocabulary(vocab: Any) -> Vocabulary:
+    n = lc.llama_vocab_n_tokens(vocab)
+    pieces: list[bytes] = []
+    control: dict[str, int] = {}
+    buffer = ctypes.create_string_buffer(1 << 16)
+    for i in range(n):
+        attributes = lc.llama_vocab_get_attr(vocab, i)
+        if attributes & (_CONTROL | _UNKNOWN | _UNUSED):
+            pieces.append(b"")
+            if not attributes & _UNUSED:
+                control[lc.llama_vocab_get_text(vocab, i).decode(errors="replace")] = i
+            continue
+        length = lc.llama_token_to_piece(vocab, i, buffer, len(buffer), 0, False)
+        pieces.append(buffer.raw[:length] if length > 0 else b"")
+    return Vocabulary(
+        pieces=pieces,
+        control=control,
+        eog=frozenset(i for i in range(n) if lc.llama_vocab_is_eog(vocab, i)),
+        bos=int(lc.llama_vocab_bos(vocab)) if lc.llama_vocab_get_add_bos(vocab) else None,
+        encode=partial(_encode, vocab),
+    )
+
+
+def _encode(vocab: Any, text: str) -> list[int]:
+    """Plain text → token ids; the spelling of a control token stays text."""
+    data = text.encode()
+    room = len(data) + 8  # no token is shorter than a byte, but for a space that some vocabularies put first
+    ids = (lc.llama_token * room)()
+    n = lc.llama_tokenize(vocab, data, len(data), ids, room, False, False)
+    if n < 0:
+        raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
+    return ids[:n]
+
+
+class _Digest:
+    """sha256 of a file, computed beside the loading: hashing gigabytes takes seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._hex = path, ""
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def hex(self) -> str:
+        self._thread.join()
+        if self._error is not None:
+            raise ModelError(f"{self._path} cannot be read to its end: {self._error}")
+        return self._hex
+
+    def _run(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                self._hex = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            self._error = error
+
+
+_ERROR = 4  # enum ggml_log_level
+_last_words: deque[str] = deque(maxlen=8)
+
+
+def _log(level: int, text: bytes, _: Any) -> None:
+    if level == _ERROR:
+        _last_words.append(text.decode(errors="replace").strip())
+
+
+_log_callback = lc.llama_log_callback(_log)  # llama.cpp keeps the pointer, so Python must keep the object
+
+
+def _quiet() -> None:
+    """llama.cpp writes pages to stderr; keep its errors for our own messages and drop the rest."""
+    lc.llama_log_set(_log_callback, None)
+
+
+def _said() -> str:
+    return "; ".join(word for word in _last_words if word) or "it gave no reason"

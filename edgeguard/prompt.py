@@ -1,0 +1,592 @@
+"""From a conversation to the token ids of the guard's prompt.
+
+The template is rendered once per sequence of roles, with a sentinel in the place of each message's text.
+The rendering is then cut at control tokens. What stands between two of them, a run, is tokenised as a
+whole with the texts filled in, because a tokenizer merges across the seam of template and text just as it
+did when the guard was trained. Control tokens come from the template and never from a text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from edgeguard.backend import Vocabulary
+from edgeguard.errors import ProfileError, RecordError
+from edgeguard.profile import Profile
+from edgeguard.records import Message
+
+Ids = tuple[int, ...]
+
+MAX_RENDERED = 1 << 20  # characters; a template from a stranger may loop
+MAX_SHAPES = 64  # sequences of roles kept rendered
+# Some chat templates print today's date, which would change scores overnight. The date is the one that
+# Llama 3.1's and 3.2's templates print where they are given no clock.
+TODAY = datetime(2024, 7, 26)
+PROBES = ("a", "A", " ", "\n", "1", "é", "<", "The", "漢", "=", "://", "'s", "\u0301", "...")
+
+# Texts that no template holds: private-use characters around what a template could rewrite or escape.
+_TAIL = "<&\"'\\Éé\ue001"
+_SENTINEL = re.compile("\ue000(\\d+)" + re.escape(_TAIL))
+_MARK = "\ue002"  # stands inside a control spelling that is to stay text
+_PRIVATE = re.compile("[\ue000-\ue002]")
+# What a special token looks like: <think>, [INST], <｜User｜>
+_LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,64}>|\[[^\[\]\s]{1,64}\]")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a message's text. `left` and `right` are characters to strip there, None for all space."""
+
+    message: int
+    left: str | None
+    right: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Text between two control tokens, to be tokenised as a whole."""
+
+    parts: tuple[str | Slot, ...]
+
+    @property
+    def fixed(self) -> str | None:
+        """The text, where no message is in it."""
+        return None if any(isinstance(p, Slot) for p in self.parts) else "".join(map(str, self.parts))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The prompt for one sequence of roles: fixed ids and runs, and ids that no text may become."""
+
+    pieces: tuple[Ids | Run, ...]
+    forbidden: Mapping[int, str]  # id → spelling
+
+
+@dataclass(frozen=True, eq=False)
+class Prompter:
+    """Writes a guard's prompts. Made by `compile_prompt`.
+
+    stops  ids that end the guard's answer
+    """
+
+    profile: Profile
+    vocabulary: Vocabulary
+    stops: frozenset[int]
+    _shape: Callable[[tuple[str, ...]], Shape]
+    _preamble: Callable[[tuple[str, ...]], Ids]
+
+    def encode(self, messages: Sequence[Message]) -> Ids:
+        """Token ids of the whole prompt. No text adds a control token. Raises RecordError."""
+        shape = self._shape_of(tuple(m.role for m in messages))
+        return _fill(shape, [m.content for m in messages], self.vocabulary)
+
+    def preamble(self, roles: Sequence[str]) -> Ids:
+        """The ids that prompts with these roles begin with: the policy, as a rule. Cached.
+
+        It is found with probe texts, so a tokenizer may begin a strange text otherwise: see `split`.
+        """
+        self._shape_of(tuple(roles))
+        return self._preamble(tuple(roles))
+
+    def split(self, messages: Sequence[Message]) -> tuple[Ids, Ids]:
+        """The prompt as (preamble, rest): together they are `encode(messages)`.
+
+        The preamble is () where this very text does not begin with its roles' preamble.
+        """
+        ids = self.encode(messages)
+        preamble = self._preamble(tuple(m.role for m in messages))
+        if ids[: len(preamble)] == preamble:
+            return preamble, ids[len(preamble) :]
+        return (), ids
+
+    def _shape_of(self, roles: tuple[str, ...]) -> Shape:
+        if not roles:
+            raise RecordError("the conversation has no messages; nothing could be judged")
+        try:
+            return self._shape(roles)
+        except ProfileError as error:
+            raise RecordError(f"roles {', '.join(roles)}: {error}", kind="invalid_roles") from error
+
+
+def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Vocabulary) -> Prompter:
+    """Fit a profile to a model's vocabulary and chat template. Raises ProfileError where it does not fit.
+
+    chat_template  the model file's own, needed where the profile says template = "model"
+    """
+    names = _control_names(profile, vocabulary)
+    render = _renderer(profile, chat_template, vocabulary, names)
+
+    @lru_cache(maxsize=MAX_SHAPES)
+    def shape(roles: tuple[str, ...]) -> Shape:
+        return _make_shape(profile, render, roles, names, vocabulary)
+
+    @lru_cache(maxsize=MAX_SHAPES)
+    def preamble(roles: tuple[str, ...]) -> Ids:
+        return _common_prefix([_fill(shape(roles), [p] * len(roles), vocabulary) for p in PROBES])
+
+    shape(("user",))  # a profile's mistakes show here, before the first record
+    return Prompter(profile, vocabulary, _stops(profile, vocabulary), shape, preamble)
+
+
+# Control tokens
+
+
+def _control_names(profile: Profile, vocabulary: Vocabulary) -> dict[str, int]:
+    """Spelling → id of each control token that the template may hold."""
+    if profile.prompt.template == "own":
+        return {
+            name: _control_id(profile, "[prompt] control", name, vocabulary)
+            for name in profile.prompt.control
+        }
+    # Some files declare the token that ends a turn as ordinary text.
+    ends = {_text(vocabulary, i): i for i in vocabulary.eog if vocabulary.pieces[i]}
+    return {name: i for name, i in {**ends, **vocabulary.control}.items() if name}
+
+
+def _control_id(profile: Profile, key: str, name: str, vocabulary: Vocabulary) -> int:
+    if name in vocabulary.control:
+        return vocabulary.control[name]
+    spelled = _atomic(vocabulary, [name])
+    if name not in spelled:
+        near = get_close_matches(name, [*vocabulary.control], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else "; is this profile for another model?"
+        raise ProfileError(
+            f"{profile.source}: {key} names {name!r}, which the model has no control token for{hint}"
+        )
+    return spelled[name]
+
+
+def _atomic(vocabulary: Vocabulary, texts: Iterable[str]) -> dict[str, int]:
+    """Those texts that the tokenizer always reads as one token, though the file calls it no control token."""
+    wanted = {text.encode(): text for text in texts}
+    found = (
+        {wanted[piece]: i for i, piece in enumerate(vocabulary.pieces) if piece in wanted} if wanted else {}
+    )
+    return {text: i for text, i in found.items() if i in vocabulary.encode(f"a{text}b")}
+
+
+def _stops(profile: Profile, vocabulary: Vocabulary) -> frozenset[int]:
+    stops = (
+        frozenset(_control_id(profile, "stop", name, vocabulary) for name in profile.stop) or vocabulary.eog
+    )
+    if not stops:
+        raise ProfileError(
+            f"{profile.source}: the model file declares no token that ends an answer; "
+            'name it in the profile: stop = ["<|im_end|>"]'
+        )
+    return stops
+
+
+def _text(vocabulary: Vocabulary, token: int) -> str:
+    return vocabulary.pieces[token].decode(errors="replace")
+
+
+# Rendering
+
+Render = Callable[[tuple[str, ...], Callable[[int], str]], str]  # (roles, text of message i) → the prompt
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's text for training; here it only passes it on."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment(**options: Any) -> ImmutableSandboxedEnvironment:
+    """Jinja as Hugging Face sets it up for chat templates: these come from strangers, hence the sandbox."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
+        **options,
+    )
+    environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = TODAY.strftime
+    return environment
+
+
+def _raise_exception(message: object) -> None:
+    raise jinja2.TemplateError(str(message))
+
+
+def _renderer(
+    profile: Profile, chat_template: str | None, vocabulary: Vocabulary, names: Mapping[str, int]
+) -> Render:
+    spec = profile.prompt
+    texts = [spec.text, *(m.text for m in spec.messages)]
+    _refuse_private(profile, [*texts, spec.user, spec.assistant, *_category_texts(profile)])
+    # A profile's names and descriptions are data: a control token spelled there stays text.
+    guard = _keep_text({*names, *vocabulary.control})
+    data = {
+        "categories": [
+            {"code": guard(c.code), "name": guard(c.name), "description": guard(c.description)}
+            for c in profile.categories
+        ],
+        "roles": {"user": guard(spec.user), "assistant": guard(spec.assistant)},
+    }
+    strict = _environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    own = [_compile(profile, strict, text, "the profile's text") for text in texts]
+
+    def render_own(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
+        messages = [{"role": role, "content": text(i)} for i, role in enumerate(roles)]
+        return _run(profile, own[0], {"messages": messages, **data}, "[prompt] text")
+
+    if spec.template == "own":
+        return _try_once(profile.source, render_own)
+    template = _model_template(profile, chat_template)
+    variables: dict[str, Any] = {
+        "bos_token": _name_of(vocabulary, vocabulary.bos),
+        "eos_token": _name_of(vocabulary, min(vocabulary.eog, default=None)),
+        "add_generation_prompt": True,
+        "tools": None,
+        "documents": None,
+        **dict(spec.variables),
+    }
+
+    def render_model(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
+        messages = [(role, text(i)) for i, role in enumerate(roles)]
+        if spec.messages:
+            inner = {"messages": [{"role": r, "content": t} for r, t in messages], **data}
+            messages = [
+                (message.role, _run(profile, compiled, inner, f"[[prompt.message]] {n}"))
+                for n, (message, compiled) in enumerate(zip(spec.messages, own[1:], strict=True), 1)
+            ]
+        chat = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in messages]
+        return _run(profile, template, {"messages": chat, **variables}, "the chat template")
+
+    return _try_both(profile.source, render_model)
+
+
+def _try_once(source: str, render: Render) -> Render:
+    def checked(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
+        rendered = render(roles, text)
+        if missing := _missing(rendered, len(roles)):
+            raise ProfileError(_dropped(source, "[prompt] text", missing[0]))
+        return rendered
+
+    return checked
+
+
+def _try_both(source: str, render: Callable[[tuple[str, ...], Callable[[int], str], bool], str]) -> Render:
+    """Content as plain text, and, where a template drops that, as a list of parts.
+
+    Llama-Guard-3-1B's template reads only the second and judges an empty conversation without an error.
+    """
+
+    def checked(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
+        first: ProfileError | None = None
+        for parts in (False, True):
+            try:
+                rendered = render(roles, text, parts)
+            except ProfileError as error:
+                first = first or error
+                continue
+            missing = _missing(rendered, len(roles))
+            if not missing:
+                return rendered
+            first = first or ProfileError(_dropped(source, "the chat template", missing[0]))
+        assert first is not None
+        raise first
+
+    return checked
+
+
+def _missing(rendered: str, n: int) -> list[int]:
+    there = {int(i) for i in _SENTINEL.findall(rendered)}
+    return [i for i in range(n) if i not in there]
+
+
+def _dropped(source: str, what: str, message: int) -> str:
+    return (
+        f"{source}: {what} drops or rewrites message {message + 1}: an empty conversation would be judged; "
+        "write every message's content as it is"
+    )
+
+
+def _model_template(profile: Profile, chat_template: str | None) -> jinja2.Template:
+    if not chat_template:
+        raise ProfileError(
+            f"{profile.source}: the model file carries no chat template (tokenizer.chat_template), and this "
+            "profile asks through it; convert the model with its template, or write a profile with "
+            'template = "own"'
+        )
+    _refuse_private(profile, [chat_template])
+    # Without messages of its own, the profile leaves the policy to the model's template: it must be there.
+    if not profile.prompt.messages and not profile.detect.fits_template(chat_template):
+        wanted = ", ".join(repr(text) for text in profile.detect.template_contains)
+        raise ProfileError(
+            f"{profile.source}: the chat template in the model file is not this guard's: "
+            f"it should hold {wanted}; "
+            "use the original model's template, or another profile"
+        )
+    return _compile(profile, _environment(), chat_template, "the chat template")
+
+
+def _category_texts(profile: Profile) -> list[str]:
+    return [text for c in profile.categories for text in (c.code, c.name, c.description)]
+
+
+def _refuse_private(profile: Profile, texts: Iterable[str]) -> None:
+    for text in texts:
+        if found := _PRIVATE.search(text):
+            code = f"U+{ord(found[0]):04X}"
+            raise ProfileError(
+                f"{profile.source}: a template holds {code}, which edgeguard uses itself; remove it"
+            )
+
+
+def _keep_text(names: Iterable[str]) -> Callable[[str], str]:
+    """A function that puts a mark into whatever might be a control token, after its first character."""
+    spelled = _one_of(name for name in names if len(name) > 1)
+
+    def guard(text: str) -> str:
+        for pattern in (spelled, _LOOKS_SPECIAL):
+            text = pattern.sub(lambda m: m[0][0] + _MARK + m[0][1:], text) if pattern else text
+        return text
+
+    return guard
+
+
+def _one_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of the texts, the longest first as llama.cpp does; None for no texts."""
+    longest_first = sorted(set(texts), key=lambda t: (-len(t), t))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _compile(
+    profile: Profile, environment: ImmutableSandboxedEnvironment, text: str, what: str
+) -> jinja2.Template:
+    try:
+        return environment.from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise ProfileError(f"{profile.source}: {what}, line {error.lineno}: {error.message}") from None
+    except Exception as error:  # a stranger's template may fail in any way, RecursionError among them
+        raise ProfileError(f"{profile.source}: {what}: {type(error).__name__}: {error}") from None
+
+
+def _run(profile: Profile, template: jinja2.Template, variables: Mapping[str, Any], what: str) -> str:
+    chunks: list[str] = []
+    room = MAX_RENDERED
+    try:
+        for chunk in template.generate(variables):
+            chunks.append(chunk)
+            room -= len(chunk)
+            if room < 0:
+                raise ProfileError(f"{profile.source}: {what} writes more than {MAX_RENDERED} characters")
+    except ProfileError:
+        raise
+    except jinja2.TemplateError as error:  # raise_exception's message among them
+        hint = ""
+        if "system" in str(error).lower():
+            hint = '; this model takes no system message: put the policy into one with role = "user"'
+        raise ProfileError(f"{profile.source}: {what} refuses: {error}{hint}") from None
+    except Exception as error:  # a stranger's template may fail in any way
+        raise ProfileError(f"{profile.source}: {what} fails: {type(error).__name__}: {error}") from None
+    return "".join(chunks)
+
+
+def _name_of(vocabulary: Vocabulary, token: int | None) -> str:
+    if token is None:
+        return ""
+    return next((name for name, i in vocabulary.control.items() if i == token), _text(vocabulary, token))
+
+
+# Shapes
+
+
+def _make_shape(
+    profile: Profile, render: Render, roles: tuple[str, ...], names: Mapping[str, int], vocabulary: Vocabulary
+) -> Shape:
+    rendered = render(roles, _sentinel)
+    if not rendered.endswith(profile.prompt.ends_with):
+        tail = _SENTINEL.sub("…", rendered)[-40:]
+        raise ProfileError(
+            f"{profile.source}: the prompt ends with {tail!r}; "
+            f"[prompt] ends_with is {profile.prompt.ends_with!r}"
+        )
+    template_text = _SENTINEL.sub("\n", rendered)
+    if profile.prompt.template == "own":
+        _refuse_unlisted(profile, template_text, names, vocabulary)
+    spelled = _atomic(vocabulary, {*_LOOKS_SPECIAL.findall(template_text)} - names.keys())
+    names = {**names, **spelled}
+    control = {i: name for name, i in vocabulary.control.items() if name}
+    ends = {i: _text(vocabulary, i) for i in vocabulary.eog if vocabulary.pieces[i]}
+    forbidden = {**control, **ends, **{i: name for name, i in names.items()}}
+    runs = _cut(rendered, names, _slots(profile, render, roles, rendered))
+    return Shape(_fuse(_with_bos(runs, vocabulary.bos), forbidden, vocabulary), forbidden)
+
+
+def _sentinel(message: int) -> str:
+    return f"\ue000{message}{_TAIL}"
+
+
+def _refuse_unlisted(profile: Profile, text: str, names: Mapping[str, int], vocabulary: Vocabulary) -> None:
+    """A control token spelled in the prompt and not listed would reach the model as plain text, unnoticed."""
+    spelled = _one_of({*(n for n in vocabulary.control if len(n) > 2), *names})
+    for name in spelled.findall(text) if spelled else ():
+        if name not in names:
+            raise ProfileError(
+                f"{profile.source}: [prompt] text spells {name!r}; list it in [prompt] control"
+            )
+
+
+def _slots(profile: Profile, render: Render, roles: tuple[str, ...], rendered: str) -> list[Slot]:
+    """The slots of a rendering, in order, with what the template strips off each text's ends."""
+    gaps, order = _gaps(rendered)
+    space = _kept(profile, render, roles, gaps, (" \n\t ", " \t\n "))
+    lines = _kept(profile, render, roles, gaps, ("\n", "\n\n"))
+    strips = [[_strip(s, n) for s, n in zip(*sides, strict=True)] for sides in zip(space, lines, strict=True)]
+    return [Slot(message, left, right) for message, (left, right) in zip(order, strips, strict=True)]
+
+
+def _strip(space_kept: bool, newline_kept: bool) -> str | None:
+    if not space_kept:
+        return None
+    return "" if newline_kept else "\n"
+
+
+def _gaps(rendered: str) -> tuple[list[str], list[int]]:
+    """The texts between sentinels, one more than there are sentinels, and the messages these stand for."""
+    parts = _SENTINEL.split(rendered)
+    return parts[::2], [int(i) for i in parts[1::2]]
+
+
+def _kept(
+    profile: Profile, render: Render, roles: tuple[str, ...], gaps: list[str], pads: tuple[str, str]
+) -> list[tuple[bool, bool]]:
+    """For each slot, whether padding put left and right of the text is still there in the rendering."""
+    padded, _ = _gaps(render(roles, lambda i: pads[0] + _sentinel(i) + pads[1]))
+    n = len(gaps) - 1
+    sides: list[tuple[bool, bool]] = []  # per gap: of the text before it its right, of the one after its left
+    for j, gap in enumerate(gaps):
+        befores, afters = (True, False) if j else (False,), (True, False) if j < n else (False,)
+        ways = ((b, a) for b in befores for a in afters)
+        fits = (w for w in ways if padded[j : j + 1] == [pads[1] * w[0] + gap + pads[0] * w[1]])
+        side = next(fits, None)
+        if side is None or len(padded) != len(gaps):
+            raise ProfileError(f"{profile.source}: the template changes the messages' text beyond stripping it")
+        sides.append(side)
+    return [(sides[j][1], sides[j + 1][0]) for j in range(n)]
+
+
+def _cut(rendered: str, names: Mapping[str, int], slots: Sequence[Slot]) -> list[int | Run]:
+    """Control ids and the runs between them."""
+    spelled = _one_of(names)
+    pieces: list[int | Run] = []
+    run: list[str | Slot] = []
+    gaps, order = _gaps(rendered)
+    for j, gap in enumerate(gaps):
+        at = 0
+        for match in spelled.finditer(gap) if spelled else ():
+            run.append(gap[at : match.start()].replace(_MARK, ""))
+            pieces += [Run(tuple(run)), names[match[0]]]
+            run, at = [], match.end()
+        run.append(gap[at:].replace(_MARK, ""))
+        if j < len(order):
+            run.append(slots[j])
+    return [*pieces, Run(tuple(run))]
+
+
+def _with_bos(pieces: list[int | Run], bos: int | None) -> list[int | Run]:
+    """Begin with bos, once, whether or not the template writes it."""
+    if bos is None:
+        return pieces
+    filled = [p for p in pieces if p == bos or not (isinstance(p, Run) and p.fixed == "")]
+    opening = list(takewhile(lambda p: p == bos or (isinstance(p, Run) and _is_blank(p)), filled))
+    last = max((i for i, p in enumerate(opening) if p == bos), default=-1)
+    return [bos, *filled[last + 1 :]]
+
+
+def _is_blank(run: Run) -> bool:
+    return run.fixed is not None and not run.fixed.strip()
+
+
+def _fuse(
+    pieces: Iterable[int | Run], forbidden: Mapping[int, str], vocabulary: Vocabulary
+) -> tuple[Ids | Run, ...]:
+    """Encode what has no slot, once and for all, and join it with the control ids around it."""
+    fused: list[Ids | Run] = []
+    fixed: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, int):
+            fixed.append(piece)
+        elif piece.fixed is None:
+            fused += [tuple(fixed), piece]
+            fixed = []
+        else:
+            fixed += _encode_run(piece.fixed, forbidden, vocabulary)
+    return (*fused, tuple(fixed))
+
+
+# Encoding
+
+
+def _fill(shape: Shape, texts: Sequence[str], vocabulary: Vocabulary) -> Ids:
+    ids: list[int] = []
+    for piece in shape.pieces:
+        if isinstance(piece, Run):
+            text = "".join(p if isinstance(p, str) else _stripped(texts[p.message], p) for p in piece.parts)
+            ids += _encode_run(text, shape.forbidden, vocabulary)
+        else:
+            ids += piece
+    return tuple(ids)
+
+
+def _stripped(text: str, slot: Slot) -> str:
+    return text.lstrip(slot.left).rstrip(slot.right)
+
+
+def _encode_run(text: str, forbidden: Mapping[int, str], vocabulary: Vocabulary) -> list[int]:
+    """Ids of plain text, none of them forbidden."""
+    if not text:
+        return []
+    ids = vocabulary.encode(text)
+    if forbidden.keys().isdisjoint(ids):
+        return ids
+    return _encode_apart(text, ids, forbidden, vocabulary)
+
+
+def _encode_apart(
+    text: str, ids: list[int], forbidden: Mapping[int, str], vocabulary: Vocabulary
+) -> list[int]:
+    """Encode with a cut after the first character of each spelling that the tokenizer takes for a token.
+
+    No piece then holds a whole spelling. The guard reads the same characters.
+    """
+    spelled = _one_of(name for name in forbidden.values() if len(name) > 1)
+    cuts = [m.start() + 1 for m in re.finditer(f"(?={spelled.pattern})", text)] if spelled else []
+    apart: list[int] = []
+    for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        apart += vocabulary.encode(text[begin:end])
+    if not forbidden.keys().isdisjoint(apart):
+        names = sorted(forbidden[i] for i in set(apart) & forbidden.keys())
+        raise RecordError(
+            f"the tokenizer reads part of the text as the control token {', '.join(map(repr, names))}; "
+            "the text cannot be judged as text",
+            kind="control_token",
+        )
+    return apart
+
+
+def _common_prefix(rows: Sequence[Ids]) -> Ids:
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return tuple(column[0] for column in same)
