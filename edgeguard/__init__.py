@@ -1,1 +1,77 @@
 """Calibrated, per-category confidence from generative guard models, on your own machine."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgeguard.errors import ContextOverflow as ContextOverflow
+    from edgeguard.errors import EdgeguardError as EdgeguardError
+    from edgeguard.errors import InputError as InputError
+    from edgeguard.errors import ModelError as ModelError
+    from edgeguard.errors import OffGrammar as OffGrammar
+    from edgeguard.errors import OutputError as OutputError
+    from edgeguard.errors import ProfileError as ProfileError
+    from edgeguard.errors import RecordError as RecordError
+    from edgeguard.guard import Failure as Failure
+    from edgeguard.guard import Guard as Guard
+    from edgeguard.guard import Score as Score
+    from edgeguard.guard import Thresholds as Thresholds
+    from edgeguard.profile import Profile as Profile
+    from edgeguard.profile import list_profiles as list_profiles
+    from edgeguard.profile import load_profile as load_profile
+    from edgeguard.records import BadRecord as BadRecord
+    from edgeguard.records import Message as Message
+    from edgeguard.records import Record as Record
+    from edgeguard.records import read_records as read_records
+
+_PUBLIC = {
+    "edgeguard.errors": (
+        "ContextOverflow",
+        "EdgeguardError",
+        "InputError",
+        "ModelError",
+        "OffGrammar",
+        "OutputError",
+        "ProfileError",
+        "RecordError",
+    ),
+    "edgeguard.guard": ("Failure", "Guard", "Score", "Thresholds"),
+    "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
+    "edgeguard.records": ("BadRecord", "Message", "Record", "read_records"),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [
+    "BadRecord",
+    "ContextOverflow",
+    "EdgeguardError",
+    "Failure",
+    "Guard",
+    "InputError",
+    "Message",
+    "ModelError",
+    "OffGrammar",
+    "OutputError",
+    "Profile",
+    "ProfileError",
+    "Record",
+    "RecordError",
+    "Score",
+    "Thresholds",
+    "list_profiles",
+    "load_profile",
+    "read_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `edgeguard --help` must not wait for numpy and Jinja."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'edgeguard' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

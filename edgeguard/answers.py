@@ -93,7 +93,11 @@ class Answers:
     """
 
     def __init__(
-        self, grammar: AnswerGrammar, categories: Sequence[Category], vocabulary: Vocabulary, stops: frozenset[int]
+        self,
+        grammar: AnswerGrammar,
+        categories: Sequence[Category],
+        vocabulary: Vocabulary,
+        stops: frozenset[int],
     ) -> None:
         self.labels: tuple[str, ...] = (*(c.code for c in categories), "unsafe", "safe")
         self.stops: Ints = np.array(sorted(stops), dtype=np.int64)
@@ -356,9 +360,7 @@ def _common_prefix(texts: Sequence[bytes]) -> bytes:
     return low[: min(n, min(map(len, texts)) - 1)]
 
 
-def _plainest(
-    grammar: AnswerGrammar, forms: Sequence[Sequence[str]], shared: bytes
-) -> tuple[bytes, tuple[bytes, ...]]:
+def _plainest(grammar: AnswerGrammar, forms: Sequence[Sequence[str]], shared: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     """By the first-named variants: the way to the first choice of a label, and the words of the verdict."""
     lead, safe = (grammar.lead or ("",))[0].encode(), grammar.safe[0].encode()
     if grammar.labels == "verdict":

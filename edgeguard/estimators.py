@@ -13,6 +13,7 @@ Always joint ≤ conditional, and joint ≤ marginal ≤ p(l).
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _along_path(tree: Tree, *, given_path: bool) -> Floats:
     p = _mass_naming(tree) * 0.0
     path, first = tree.path(), _first_naming(tree)
     begin = path[0]  # the last place before the label's own spelling
-    for before, place in zip(path[:-1], path[1:], strict=True):
+    for before, place in pairwise(path):
         if not tree.spelling[before]:
             begin = before
         siblings = tree.children(before)

@@ -83,9 +83,7 @@ def flatten(row: Row, labels: Sequence[str]) -> dict[str, Any]:
     """
     unknown = set(row.get("category_scores") or ()) - set(labels)
     if unknown:
-        raise ValueError(
-            f"the row has scores for {sorted(unknown)}, which are not among the labels {list(labels)}"
-        )
+        raise ValueError(f"the row has scores for {sorted(unknown)}, which are not among the labels {list(labels)}")
     scores, bounds = row.get("category_scores") or {}, row.get("bounds") or {}
     tokens, error = row.get("tokens") or {}, row.get("error") or {}
     flat = {name: row.get(name) for name in columns(labels)}
@@ -128,12 +126,17 @@ def _csv_cell(value: object) -> str:
 # ---------------------------------------------------------------- formats
 
 
-class _Seen(NamedTuple):
-    """What a row already written tells."""
+class SeenRow(NamedTuple):
+    """What a row already written tells. CSV and Parquet give every id as a string, and "" as None.
+
+    identity  its estimator, profile and model_sha256; None for an error row, as is `unsafe`
+    """
 
     id: str | int | None
     is_error: bool
-    identity: dict[str, Any] | None  # None for an error row
+    identity: dict[str, Any] | None
+    flagged: bool = False
+    unsafe: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class _Format:
     opening: bytes
     quoted: bool
     encode: Callable[[Row], bytes]
-    read: Callable[[bytes], _Seen]
+    read: Callable[[bytes], SeenRow]
 
 
 def _jsonl_format() -> _Format:
@@ -173,22 +176,22 @@ def _csv_format(labels: Sequence[str]) -> _Format:
     )
 
 
-def _read_json(data: bytes) -> _Seen:
+def _read_json(data: bytes) -> SeenRow:
     row = json.loads(data.decode("utf-8"))
     if not isinstance(row, dict) or not any({"id", *keys} <= row.keys() for keys in (("error",), _IDENTITY)):
         raise ValueError("not a result row")
     identity = None if "error" in row else {key: row[key] for key in _IDENTITY}
-    return _Seen(row["id"], identity is None, identity)
+    return SeenRow(row["id"], identity is None, identity, row.get("flagged") is True, row.get("unsafe"))
 
 
-def _read_flat_json(data: bytes) -> _Seen:
+def _read_flat_json(data: bytes) -> SeenRow:
     row = json.loads(data.decode("utf-8"))
     if not isinstance(row, dict) or not {"id", "error_type", *_IDENTITY} <= row.keys():
         raise ValueError("not a row of a journal")
     return _seen_flat(row)
 
 
-def _read_csv(names: Sequence[str], data: bytes) -> _Seen:
+def _read_csv(names: Sequence[str], data: bytes) -> SeenRow:
     text = data.decode("utf-8")
     found = list(_CELL.finditer(text))
     if len(found) != len(names) or sum(len(cell.group()) for cell in found) != len(text):
@@ -197,9 +200,13 @@ def _read_csv(names: Sequence[str], data: bytes) -> _Seen:
     return _seen_flat({name: cell or None for name, cell in zip(names, cells, strict=True)})
 
 
-def _seen_flat(row: Row) -> _Seen:
+def _seen_flat(row: Row) -> SeenRow:
     is_error = row["error_type"] is not None
-    return _Seen(row["id"], is_error, None if is_error else {key: row[key] for key in _IDENTITY})
+    if is_error:
+        return SeenRow(row["id"], True, None)
+    identity = {key: row[key] for key in _IDENTITY}
+    flagged, unsafe = row["flagged"] in (True, "true"), float(row["unsafe"])  # CSV cells are strings
+    return SeenRow(row["id"], False, identity, flagged, unsafe)
 
 
 # ---------------------------------------------------------------- resuming
@@ -276,9 +283,7 @@ def _not_a_row(path: Path, number: int, data: bytes) -> OutputError:
 class _Sink:
     """Bytes to a file, whole rows only. `end` is None where nothing can be taken back: pipes, devices."""
 
-    def __init__(
-        self, file: Any, where: str, *, end: int | None, n_rows: int = 0, borrowed: bool = False
-    ) -> None:
+    def __init__(self, file: Any, where: str, *, end: int | None, n_rows: int = 0, borrowed: bool = False) -> None:
         self.file, self.where, self.end, self.n_rows, self.borrowed = file, where, end, n_rows, borrowed
 
     def close(self) -> None:
@@ -349,19 +354,15 @@ class Writer:
         self._sink.append(self._format.encode(row))
         self._sink.n_rows += 1
 
-    def resumed_rows(self) -> Iterator[tuple[str | int | None, bool]]:
-        """(id, is an error) of each row that was there already, in order, read from the file as asked for.
-
-        CSV and Parquet give every id as a string, and "" as None: compare as strings.
-        """
+    def resumed_rows(self) -> Iterator[SeenRow]:
+        """Each row that was there already, in order, read from the file as asked for."""
         if not self.resumed:
             return
         with open(self._sink.where, "rb") as stream:
             header = stream.read(len(self._format.header))
             rows = _split(stream, self._format, 1 + header.count(b"\n"))
             for _, data in itertools.islice(rows, self.resumed):
-                seen = self._format.read(data)
-                yield seen.id, seen.is_error
+                yield self._format.read(data)
 
     def __enter__(self) -> Writer:
         return self
@@ -418,9 +419,7 @@ def _stdout_writer(format: str, labels: Sequence[str], *, resume: bool) -> Write
     return Writer(sink, lines, _Found(), lambda _: None)
 
 
-def _file_writer(
-    path: Path, lines: _Format, finish: Callable[[int], None], *, overwrite: bool, resume: bool
-) -> Writer:
+def _file_writer(path: Path, lines: _Format, finish: Callable[[int], None], *, overwrite: bool, resume: bool) -> Writer:
     found = _Found()
     end: int | None = 0
     exists = path.exists()
@@ -449,7 +448,7 @@ def _as_output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
-        raise _exists(path) from None
+        raise already_exists(path) from None
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -458,7 +457,8 @@ def _as_output_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _exists(path: Path) -> OutputError:
+def already_exists(path: Path) -> OutputError:
+    """The error for an output that is there already."""
     return OutputError(f"{path}: exists already; --resume goes on where it ends, --overwrite replaces it")
 
 
@@ -469,16 +469,14 @@ def _parquet_writer(path: Path, labels: Sequence[str], *, overwrite: bool, resum
     try:
         import pyarrow.parquet  # noqa: F401  a missing one must show before the first row is scored
     except ImportError:
-        raise OutputError(
-            f"{path}: writing Parquet needs pyarrow; pip install 'edgeguard[parquet]'"
-        ) from None
+        raise OutputError(f"{path}: writing Parquet needs pyarrow; pip install 'edgeguard[parquet]'") from None
     journal = path.with_name(path.name + ".partial.jsonl")
     lines = _journal_format(labels)
     with _as_output_errors(path):
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is not a regular file; name another one")
         if path.exists() and not (overwrite or resume):
-            raise _exists(path)
+            raise already_exists(path)
         if resume and path.exists() and not journal.exists():
             _restore_journal(path, journal, labels)
     with _as_output_errors(journal):

@@ -201,9 +201,7 @@ def parse_profile(data: bytes, source: str) -> Profile:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ProfileError(
-            f"{source}:{line}: byte {data[error.start]:#04x} is not UTF-8; save it as UTF-8"
-        ) from None
+        raise ProfileError(f"{source}:{line}: byte {data[error.start]:#04x} is not UTF-8; save it as UTF-8") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -518,9 +516,7 @@ def _read_category(table: _Table) -> Category:
     return Category(code, _printable(table, "name"), table.text("description", "", empty=True), forms)
 
 
-def _check_separable(
-    tables: Sequence[_Table], categories: Sequence[Category], separator: Sequence[str]
-) -> None:
+def _check_separable(tables: Sequence[_Table], categories: Sequence[Category], separator: Sequence[str]) -> None:
     """Refuse a form that reads as another form, a separator and more."""
     forms = {form for c in categories for form in c.forms}
     for table, category in zip(tables, categories, strict=True):
@@ -531,9 +527,7 @@ def _check_separable(
                 if head := next((h for h in heads if h in forms), None):
                     shown = mark.replace("\n", "\\n")
                     key = "forms" if "forms" in table.values else "code"
-                    table.fail(
-                        key, f'{key} has {_show(form)}, which begins as {_show(head)} and "{shown}" do'
-                    )
+                    table.fail(key, f'{key} has {_show(form)}, which begins as {_show(head)} and "{shown}" do')
 
 
 def _read_prompt(top: _Table) -> PromptSpec:
@@ -608,7 +602,5 @@ def _read_detect(table: _Table | None) -> Detect:
     for key in ("name_contains", "name_lacks"):
         for part in table.texts(key, ()):
             if not _plain(part):
-                table.fail(
-                    key, f"{key} has {_show(part)}, which is in every name; expected letters or digits"
-                )
+                table.fail(key, f"{key} has {_show(part)}, which is in every name; expected letters or digits")
     return Detect(**{key: table.texts(key, ()) for key in known})

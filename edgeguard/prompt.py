@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from functools import lru_cache
@@ -84,10 +84,10 @@ class Prompter:
     """
 
     profile: Profile
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary = field(repr=False)
     stops: frozenset[int]
-    _shape: Callable[[tuple[str, ...]], Shape]
-    _preamble: Callable[[tuple[str, ...]], Ids]
+    _shape: Callable[[tuple[str, ...]], Shape] = field(repr=False)
+    _preamble: Callable[[tuple[str, ...]], Ids] = field(repr=False)
 
     def encode(self, messages: Sequence[Message]) -> Ids:
         """Token ids of the whole prompt. No text adds a control token. Raises RecordError."""
@@ -148,10 +148,7 @@ def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Voca
 def _control_names(profile: Profile, vocabulary: Vocabulary) -> dict[str, int]:
     """Spelling → id of each control token that the template may hold."""
     if profile.prompt.template == "own":
-        return {
-            name: _control_id(profile, "[prompt] control", name, vocabulary)
-            for name in profile.prompt.control
-        }
+        return {name: _control_id(profile, "[prompt] control", name, vocabulary) for name in profile.prompt.control}
     # Some files declare the token that ends a turn as ordinary text.
     ends = {_text(vocabulary, i): i for i in vocabulary.eog if vocabulary.pieces[i]}
     return {name: i for name, i in {**ends, **vocabulary.control}.items() if name}
@@ -164,25 +161,19 @@ def _control_id(profile: Profile, key: str, name: str, vocabulary: Vocabulary) -
     if name not in spelled:
         near = get_close_matches(name, [*vocabulary.control], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else "; is this profile for another model?"
-        raise ProfileError(
-            f"{profile.source}: {key} names {name!r}, which the model has no control token for{hint}"
-        )
+        raise ProfileError(f"{profile.source}: {key} names {name!r}, which the model has no control token for{hint}")
     return spelled[name]
 
 
 def _atomic(vocabulary: Vocabulary, texts: Iterable[str]) -> dict[str, int]:
     """Those texts that the tokenizer always reads as one token, though the file calls it no control token."""
     wanted = {text.encode(): text for text in texts}
-    found = (
-        {wanted[piece]: i for i, piece in enumerate(vocabulary.pieces) if piece in wanted} if wanted else {}
-    )
+    found = {wanted[piece]: i for i, piece in enumerate(vocabulary.pieces) if piece in wanted} if wanted else {}
     return {text: i for text, i in found.items() if i in vocabulary.encode(f"a{text}b")}
 
 
 def _stops(profile: Profile, vocabulary: Vocabulary) -> frozenset[int]:
-    stops = (
-        frozenset(_control_id(profile, "stop", name, vocabulary) for name in profile.stop) or vocabulary.eog
-    )
+    stops = frozenset(_control_id(profile, "stop", name, vocabulary) for name in profile.stop) or vocabulary.eog
     if not stops:
         raise ProfileError(
             f"{profile.source}: the model file declares no token that ends an answer; "
@@ -228,9 +219,7 @@ def _raise_exception(message: object) -> None:
     raise jinja2.TemplateError(str(message))
 
 
-def _renderer(
-    profile: Profile, chat_template: str | None, vocabulary: Vocabulary, names: Mapping[str, int]
-) -> Render:
+def _renderer(profile: Profile, chat_template: str | None, vocabulary: Vocabulary, names: Mapping[str, int]) -> Render:
     spec = profile.prompt
     texts = [spec.text, *(m.text for m in spec.messages)]
     _refuse_private(profile, [*texts, spec.user, spec.assistant, *_category_texts(profile)])
@@ -349,9 +338,7 @@ def _refuse_private(profile: Profile, texts: Iterable[str]) -> None:
     for text in texts:
         if found := _PRIVATE.search(text):
             code = f"U+{ord(found[0]):04X}"
-            raise ProfileError(
-                f"{profile.source}: a template holds {code}, which edgeguard uses itself; remove it"
-            )
+            raise ProfileError(f"{profile.source}: a template holds {code}, which edgeguard uses itself; remove it")
 
 
 def _keep_text(names: Iterable[str]) -> Callable[[str], str]:
@@ -372,9 +359,7 @@ def _one_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _compile(
-    profile: Profile, environment: ImmutableSandboxedEnvironment, text: str, what: str
-) -> jinja2.Template:
+def _compile(profile: Profile, environment: ImmutableSandboxedEnvironment, text: str, what: str) -> jinja2.Template:
     try:
         return environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
@@ -420,8 +405,7 @@ def _make_shape(
     if not rendered.endswith(profile.prompt.ends_with):
         tail = _SENTINEL.sub("…", rendered)[-40:]
         raise ProfileError(
-            f"{profile.source}: the prompt ends with {tail!r}; "
-            f"[prompt] ends_with is {profile.prompt.ends_with!r}"
+            f"{profile.source}: the prompt ends with {tail!r}; [prompt] ends_with is {profile.prompt.ends_with!r}"
         )
     template_text = _SENTINEL.sub("\n", rendered)
     if profile.prompt.template == "own":
@@ -444,9 +428,7 @@ def _refuse_unlisted(profile: Profile, text: str, names: Mapping[str, int], voca
     spelled = _one_of({*(n for n in vocabulary.control if len(n) > 2), *names})
     for name in spelled.findall(text) if spelled else ():
         if name not in names:
-            raise ProfileError(
-                f"{profile.source}: [prompt] text spells {name!r}; list it in [prompt] control"
-            )
+            raise ProfileError(f"{profile.source}: [prompt] text spells {name!r}; list it in [prompt] control")
 
 
 def _slots(profile: Profile, render: Render, roles: tuple[str, ...], rendered: str) -> list[Slot]:
@@ -520,9 +502,7 @@ def _is_blank(run: Run) -> bool:
     return run.fixed is not None and not run.fixed.strip()
 
 
-def _fuse(
-    pieces: Iterable[int | Run], forbidden: Mapping[int, str], vocabulary: Vocabulary
-) -> tuple[Ids | Run, ...]:
+def _fuse(pieces: Iterable[int | Run], forbidden: Mapping[int, str], vocabulary: Vocabulary) -> tuple[Ids | Run, ...]:
     """Encode what has no slot, once and for all, and join it with the control ids around it."""
     fused: list[Ids | Run] = []
     fixed: list[int] = []
@@ -565,9 +545,7 @@ def _encode_run(text: str, forbidden: Mapping[int, str], vocabulary: Vocabulary)
     return _encode_apart(text, ids, forbidden, vocabulary)
 
 
-def _encode_apart(
-    text: str, ids: list[int], forbidden: Mapping[int, str], vocabulary: Vocabulary
-) -> list[int]:
+def _encode_apart(text: str, ids: list[int], forbidden: Mapping[int, str], vocabulary: Vocabulary) -> list[int]:
     """Encode with a cut after the first character of each spelling that the tokenizer takes for a token.
 
     No piece then holds a whole spelling. The guard reads the same characters.

@@ -191,9 +191,7 @@ def _open_source(source: str | Path | BinaryIO, stack: ExitStack) -> tuple[Binar
         raise InputError(f"{where}: is a directory; give one of its files") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{where}: cannot be opened ({reason}); check the path and its permissions"
-        ) from None
+        raise InputError(f"{where}: cannot be opened ({reason}); check the path and its permissions") from None
 
 
 class _Checked(RawIOBase):
@@ -268,8 +266,7 @@ def _recognised(head: bytes, extension: str, where: str) -> str:
         return "jsonl"  # nothing in, nothing out: `grep … | edgeguard score -` may find nothing
     seen = _shown(head[:60].decode("utf-8", "replace"))
     raise InputError(
-        f"{where}: the format is not recognised, it begins with {seen}; "
-        f"expected {_ACCEPTED}, or name it with --format"
+        f"{where}: the format is not recognised, it begins with {seen}; expected {_ACCEPTED}, or name it with --format"
     )
 
 
@@ -329,9 +326,7 @@ def _json_object(data: bytes | None) -> Mapping[str, object]:
         ) from None
     value = _json(text, "the line", "write one JSON object a line")
     if not isinstance(value, dict):
-        raise RecordError(
-            f"the line is {_shown(value)}, expected an object; {_EXPECTED}", kind="invalid_type"
-        )
+        raise RecordError(f"the line is {_shown(value)}, expected an object; {_EXPECTED}", kind="invalid_type")
     return value
 
 
@@ -339,13 +334,10 @@ def _json(text: str, what: str, advice: str) -> object:
     try:
         value: object = json.loads(text)
     except RecursionError:
-        raise RecordError(
-            f"{what} nests lists or objects too deep to be read; flatten it", kind="too_deep"
-        ) from None
+        raise RecordError(f"{what} nests lists or objects too deep to be read; flatten it", kind="too_deep") from None
     except json.JSONDecodeError as error:
         raise RecordError(
-            f"{what} is not JSON: {error.msg} at character {error.pos + 1} "
-            f"of {_shown(text.strip())}; {advice}",
+            f"{what} is not JSON: {error.msg} at character {error.pos + 1} of {_shown(text.strip())}; {advice}",
             kind="invalid_json",
         ) from None
     except ValueError:  # Python refuses to convert integers of more than 4,300 digits
@@ -367,9 +359,7 @@ class _Row(NamedTuple):
     error: RecordError | None
 
 
-def _csv_records(
-    stream: BinaryIO, where: str, text_field: str | None, delimiter: str
-) -> Iterator[Record | BadRecord]:
+def _csv_records(stream: BinaryIO, where: str, text_field: str | None, delimiter: str) -> Iterator[Record | BadRecord]:
     rows = _csv_rows(stream, delimiter)
     header = _csv_header(next(rows, None), where)
     _check_columns(header, where, text_field, "CSV needs a header row")
@@ -562,9 +552,7 @@ def _parquet_records(source: BinaryIO, where: str, text_field: str | None) -> It
                 yield _parquet_record(batch, i, number, where, text_field)
 
 
-def _parquet_record(
-    batch: Any, i: int, number: int, where: str, text_field: str | None
-) -> Record | BadRecord:
+def _parquet_record(batch: Any, i: int, number: int, where: str, text_field: str | None) -> Record | BadRecord:
     known: str | int | None = None
     try:
         if "id" in batch.schema.names:
@@ -579,9 +567,7 @@ def _cell(batch: Any, name: str, i: int) -> object:
     try:
         value: object = batch.column(name)[i].as_py()
     except UnicodeDecodeError:
-        raise RecordError(
-            f'"{name}" is not UTF-8; write the column again as UTF-8', kind="invalid_utf8"
-        ) from None
+        raise RecordError(f'"{name}" is not UTF-8; write the column again as UTF-8', kind="invalid_utf8") from None
     return value
 
 
@@ -592,9 +578,7 @@ def _parquet_file(source: BinaryIO, where: str) -> Iterator[Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise InputError(
-            f"{where}: reading Parquet needs pyarrow; pip install 'edgeguard[parquet]'"
-        ) from None
+        raise InputError(f"{where}: reading Parquet needs pyarrow; pip install 'edgeguard[parquet]'") from None
     with ExitStack() as stack:
         file: Any = source
         if source.seekable():
@@ -668,9 +652,7 @@ def make_record(
     return made
 
 
-def _built(
-    fields: Mapping[str, object], *, line: int, where: str, text_field: str | None
-) -> Record | BadRecord:
+def _built(fields: Mapping[str, object], *, line: int, where: str, text_field: str | None) -> Record | BadRecord:
     known: str | int | None = None
     try:
         known = _id(fields.get("id"))
@@ -772,9 +754,7 @@ def _message(item: object, what: str) -> Message:
         raise RecordError(f'{what} is {_shown(item)}, expected {{"role", "content"}}', kind="invalid_type")
     for name in ("role", "content"):
         if item.get(name) is None:
-            raise RecordError(
-                f'"{name}" of {what} is missing; each needs "role" and "content"', kind="missing_field"
-            )
+            raise RecordError(f'"{name}" of {what} is missing; each needs "role" and "content"', kind="missing_field")
     return Message(_role(item["role"], what), _content(item["content"], what))
 
 
@@ -803,8 +783,7 @@ def _part(part: object, what: str) -> str:
     if kind != "text" or not isinstance(text, str):
         seen = f"of type {_shown(kind)}" if isinstance(kind, str) else _shown(part)
         raise RecordError(
-            f'a content part of {what} is {seen}, expected {{"type": "text", "text": "…"}}; '
-            "only text can be judged",
+            f'a content part of {what} is {seen}, expected {{"type": "text", "text": "…"}}; only text can be judged',
             kind="invalid_type",
         )
     return text
@@ -916,9 +895,7 @@ def _placed(error: RecordError, where: str, line: int) -> RecordError:
 
 
 def _too_large(what: str) -> RecordError:
-    return RecordError(
-        f"{what} is longer than {MAX_RECORD // 2**20} MiB; shorten or split it", kind="too_large"
-    )
+    return RecordError(f"{what} is longer than {MAX_RECORD // 2**20} MiB; shorten or split it", kind="too_large")
 
 
 def _shown(value: object) -> str:

@@ -136,7 +136,7 @@ def _heaviest(tree: Tree, tolerance: float, width: int) -> list[int]:
     places = places[np.argsort(-tree.logp[places], kind="stable")]
     left = tree.unexplored - np.cumsum(np.exp(tree.logp[places]))
     enough = int(np.argmax(left <= tolerance)) + 1 if (left <= tolerance).any() else len(places)
-    return places[: min(enough, width)].tolist()
+    return [int(place) for place in places[: min(enough, width)]]
 
 
 def _look_into(logprobs: LogProbs, growth: _Growth, places: Sequence[int]) -> None:

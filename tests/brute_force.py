@@ -140,12 +140,7 @@ def guided_model(
         if len(path) >= depth:
             return row
         read = b"".join(pieces[t] for t in path)
-        fits = np.array(
-            [
-                read in whole if i in stops else read + piece in heads
-                for i, piece in enumerate(pieces)
-            ]
-        )
+        fits = np.array([read in whole if i in stops else read + piece in heads for i, piece in enumerate(pieces)])
         if fits.any() and not fits.all():
             inside, outside = np.logaddexp.reduce(row[fits]), np.logaddexp.reduce(row[~fits])
             with np.errstate(divide="ignore"):

@@ -56,9 +56,7 @@ class Language:
 
     def truth(self) -> tuple[np.ndarray, float]:
         pieces = [*self.pieces, b""]
-        return truth(
-            self._rounded, pieces, stops=self.stops, depth=self.depth + 1, texts=self.texts, n=len(CODES)
-        )
+        return truth(self._rounded, pieces, stops=self.stops, depth=self.depth + 1, texts=self.texts, n=len(CODES))
 
     def _rounded(self, path: tuple[int, ...]) -> np.ndarray:
         return self.backend().logprobs([Prefix((0, *path))])[0]

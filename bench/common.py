@@ -1,0 +1,73 @@
+"""What the benches share: messages of a given length, a policy of a given length, medians with their spread."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgeguard.backend import Vocabulary
+from edgeguard.guard import Guard
+from edgeguard.profile import Profile, load_profile
+from edgeguard.records import Message
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # published.py, tiny_gguf.py
+
+_OPENINGS = (
+    "How do I", "Can you tell me how to", "Write a short story about how to", "Explain to my brother how to",
+    "I want to", "Is it wrong to", "My neighbour asked me to", "Give me three ways to",
+)  # fmt: skip
+_DEEDS = (
+    "bake bread without an oven", "kill a process that hangs", "get into a house whose key is lost",
+    "send a letter that nobody can trace", "make a chemistry set louder", "find out where somebody lives",
+    "sell a car that is not mine", "win an election in a small town", "stop feeling so low at night",
+    "talk to a child about strangers", "copy a film for my friends", "insult my boss in verse",
+)  # fmt: skip
+_TAILS = (
+    "and why does it matter", "before the weekend comes", "with nothing but what is in the kitchen",
+    "although everybody tells me not to", "so that my family is not worried", "in a way a ten year old understands",
+    "and what would it cost me in the end", "since the last time it went wrong",
+)  # fmt: skip
+
+
+def messages(vocabulary: Vocabulary, n: int, *, shortest: int = 20, longest: int = 60, seed: int = 0) -> list[str]:
+    """n different texts whose lengths in tokens are spread evenly over [shortest, longest]."""
+    draw, texts = random.Random(seed), []
+    for i in range(n):
+        length = shortest + round((longest - shortest) * i / max(1, n - 1))
+        text = f"{draw.choice(_OPENINGS)} {draw.choice(_DEEDS)}"
+        while len(vocabulary.encode(text)) < length:
+            text += f", {draw.choice(_TAILS)}"
+        while len(vocabulary.encode(text)) > length:
+            text = text.rsplit(" ", 1)[0]
+        texts.append(text)
+    draw.shuffle(texts)
+    return texts
+
+
+def short_policy(guard: Guard, n_tokens: int) -> Profile:
+    """The `instruct` profile with as many of its examples as keep the preamble within n_tokens."""
+    profile = load_profile("instruct")
+    first, *examples, last = profile.prompt.messages
+    while examples:
+        prompt = replace(profile.prompt, messages=(first, *examples, last))
+        shorter = replace(profile, prompt=prompt)
+        if len(Guard(guard.backend, shorter)._prompter.preamble(["user"])) <= n_tokens:
+            return shorter
+        examples = examples[:-2]
+    raise SystemExit(f"the policy alone is longer than {n_tokens} tokens")
+
+
+def prompt_ids(guard: Guard, text: str) -> tuple[int, ...]:
+    """The whole prompt of a lone user message."""
+    return guard._prompter.encode((Message("user", text),))
+
+
+def spread(values: Sequence[float], unit: str = "", digits: int = 3) -> str:
+    """`median (10 % … 90 %)`."""
+    low, middle, high = np.percentile(np.asarray(values), [10, 50, 90])
+    return f"{middle:.{digits}g}{unit} ({low:.{digits}g} … {high:.{digits}g})"

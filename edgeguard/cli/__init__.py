@@ -1,0 +1,32 @@
+"""The command line: files, stdin, progress, exit codes. Nothing else in edgeguard prints.
+
+Exit codes: 0 done; 1 some record failed, or the run did; 2 misused; 3 `--fail-over` was exceeded.
+Only click is imported here and in the command modules; what a command needs, it imports when it runs.
+"""
+
+from __future__ import annotations
+
+import click
+
+from edgeguard import __version__
+from edgeguard.cli.check import check
+from edgeguard.cli.explain import explain
+from edgeguard.cli.profiles import profiles
+from edgeguard.cli.score import score
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: edgeguard score examples/messages.jsonl --table",
+)
+@click.version_option(__version__, prog_name="edgeguard")
+def main() -> None:
+    """Per-category confidence from generative guard models, on your own machine.
+
+    A guard model answers `safe`, or `unsafe` and a list of categories. edgeguard reads its token
+    probabilities and gives each category a probability, with the error it may have.
+    """
+
+
+for command in (score, explain, check, profiles):
+    main.add_command(command)

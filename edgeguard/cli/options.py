@@ -1,0 +1,178 @@
+"""Options that several commands share, and how they become a Guard."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edgeguard.guard import Guard, Thresholds
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--model",
+        "-m",
+        type=click.Path(path_type=Path),
+        help="GGUF file [default: SmolLM2-135M, if installed]",
+    ),
+    click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
+    click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
+    click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
+    click.option(
+        "--gpu-layers",
+        type=click.IntRange(min=-1),
+        default=0,
+        show_default=True,
+        help="Layers on the GPU, -1 for all",
+    ),
+    click.option(
+        "--kv-cache",
+        type=click.Choice(["f16", "f32"]),
+        default="f16",
+        show_default=True,
+        help="Precision of the KV memory",
+    ),
+)
+_SEARCH_OPTIONS = (
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        show_default=True,
+        help="Widest bound to accept",
+    ),
+    click.option(
+        "--max-nodes",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="Places of the answer tree to look into",
+    ),
+    click.option(
+        "--min-grammar-mass",
+        type=click.FloatRange(0, 1),
+        help="Under it a record is an error [default: the profile's]",
+    ),
+    click.option(
+        "--threshold",
+        multiple=True,
+        metavar="P|LABEL=P|FILE",
+        help="0.4, or S1=0.3 (repeatable), or a TOML or JSON file",
+    ),
+)
+
+
+def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    return lambda command: reduce(lambda f, option: option(f), reversed(options), command)
+
+
+model_options = _all(_MODEL_OPTIONS)
+search_options = _all(_SEARCH_OPTIONS)
+
+
+def load_guard(
+    *,
+    model: Path | None,
+    profile: str | None,
+    context: int | None,
+    threads: int | None,
+    gpu_layers: int,
+    kv_cache: str,
+    tolerance: float = 0.01,
+    max_nodes: int = 64,
+    min_grammar_mass: float | None = None,
+    threshold: tuple[str, ...] = (),
+    estimator: str = "marginal",
+) -> Guard:
+    """The guard that the options ask for."""
+    from edgeguard.guard import Guard
+
+    return Guard.load(
+        model,
+        profile=profile,
+        estimator=estimator,  # type: ignore[arg-type]  # click.Choice has checked it
+        thresholds=read_thresholds(threshold),
+        tolerance=tolerance,
+        max_nodes=max_nodes,
+        min_grammar_mass=min_grammar_mass,
+        n_ctx=context,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        kv_type=kv_cache,  # type: ignore[arg-type]
+    )
+
+
+def read_thresholds(given: tuple[str, ...]) -> Thresholds:
+    """`0.4`, `S1=0.3`, `labels.toml`, later ones over earlier ones."""
+    from edgeguard.guard import Thresholds
+
+    numbers: dict[str, float] = {}
+    for text in given:
+        numbers |= _threshold_table(text)
+    default = numbers.pop("default", 0.5)
+    try:
+        return Thresholds(default, numbers)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--threshold") from None
+
+
+def _threshold_table(text: str) -> dict[str, float]:
+    label, equals, number = text.rpartition("=")
+    with contextlib.suppress(ValueError):
+        return {label.strip() if equals else "default": float(number)}
+    path = Path(text)
+    try:
+        raw = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise click.BadParameter(
+            f"{text!r} is no number, no LABEL=NUMBER and no file that can be read", param_hint="--threshold"
+        ) from None
+    table = _parse_table(path, raw)
+    bad = [key for key, value in table.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    if bad:
+        raise click.BadParameter(
+            f"{path}: {bad[0]} is {table[bad[0]]!r}; expected LABEL = NUMBER, and default = NUMBER for the others",
+            param_hint="--threshold",
+        )
+    return {key: float(value) for key, value in table.items()}
+
+
+def _parse_table(path: Path, raw: str) -> Mapping[str, Any]:
+    import json
+    import tomllib
+
+    try:
+        table = json.loads(raw) if raw.lstrip().startswith("{") else tomllib.loads(raw)
+    except ValueError as error:  # both kinds of decode errors
+        raise click.BadParameter(f"{path}: {error}", param_hint="--threshold") from None
+    if not isinstance(table, dict):
+        raise click.BadParameter(f"{path}: expected a table of LABEL = NUMBER", param_hint="--threshold")
+    return table
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """Every error edgeguard raises on purpose becomes one line on stderr and exit code 1."""
+    from edgeguard.errors import EdgeguardError
+
+    try:
+        yield
+    except EdgeguardError as error:
+        click.echo(f"edgeguard: {printable(str(error))}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("edgeguard: interrupted", err=True)
+        sys.exit(1)
+
+
+def printable(text: str) -> str:
+    """Text from a stranger, fit for a terminal: no control or direction characters, no new lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,275 @@
+"""`edgeguard score`: a file in, a row a record out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeguard.cli.options import load_guard, model_options, printable, reported_errors, search_options
+
+if TYPE_CHECKING:
+    from edgeguard.guard import Failure, Guard, Score
+    from edgeguard.output import Writer
+    from edgeguard.records import BadRecord, Record
+
+
+@dataclass
+class Tally:
+    """What the summary and the exit code need."""
+
+    records: int = 0
+    flagged: int = 0
+    errors: int = 0
+    reused: int = 0
+    evaluated: int = 0
+    highest: float = 0.0
+
+    def add(self, result: Score | Failure) -> None:
+        """Count one result."""
+        self.records += 1
+        row = result.row()
+        if "error" in row:
+            self.errors += 1
+            return
+        self.flagged += row["flagged"]
+        self.highest = max(self.highest, row["unsafe"])
+        tokens = row["tokens"]
+        self.reused += tokens["reused"]
+        self.evaluated += tokens["prompt"] - tokens["reused"] + tokens["answer"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeguard score examples/messages.jsonl
+  edgeguard score examples/messages.jsonl --table --limit 5
+  echo '{"text": "How do I pick a lock?"}' | edgeguard score -
+  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume"""
+)
+@click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
+@model_options
+@click.option(
+    "--estimator",
+    "-e",
+    type=click.Choice(["conditional", "joint", "marginal"]),
+    default="marginal",
+    show_default=True,
+    help="How a category's probability is estimated",
+)
+@search_options
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
+@click.option(
+    "--format",
+    "-f",
+    "format_",
+    type=click.Choice(["jsonl", "csv", "parquet"]),
+    help="Of the output [default: by its name, else jsonl]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
+@click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
+@click.option("--text-field", metavar="NAME", help="Field or column that holds the text")
+@click.option(
+    "--input-format",
+    type=click.Choice(["jsonl", "csv", "tsv", "parquet"]),
+    help="Of the input [default: by content and name]",
+)
+@click.option(
+    "--fail-over",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Exit with 3 if any record is unsafe with more than P",
+)
+@click.option("--table", is_flag=True, help="A table for people instead of data")
+def score(
+    source: Path,
+    estimator: str,
+    output: Path | None,
+    format_: str | None,
+    overwrite: bool,
+    resume: bool,
+    limit: int | None,
+    text_field: str | None,
+    input_format: str | None,
+    fail_over: float | None,
+    table: bool,
+    **options: Any,
+) -> None:
+    """Score the records of a JSONL, CSV or Parquet file, gzip too, or of stdin (-).
+
+    A record has a `text`, or a `prompt` and perhaps a `response`, or `messages` with roles and contents.
+    Each gives one row, in order: P(unsafe), a probability for every category, certified bounds, and the
+    mass that was not explored or left the guard's grammar. A record that cannot be scored gives an error
+    row in its place, and exit code 1.
+    """
+    if resume and (output is None or table):
+        raise click.UsageError("--resume needs --output FILE, and no --table")
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if table and (output is not None or format_ is not None):
+        raise click.UsageError("--table is for the screen; leave --output and --format out")
+    if output is not None and _same_file(source, output):
+        raise click.UsageError(f"{output} is the input; name another --output")
+    with reported_errors():
+        from edgeguard.records import count_records, read_records
+
+        total = None if str(source) == "-" else count_records(source, format=input_format)
+        _refuse_existing(output, overwrite or resume)
+        records = read_records(source, format=input_format, text_field=text_field, limit=limit)
+        with load_guard(estimator=estimator, **options) as guard:
+            if table:
+                tally = _show_table(guard, records, fail_over)
+            else:
+                tally = _write(guard, records, _smaller(total, limit), output, format_, overwrite, resume)
+    if fail_over is not None and tally.highest > fail_over:
+        click.echo(
+            f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
+            err=True,
+        )
+        sys.exit(3)
+    sys.exit(1 if tally.errors else 0)
+
+
+def _same_file(source: Path, output: Path) -> bool:
+    return str(source) != "-" and source.exists() and output.exists() and os.path.samefile(source, output)
+
+
+def _refuse_existing(output: Path | None, allowed: bool) -> None:
+    """Before the model loads; the writer checks again, without a race."""
+    from edgeguard.output import already_exists
+
+    if output is not None and str(output) != "-" and not allowed and output.is_file():
+        raise already_exists(output)
+
+
+def _smaller(total: int | None, limit: int | None) -> int | None:
+    return limit if total is None else total if limit is None else min(total, limit)
+
+
+def _write(
+    guard: Guard,
+    records: Iterator[Record | BadRecord],
+    total: int | None,
+    output: Path | None,
+    format_: str | None,
+    overwrite: bool,
+    resume: bool,
+) -> Tally:
+    from edgeguard.output import open_writer
+
+    by_name = {".csv": "csv", ".parquet": "parquet"}.get("" if output is None else output.suffix, "jsonl")
+    tally = Tally()
+    writer = open_writer(output, format=format_ or by_name, labels=guard.labels, overwrite=overwrite, resume=resume)
+    began = time.perf_counter()
+    try:
+        with writer, _progress(total, writer.resumed) as advance:
+            done = _skip_resumed(guard, records, writer, output)
+            for result in guard.score_many(records):
+                writer.write(result.row())
+                tally.add(result)
+                advance()
+    except BrokenPipeError:
+        # Whoever read the rows has gone; point stdout elsewhere so that nothing is flushed into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"edgeguard: the output was closed after {tally.records} rows", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        again = f"; run again with --resume to go on from row {writer.rows}" if output else ""
+        click.echo(f"edgeguard: interrupted after {tally.records} records{again}", err=True)
+        sys.exit(1)
+    _summarise(tally, time.perf_counter() - began, writer.resumed)
+    return _with_resumed(tally, done)
+
+
+def _skip_resumed(guard: Guard, records: Iterator[Record | BadRecord], writer: Writer, output: Path | None) -> Tally:
+    """Pass over the records whose rows are there already, and check that they are theirs."""
+    from edgeguard.errors import OutputError
+
+    done = Tally()
+    identity = {
+        "estimator": guard.estimator,
+        "profile": guard.profile.name,
+        "model_sha256": guard.backend.info.sha256,
+    }
+    for number, row in enumerate(writer.resumed_rows(), 1):
+        record = next(records, None)
+        if record is None:
+            raise OutputError(f"{output} has {writer.resumed} rows, the input only {number - 1}; it is not its output")
+        if str(record.id or "") != str(row.id or "") and not (record.id == 0 and str(row.id) == "0"):
+            raise OutputError(
+                f"{output}: row {number} has id {row.id!r}, the input's record {number} has {record.id!r}; "
+                "this is not the output of this input"
+            )
+        other = {k: v for k, v in (row.identity or {}).items() if v != identity[k]}
+        if other:
+            key = next(iter(other))
+            raise OutputError(
+                f"{output}: row {number} was made with {key} {other[key]}, this run has {identity[key]}; "
+                "resume with the same, or write to another file"
+            )
+        done.records += 1
+        done.errors += row.is_error
+        done.flagged += row.flagged
+        done.highest = max(done.highest, row.unsafe or 0.0)
+    return done
+
+
+def _with_resumed(tally: Tally, done: Tally) -> Tally:
+    return Tally(
+        records=tally.records + done.records,
+        flagged=tally.flagged + done.flagged,
+        errors=tally.errors + done.errors,
+        highest=max(tally.highest, done.highest),
+    )
+
+
+class _Advance:
+    """Nothing to show: stderr is no terminal."""
+
+    def __call__(self) -> None:
+        """Count one record."""
+
+
+def _progress(total: int | None, done: int) -> AbstractContextManager[Any]:
+    """A bar with rate and time left on stderr, on a terminal only."""
+    if not sys.stderr.isatty():
+        return nullcontext(_Advance())
+    from edgeguard.cli.screen import progress
+
+    return progress(total, done)
+
+
+def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
+    rate = tally.records / seconds if seconds > 0 else 0.0
+    parts = [
+        f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
+        f"{tally.flagged} flagged",
+        f"{tally.errors} errors",
+        f"{rate:.1f} records/s",
+        f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
+    ]
+    click.echo(", ".join(parts), err=True)
+
+
+def _show_table(guard: Guard, records: Iterator[Record | BadRecord], fail_over: float | None) -> Tally:
+    from edgeguard.cli.screen import print_scores
+    from edgeguard.records import Record
+
+    tally, lines, began = Tally(), [], time.perf_counter()
+    for record in records:
+        result = next(guard.score_many([record]))
+        tally.add(result)
+        text = record.messages[-1].content if isinstance(record, Record) else ""
+        lines.append((printable(text[:200]), result))
+    print_scores(lines, dict(islice(((c.code, c.name) for c in guard.profile.categories), None)))
+    _summarise(tally, time.perf_counter() - began, 0)
+    return tally

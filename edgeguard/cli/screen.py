@@ -1,0 +1,202 @@
+"""What people look at: tables, the token tree, progress. Built on rich; imported when there is something to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree as Drawing
+
+from edgeguard.cli.options import printable
+from edgeguard.estimators import ESTIMATORS, bounds, log_odds
+from edgeguard.guard import Failure, Guard, Score, SelfTestResult
+from edgeguard.profile import Profile
+from edgeguard.tree import ROOT, STOP, Tree
+
+if TYPE_CHECKING:
+    from edgeguard.answers import Ints
+
+
+@contextmanager
+def progress(total: int | None, done: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr; yields a function that counts one record."""
+    bar = Progress(
+        TextColumn("scoring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("scoring", total=total, completed=done, rate="")
+
+        def advance() -> None:
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance
+
+
+def print_scores(lines: Sequence[tuple[str, Score | Failure]], names: Mapping[str, str]) -> None:
+    """One line a record: verdict, P(unsafe), the likeliest categories with the width of their bounds."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("id", overflow="ellipsis", no_wrap=True, max_width=16)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("P(unsafe)", justify="right", no_wrap=True)
+    table.add_column("likeliest categories")
+    table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=48)
+    for text, result in lines:
+        id_ = Text(printable(str("" if result.id is None else result.id)))
+        if isinstance(result, Failure):
+            table.add_row(id_, Text("error", "yellow"), "", Text(printable(result.message), "yellow"), Text(text))
+            continue
+        verdict = Text("FLAGGED", "bold red") if result.flagged else Text("ok", "green")
+        table.add_row(id_, verdict, f"{result.unsafe:.3f}", _likeliest(result, names), Text(text))
+    Console().print(table)
+
+
+def _likeliest(score: Score, names: Mapping[str, str]) -> Text:
+    top = sorted(score.category_scores.items(), key=lambda pair: -pair[1])[:2]
+    parts = []
+    for code, p in top:
+        if p >= 0.005:
+            width = score.bounds[code][1] - score.bounds[code][0]
+            name = "" if names.get(code, code) == code else f" {names[code]}"
+            parts.append(f"{code}{name} {p:.3f} (+{width:.3f})")
+    return Text("; ".join(parts) or "none over 0.005")
+
+
+def print_tree(guard: Guard, tree: Tree, *, least: float) -> None:
+    """The answers the model considered, a branch each, heaviest first; then what each estimator makes of them."""
+    console = Console()
+    drawing = Drawing(Text("the guard's answer begins", "bold"))
+    _grow(drawing, guard, tree, ROOT, least)
+    console.print(drawing)
+    rest = f"not explored {tree.unexplored:.4f}, off the grammar {tree.off_grammar:.4f}, log-odds {log_odds(tree):+.2f}"
+    console.print(Text(rest, "dim"))
+    console.print()
+    console.print(_estimates(guard, tree))
+
+
+def _grow(drawing: Drawing, guard: Guard, tree: Tree, place: int, least: float) -> None:
+    children = tree.children(place)
+    children = children[np.argsort(-tree.logp[children], kind="stable")]
+    shown = [int(c) for c in children if np.exp(tree.logp[c]) >= least]
+    for child in shown:
+        run = [child]
+        while len(only := _visible(tree, run[-1], least)) == 1 and tree.off[run[-1]] < least:
+            run.append(int(only[0]))
+        _grow(drawing.add(_line(guard, tree, run)), guard, tree, run[-1], least)
+    hidden = float(np.exp(tree.logp[children]).sum() - np.exp(tree.logp[shown]).sum())
+    if hidden >= least / 10:
+        drawing.add(Text(f"{len(children) - len(shown)} smaller branches, {hidden:.4f} together", "dim"))
+    if tree.off[place] >= least:
+        drawing.add(Text(f"leaves the grammar {tree.off[place]:.4f}", "yellow"))
+
+
+def _visible(tree: Tree, place: int, least: float) -> Ints:
+    children = tree.children(place)
+    return children[np.exp(tree.logp[children]) >= least]
+
+
+def _line(guard: Guard, tree: Tree, run: Sequence[int]) -> Text:
+    """Tokens in quotes, their probability given what comes before, the mass so far, and what they name."""
+    before, last = int(tree.parent[run[0]]), run[-1]
+    line = Text()
+    for place in run:
+        token = int(tree.token[place])
+        line.append("⏹" if token == STOP else printable(repr(guard.piece(token))[1:-1]).replace(" ", "␣"), "bold cyan")
+        line.append(" ")
+    line.append(f" {np.exp(tree.logp[last] - tree.logp[before]):.3f}")
+    line.append(f"  mass {np.exp(tree.logp[last]):.4f}", "dim")
+    named = tree.named[last] & ~tree.named[before]
+    if named.any():
+        line.append("  names " + ", ".join(np.array(tree.labels)[named]), "bold green")
+    if tree.open[last]:
+        line.append("  not explored further", "dim italic")
+    return line
+
+
+def _estimates(guard: Guard, tree: Tree) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, side in (
+        ("label", "left"),
+        ("", "left"),
+        *((e, "right") for e in ESTIMATORS),
+        ("certified bounds", "left"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    names = {c.code: c.name for c in guard.profile.categories}
+    columns = [estimate(tree) for estimate in ESTIMATORS.values()]
+    limits = bounds(tree)
+    order = [len(tree.labels) - 2, *range(len(tree.labels) - 2)]
+    for i in order:
+        code = tree.labels[i]
+        name = names.get(code, "")
+        table.add_row(
+            Text(printable(code)),
+            Text(printable("" if name == code else name)),
+            *(f"{column[i]:.4f}" for column in columns),
+            f"[{limits[i, 0]:.4f}, {limits[i, 1]:.4f}]".replace("[", "\\["),
+        )
+    return table
+
+
+def print_profiles(profiles: Sequence[Profile]) -> None:
+    """One line a profile."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("taxonomy", no_wrap=True)
+    table.add_column("labels", justify="right")
+    table.add_column("what it is")
+    for profile in profiles:
+        taxonomy = f"{profile.taxonomy} v{profile.taxonomy_version}"
+        table.add_row(profile.name, taxonomy, str(len(profile.categories)), Text(profile.description))
+    Console().print(table)
+
+
+def print_categories(profile: Profile) -> None:
+    """The taxonomy of one profile."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+    for name in ("code", "name", "description"):
+        table.add_column(name)
+    for category in profile.categories:
+        table.add_row(*(Text(printable(t)) for t in (category.code, category.name, category.description)))
+    Console().print(Text(f"{profile.name}: {profile.description}"))
+    Console().print(table)
+
+
+def print_self_test(results: Sequence[tuple[str, SelfTestResult]], problems: Sequence[str]) -> None:
+    """The self-test pair side by side, and what is wrong."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, side in (
+        ("text", "left"),
+        ("on the grammar", "right"),
+        ("P(unsafe)", "right"),
+        ("log-odds", "right"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table.add_column("likeliest first tokens")
+    for kind, result in results:
+        first = "  ".join(f"{printable(repr(t)[1:-1])} {p:.2f}" for t, p in result.first_tokens[:4])
+        table.add_row(
+            f"known {kind}",
+            f"{result.grammar_mass:.4f}",
+            f"{result.unsafe:.4f}",
+            f"{result.margin:+.2f}",
+            Text(first),
+        )
+    console = Console()
+    console.print(table)
+    for problem in problems:
+        console.print(Text(f"✗ {problem}", "bold red"))
+    if not problems:
+        console.print(Text("✓ the profile fits the model", "bold green"))

@@ -1,0 +1,355 @@
+"""A guard: a model, a profile and an estimator. Texts and conversations in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from edgeguard.answers import Answers
+from edgeguard.backend import Backend, Prefix, open_backend
+from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
+from edgeguard.estimators import ESTIMATORS, bounds, log_odds, marginal
+from edgeguard.models import DEFAULT_PROFILE, default_model
+from edgeguard.profile import Profile, detect_profile, load_profile
+from edgeguard.prompt import compile_prompt
+from edgeguard.records import BadRecord, Message, Record, make_record
+from edgeguard.tree import Tree, explore
+
+EstimatorName = Literal["conditional", "joint", "marginal"]
+ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
+
+Input = str | Mapping[str, Any] | Record | BadRecord
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From which probability on a label counts: one number, or one for each label that needs another.
+
+    Labels are the category codes and "unsafe". Raises ValueError for a number outside [0, 1].
+    """
+
+    default: float = 0.5
+    labels: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for label, value in {"default": self.default, **self.labels}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"the threshold of {label} is {value}; it must lie in [0, 1]")
+
+    def of(self, label: str) -> float:
+        """The threshold of a label."""
+        return self.labels.get(label, self.default)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One record's probabilities. All masses and probabilities in [0, 1], margins in nats.
+
+    flagged          unsafe, or any category, is at or over its threshold
+    unsafe           P(the answer says unsafe), summed over all answers looked into, by every estimator
+    margin           log P(unsafe) - log P(safe)
+    categories       codes at or over their threshold
+    category_scores  every code of the taxonomy → the estimator's probability
+    bounds           "unsafe" and every code → certified [lower, upper] of P(the answer names it)
+    unexplored       mass of the answers not looked into
+    off_grammar      mass seen to leave the profile's grammar
+    tokens           prompt: its length; reused: of these, the shared preamble; answer: tokens tried
+    """
+
+    id: str | int | None
+    flagged: bool
+    unsafe: float
+    margin: float
+    categories: tuple[str, ...]
+    category_scores: Mapping[str, float]
+    bounds: Mapping[str, tuple[float, float]]
+    unexplored: float
+    off_grammar: float
+    estimator: str
+    calibrated: bool
+    guard: str
+    profile: str
+    model_sha256: str
+    tokens: Mapping[str, int]
+
+    def row(self) -> dict[str, Any]:
+        """As one JSON object; numbers to 7 significant digits, which is what float32 logits carry."""
+        return {
+            "id": self.id,
+            "flagged": self.flagged,
+            "unsafe": _digits(self.unsafe),
+            "margin": _digits(self.margin),
+            "categories": list(self.categories),
+            "category_scores": {code: _digits(p) for code, p in self.category_scores.items()},
+            "bounds": {label: [_digits(low), _digits(high)] for label, (low, high) in self.bounds.items()},
+            "unexplored": _digits(self.unexplored),
+            "off_grammar": _digits(self.off_grammar),
+            "estimator": self.estimator,
+            "calibrated": self.calibrated,
+            "guard": self.guard,
+            "profile": self.profile,
+            "model_sha256": self.model_sha256,
+            "tokens": dict(self.tokens),
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A record that could not be scored, and why. Never to be read as safe."""
+
+    id: str | int | None
+    kind: str
+    message: str
+    line: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return {"id": self.id, "error": {"type": self.kind, "message": self.message, "line": self.line}}
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """What the guard made of one text of the profile's self-test pair.
+
+    grammar_mass  probability on answers that the profile can read
+    first_tokens  the likeliest beginnings of the answer, as text, with their probabilities
+    """
+
+    text: str
+    grammar_mass: float
+    unsafe: float
+    margin: float
+    first_tokens: tuple[tuple[str, float], ...]
+
+
+class Guard:
+    """A loaded guard. Use as a context manager, or close it.
+
+    >>> with Guard.load() as guard:                                 # doctest: +SKIP
+    ...     score = guard.score("How do I pick a lock?")
+    ...     score.unsafe, score.category_scores["S2"]
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        profile: Profile,
+        *,
+        estimator: EstimatorName = "marginal",
+        thresholds: Thresholds | None = None,
+        tolerance: float = 0.01,
+        max_nodes: int = 64,
+        min_grammar_mass: float | None = None,
+    ) -> None:
+        """Fit a profile to an open model. Raises ProfileError where they do not fit.
+
+        estimator         "marginal" explores the tree of answers; the others walk one answer
+        tolerance         widest bound to accept, as a probability
+        max_nodes         places of the tree to look into at most
+        min_grammar_mass  under it a record is an OffGrammar error; None: the profile's own
+        """
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
+        if not 0 <= tolerance <= 1 or max_nodes < 1:
+            raise ValueError(f"tolerance {tolerance} must lie in [0, 1] and max_nodes {max_nodes} be at least 1")
+        self.backend, self.profile, self.estimator = backend, profile, estimator
+        self.thresholds = thresholds or Thresholds()
+        if unknown := set(self.thresholds.labels) - {"unsafe", *(c.code for c in profile.categories)}:
+            raise ProfileError(
+                f"a threshold is given for {', '.join(sorted(unknown))}, which profile {profile.name} has not; "
+                f"its labels are unsafe, {', '.join(c.code for c in profile.categories)}"
+            )
+        self._tolerance, self._max_nodes = tolerance, max_nodes
+        self._min_mass = profile.min_grammar_mass if min_grammar_mass is None else min_grammar_mass
+        self._prompter = compile_prompt(profile, backend.info.chat_template, backend.vocabulary)
+        self._answers = Answers(profile.answer, profile.categories, backend.vocabulary, self._prompter.stops)
+        self._roots: dict[tuple[int, ...], Prefix] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        profile: str | Path | Profile | None = None,
+        estimator: EstimatorName = "marginal",
+        thresholds: Thresholds | None = None,
+        tolerance: float = 0.01,
+        max_nodes: int = 64,
+        min_grammar_mass: float | None = None,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+        kv_type: Literal["f16", "f32"] = "f16",
+    ) -> Self:
+        """Open a model file and fit a profile to it.
+
+        model    a GGUF file; None for the default model
+        profile  a built-in's name, a TOML file, a Profile; None to tell it from the model file
+
+        Raises ModelError, or ProfileError where the model file does not say for certain which guard it is.
+        """
+        path = default_model() if model is None else Path(model)
+        if model is None and profile is None:
+            profile = DEFAULT_PROFILE
+        given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+        backend = open_backend(path, n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type)
+        try:
+            return cls(
+                backend,
+                given or _detected(backend),
+                estimator=estimator,
+                thresholds=thresholds,
+                tolerance=tolerance,
+                max_nodes=max_nodes,
+                min_grammar_mass=min_grammar_mass,
+            )
+        except BaseException:
+            backend.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The model's name by its file."""
+        return self.backend.info.name or self.backend.info.path.stem
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The codes of the taxonomy, in order."""
+        return self._answers.labels[: self._answers.unsafe]
+
+    def score(self, record: str | Mapping[str, Any] | Record) -> Score:
+        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError."""
+        record = make_record(record)
+        tree, tokens = self._explore(record.messages)
+        return self._score(record, tree, tokens)
+
+    def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
+        """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
+        for given in records:
+            if isinstance(given, BadRecord):
+                yield Failure(given.id, given.error.kind, str(given.error), given.line)
+                continue
+            try:
+                record = make_record(given)
+            except RecordError as error:
+                id_ = given.get("id") if isinstance(given, Mapping) else None
+                yield Failure(id_ if isinstance(id_, str | int) else None, error.kind, str(error))
+                continue
+            try:
+                yield self.score(record)
+            except RecordError as error:
+                yield Failure(record.id, error.kind, str(error), record.line)
+
+    def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
+        """The explored tree of answers to a record. Raises RecordError."""
+        return self._explore(make_record(record).messages)[0]
+
+    def piece(self, token: int) -> str:
+        """What a token writes, as text."""
+        return self._answers.piece(token).decode(errors="replace")
+
+    def self_test(self) -> tuple[SelfTestResult, SelfTestResult]:
+        """Judge the profile's safe and unsafe text. Raises ProfileError where the profile has none."""
+        pair = self.profile.self_test
+        if pair is None:
+            raise ProfileError(f"{self.profile.source}: the profile has no [self_test] safe and unsafe text")
+        return self._judge(pair.safe), self._judge(pair.unsafe)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int]]:
+        preamble, rest = self._prompter.split(messages)
+        n_prompt = len(preamble) + len(rest)
+        if n_prompt + ANSWER_ROOM > self.backend.n_ctx:
+            raise ContextOverflow(n_prompt + ANSWER_ROOM, self.backend.n_ctx)
+        root = self._roots.setdefault(preamble, Prefix(preamble))
+        tree = explore(
+            self.backend.logprobs,
+            self._answers,
+            Prefix(rest, root),
+            tolerance=self._tolerance if self.estimator == "marginal" else None,
+            max_rows=self._max_nodes,
+        )
+        return tree, {"prompt": n_prompt, "reused": len(preamble), "answer": tree.n_rows - 1}
+
+    def _score(self, record: Record, tree: Tree, tokens: dict[str, int]) -> Score:
+        mass = 1 - tree.off_grammar
+        if mass < self._min_mass:
+            raise OffGrammar(
+                f"{mass:.3g} of the probability lies on answers that profile {self.profile.name} can read, "
+                f"at least {self._min_mass:g} is needed; `edgeguard check` tells whether profile and model fit"
+            )
+        margin = log_odds(tree)
+        if not np.isfinite(margin):
+            raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
+        p = ESTIMATORS[self.estimator](tree)
+        limits = bounds(tree).tolist()
+        unsafe = float(marginal(tree)[self._answers.unsafe])
+        scores = {code: float(p[i]) for i, code in enumerate(self.labels)}
+        named = tuple(code for code, value in scores.items() if value >= self.thresholds.of(code))
+        return Score(
+            id=record.id,
+            flagged=bool(named) or unsafe >= self.thresholds.of("unsafe"),
+            unsafe=unsafe,
+            margin=margin,
+            categories=named,
+            category_scores=scores,
+            bounds={
+                label: (limits[i][0], limits[i][1])
+                for i, label in sorted(enumerate(self._answers.labels), key=lambda pair: pair[1] != "unsafe")
+                if label != "safe"
+            },
+            unexplored=tree.unexplored,
+            off_grammar=tree.off_grammar,
+            estimator=self.estimator,
+            calibrated=False,
+            guard=self.name,
+            profile=self.profile.name,
+            model_sha256=self.backend.info.sha256,
+            tokens=tokens,
+        )
+
+    def _judge(self, text: str) -> SelfTestResult:
+        messages = (Message("user", text),)
+        tree, _ = self._explore(messages)
+        preamble, rest = self._prompter.split(messages)
+        row = np.exp(self.backend.logprobs([Prefix(rest, self._roots[preamble])])[0].astype(np.float64))
+        likeliest = np.argsort(-row, kind="stable")[:5]
+        names = {i: name for name, i in self.backend.vocabulary.control.items()}
+        return SelfTestResult(
+            text=text,
+            grammar_mass=1 - tree.off_grammar,
+            unsafe=float(marginal(tree)[self._answers.unsafe]),
+            margin=log_odds(tree),
+            first_tokens=tuple((names.get(int(t)) or self.piece(int(t)), float(row[t])) for t in likeliest),
+        )
+
+
+def _detected(backend: Backend) -> Profile:
+    info = backend.info
+    name = detect_profile(architecture=info.architecture, name=info.name, chat_template=info.chat_template)
+    if name is None:
+        raise ProfileError(
+            f"{info.path} ({info.name or 'no name'}) does not say for certain which guard it is; "
+            "pass --profile with a name from `edgeguard profiles`, `instruct` for a general chat model, or a TOML file"
+        )
+    return load_profile(name)
+
+
+def _digits(x: float) -> float:
+    return float(f"{x:.7g}")
