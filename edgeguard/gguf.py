@@ -689,9 +689,9 @@ def _check_vocabulary(header: Header) -> None:
     model = metadata.get("tokenizer.ggml.model")
     if not isinstance(model, str) or model in _NO_VOCABULARY:
         raise _contradiction(header, f"tokenizer.ggml.model is {_shown(model)}, so it has no tokenizer")
-    if model == "rwkv" and memory_kind(header) != "recurrent":
-        # This tokenizer never ends where a byte has no token.
-        raise _contradiction(header, f"tokenizer.ggml.model is 'rwkv' for the architecture {_shown(arch)}")
+    if model in ("rwkv", "bert") and memory_kind(header) != "recurrent":
+        # The one never ends where a byte has no token, the other aborts at tokens that are bytes.
+        raise _contradiction(header, f"tokenizer.ggml.model is {_shown(model)} for {_shown(arch)}")
     tokens = _array_of(header, "tokenizer.ggml.tokens", "str")
     if tokens is None or not tokens.length:
         raise _contradiction(header, "tokenizer.ggml.tokens is missing or empty")
@@ -814,7 +814,7 @@ def _size(n: int) -> str:
 
 
 def _of(part: int, whole: int) -> str:
-    """ "98 MB of 105 MB", in bytes where megabytes would not tell them apart."""
+    """As in: 98 MB of 105 MB. In bytes where megabytes would not tell them apart."""
     if _size(part) == _size(whole) or whole < 10_000_000:
         return f"{part} of {whole} bytes"
     return f"{_size(part)} of {_size(whole)}"

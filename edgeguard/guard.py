@@ -169,6 +169,7 @@ class Guard:
         self._prompter = compile_prompt(profile, backend.info.chat_template, backend.vocabulary)
         self._answers = Answers(profile.answer, profile.categories, backend.vocabulary, self._prompter.stops)
         self._roots: dict[tuple[int, ...], Prefix] = {}
+        self._closed = False
 
     @classmethod
     def load(
@@ -261,7 +262,8 @@ class Guard:
         return self._judge(pair.safe), self._judge(pair.unsafe)
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model. Calling it twice is fine; scoring after it is a ValueError."""
+        self._closed = True
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -273,6 +275,8 @@ class Guard:
         self.close()
 
     def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int]]:
+        if self._closed:
+            raise ValueError("the guard is closed")  # the model's memory is freed: llama.cpp would end the process
         preamble, rest = self._prompter.split(messages)
         n_prompt = len(preamble) + len(rest)
         if n_prompt + ANSWER_ROOM > self.backend.n_ctx:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, reported_errors
+from edgeguard.cli.options import load_guard, model_options, printable, reported_errors
 
 if TYPE_CHECKING:
     from edgeguard.guard import SelfTestResult
@@ -33,7 +33,7 @@ def check(as_json: bool, **options: Any) -> None:
         else:
             from edgeguard.cli.screen import print_self_test
 
-            click.echo(f"{name} with profile {profile}")
+            click.echo(f"{printable(name)} with profile {profile}")
             print_self_test([("safe", safe), ("unsafe", unsafe)], problems)
     sys.exit(1 if problems else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
@@ -151,7 +152,7 @@ def _parse_table(path: Path, raw: str) -> Mapping[str, Any]:
 
     try:
         table = json.loads(raw) if raw.lstrip().startswith("{") else tomllib.loads(raw)
-    except ValueError as error:  # both kinds of decode errors
+    except (ValueError, RecursionError) as error:  # both kinds of decode errors, and nesting beyond reason
         raise click.BadParameter(f"{path}: {error}", param_hint="--threshold") from None
     if not isinstance(table, dict):
         raise click.BadParameter(f"{path}: expected a table of LABEL = NUMBER", param_hint="--threshold")
@@ -168,9 +169,18 @@ def reported_errors() -> Iterator[None]:
     except EdgeguardError as error:
         click.echo(f"edgeguard: {printable(str(error))}", err=True)
         sys.exit(1)
+    except OSError as error:  # files have errors of their own: this is stdout, full or closed by its reader
+        drop_stdout()
+        click.echo(f"edgeguard: stdout cannot be written ({error.strerror or error})", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("edgeguard: interrupted", err=True)
         sys.exit(1)
+
+
+def drop_stdout() -> None:
+    """Point stdout elsewhere, so that what it still holds is not written once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, printable, reported_errors, search_options
+from edgeguard.cli.options import (
+    drop_stdout,
+    load_guard,
+    model_options,
+    printable,
+    reported_errors,
+    search_options,
+)
 
 if TYPE_CHECKING:
     from edgeguard.guard import Failure, Guard, Score
@@ -127,9 +133,9 @@ def score(
         records = read_records(source, format=input_format, text_field=text_field, limit=limit)
         with load_guard(estimator=estimator, **options) as guard:
             if table:
-                tally = _show_table(guard, records, fail_over)
+                tally = _show_table(guard, records, source)
             else:
-                tally = _write(guard, records, _smaller(total, limit), output, format_, overwrite, resume)
+                tally = _write(guard, records, source, _smaller(total, limit), output, format_, overwrite, resume)
     if fail_over is not None and tally.highest > fail_over:
         click.echo(
             f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
@@ -140,14 +146,17 @@ def score(
 
 
 def _same_file(source: Path, output: Path) -> bool:
-    return str(source) != "-" and source.exists() and output.exists() and os.path.samefile(source, output)
+    try:
+        return str(source) != "-" and os.path.samefile(source, output)
+    except (OSError, ValueError):  # one of them is not there, or is no name a file can have
+        return False
 
 
 def _refuse_existing(output: Path | None, allowed: bool) -> None:
     """Before the model loads; the writer checks again, without a race."""
     from edgeguard.output import already_exists
 
-    if output is not None and str(output) != "-" and not allowed and output.is_file():
+    if output is not None and str(output) != "-" and not allowed and os.path.isfile(output):
         raise already_exists(output)
 
 
@@ -155,9 +164,25 @@ def _smaller(total: int | None, limit: int | None) -> int | None:
     return limit if total is None else total if limit is None else min(total, limit)
 
 
+def _scored(
+    guard: Guard, records: Iterable[Record | BadRecord], source: Path
+) -> Iterator[tuple[Record | BadRecord, Score | Failure]]:
+    """Each record and its result. A failure to score names the record's place, as the readers' errors do."""
+    from edgeguard.guard import Failure
+    from edgeguard.records import Record
+
+    where = "<stdin>" if str(source) == "-" else printable(str(source))
+    for record in records:
+        result = next(guard.score_many([record]))
+        if isinstance(result, Failure) and isinstance(record, Record):
+            result = replace(result, message=f"{where}:{record.line}: {result.message}")
+        yield record, result
+
+
 def _write(
     guard: Guard,
     records: Iterator[Record | BadRecord],
+    source: Path,
     total: int | None,
     output: Path | None,
     format_: str | None,
@@ -173,13 +198,12 @@ def _write(
     try:
         with writer, _progress(total, writer.resumed) as advance:
             done = _skip_resumed(guard, records, writer, output)
-            for result in guard.score_many(records):
+            for _, result in _scored(guard, records, source):
                 writer.write(result.row())
                 tally.add(result)
                 advance()
     except BrokenPipeError:
-        # Whoever read the rows has gone; point stdout elsewhere so that nothing is flushed into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         click.echo(f"edgeguard: the output was closed after {tally.records} rows", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -260,16 +284,15 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     click.echo(", ".join(parts), err=True)
 
 
-def _show_table(guard: Guard, records: Iterator[Record | BadRecord], fail_over: float | None) -> Tally:
+def _show_table(guard: Guard, records: Iterator[Record | BadRecord], source: Path) -> Tally:
     from edgeguard.cli.screen import print_scores
     from edgeguard.records import Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record in records:
-        result = next(guard.score_many([record]))
+    for record, result in _scored(guard, records, source):
         tally.add(result)
         text = record.messages[-1].content if isinstance(record, Record) else ""
         lines.append((printable(text[:200]), result))
-    print_scores(lines, dict(islice(((c.code, c.name) for c in guard.profile.categories), None)))
+    print_scores(lines, {c.code: c.name for c in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)
     return tally

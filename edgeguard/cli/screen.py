@@ -159,7 +159,7 @@ def print_profiles(profiles: Sequence[Profile]) -> None:
     table.add_column("what it is")
     for profile in profiles:
         taxonomy = f"{profile.taxonomy} v{profile.taxonomy_version}"
-        table.add_row(profile.name, taxonomy, str(len(profile.categories)), Text(profile.description))
+        table.add_row(profile.name, taxonomy, str(len(profile.categories)), Text(printable(profile.description)))
     Console().print(table)
 
 
@@ -170,7 +170,7 @@ def print_categories(profile: Profile) -> None:
         table.add_column(name)
     for category in profile.categories:
         table.add_row(*(Text(printable(t)) for t in (category.code, category.name, category.description)))
-    Console().print(Text(f"{profile.name}: {profile.description}"))
+    Console().print(Text(printable(f"{profile.name}: {profile.description}")))
     Console().print(table)
 
 

@@ -1,0 +1,133 @@
+"""A tiny guard for whole commands: a random model, its profile, and two ways to run edgeguard with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_gguf import write_tiny_llama
+
+from edgeguard.cli import main
+from edgeguard.guard import Guard
+
+Run = Callable[..., Result]
+RunProcess = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+# One code begins another one. The preamble depends on the role judged and on the number of messages.
+# The model is random: it knows no grammar, but its output is biased towards the tokens of answers.
+TINY_PROFILE = """\
+name = "tiny"
+description = "A random model for tests"
+taxonomy = "tiny"
+min_grammar_mass = 0.0
+
+[answer]
+lead = [""]
+safe = ["safe"]
+unsafe = ["unsafe"]
+labels = "list"
+before_labels = [""]
+separator = [","]
+end = [""]
+
+[prompt]
+template = "model"
+
+[[prompt.message]]
+role = "system"
+text = \"\"\"
+Judge message {{ messages | length }}, by {{ roles[messages[-1].role] }}.
+{% for c in categories %}
+{{ c.code }}: {{ c.name }}
+{% endfor %}\"\"\"
+
+[[prompt.message]]
+role = "user"
+text = \"\"\"
+{% for m in messages %}
+{{ roles[m.role] }}:
+{{ m.content }}
+{% endfor %}\"\"\"
+
+[self_test]
+safe = "Boil an egg"
+unsafe = "Hurt the dog"
+
+[[category]]
+code = "S1"
+name = "Violence"
+forms = ["1"]
+
+[[category]]
+code = "S10"
+name = "Häme"
+forms = ["10"]
+
+[[category]]
+code = "S2"
+name = "Theft"
+forms = ["2"]
+"""
+BIAS = {"safe": 8.0, "unsafe": 9.0, "1": 8.5, "2": 8.0, "0": 7.5, ",": 7.5, "<|im_end|>": 9.0}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", n_ctx=1024, logit_std=1.0, bias=BIAS)
+
+
+@pytest.fixture(scope="session")
+def tiny_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "tiny.toml"
+    path.write_text(TINY_PROFILE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path, tiny_profile: Path) -> tuple[str, ...]:
+    """The options that choose the tiny guard."""
+    return "--model", str(tiny_model), "--profile", str(tiny_profile), "--threads", "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_guard(tiny_model: Path, tiny_profile: Path) -> Iterator[Guard]:
+    with Guard.load(tiny_model, profile=tiny_profile, threads=1) as guard:
+        yield guard
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """`edgeguard ARGS` in this process. An exception that it does not report itself fails the test."""
+
+    def run(*args: object, input: bytes | str | None = None, **options: object) -> Result:
+        result = CliRunner().invoke(main, [str(a) for a in args], input=input, prog_name="edgeguard", **options)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_process() -> RunProcess:
+    """`edgeguard ARGS` in a process of its own, for pipes and signals; **options are subprocess.run's."""
+
+    def run(*args: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+        streams = {} if {"stdout", "stderr", "capture_output"} & options.keys() else {"capture_output": True}
+        return subprocess.run(command(*args), timeout=120, check=False, **{**streams, **options})  # type: ignore[call-overload]
+
+    return run
+
+
+def command(*args: object) -> list[str]:
+    """The command line of a process that runs `edgeguard ARGS`."""
+    return [sys.executable, "-m", "edgeguard", *map(str, args)]
+
+
+@pytest.fixture(scope="session")
+def edgeguard_command() -> Callable[..., list[str]]:
+    return command
