@@ -323,9 +323,9 @@ class LlamaCpp:
         where = [entry.row for entry in entries if entry.row >= 0]
         if where:
             logits = np.ctypeslib.as_array(lc.llama_get_logits(self._ctx), shape=(len(where), rows.shape[1]))
-            if np.isnan(logits).any():
-                raise ModelError(f"{self._path} computes NaN: the weights are broken or do not fit the architecture")
             rows[where] = log_softmax(logits)
+            if np.isnan(rows[where]).any():
+                raise ModelError(f"{self._path} computes no numbers: its weights are broken, download it again")
 
 
 def _root_and_record(prefix: Prefix) -> tuple[Prefix, Prefix | None]:
