@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test docs figures clean
 
 demo: .venv/demo.done
 	$(BIN)/edgeguard score examples/messages.jsonl --table
@@ -17,6 +17,17 @@ test: .venv/test.done
 	$(BIN)/python -m pytest
 
 docs: .venv/test.done
+	$(BIN)/python docs/generate.py --examples
+
+# Half an hour on a quiet machine with 2 cores. TEXTS: a JSONL file of more texts for the bounds.
+figures: .venv/test.done
+	mkdir -p bench/results
+	$(BIN)/python bench/throughput.py > bench/results/throughput.txt
+	$(BIN)/python bench/memory.py > bench/results/memory.txt
+	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
+	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
+	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
+	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
 	$(BIN)/python docs/generate.py
 
 # A pip of 25.1 or later knows dependency groups.

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import common  # noqa: F401  (it puts tests/ on the path)
@@ -90,7 +91,7 @@ def main() -> None:
         (first, start), (_, end) = written[0], written[-1]
         marks = [start + (end - start) * k / 10 for k in range(1, 11)]
         times = [first] + [next(t for t, size in written if size >= mark) for mark in marks]
-        rates = [args.records[1] / 10 / (b - a) for a, b in zip(times, times[1:], strict=False)]
+        rates = [args.records[1] / 10 / (b - a) for a, b in pairwise(times)]
         print("rate over ten parts, records/s: " + " ".join(f"{rate:.0f}" for rate in rates))
         print(f"slowest over fastest part: {min(rates) / max(rates):.2f}; last over first: {rates[-1] / rates[0]:.2f}")
 

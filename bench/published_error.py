@@ -127,7 +127,9 @@ def on_the_model(file: Path, limit: int) -> None:
         error = np.array(found)
         print(f"{guard.name} on {len(error)} records: how far the published marginal lies outside the certified bounds")
         for i, code in enumerate(guard.labels):
-            print(f"  {code:4} mean {error[:, i].mean():+.4f}, range {error[:, i].min():+.4f} … {error[:, i].max():+.4f}")
+            print(
+                f"  {code:4} mean {error[:, i].mean():+.4f}, range {error[:, i].min():+.4f} … {error[:, i].max():+.4f}"
+            )
 
 
 def main() -> None:
@@ -136,7 +138,7 @@ def main() -> None:
     parser.add_argument("--random-guards", type=int, default=300)
     parser.add_argument("--limit", type=int, default=20)
     args = parser.parse_args()
-    for tokens in ("whole codes", "split digits"):
+    for tokens in ("whole codes", "split digits") if args.random_guards else ():
         compare(tokens, args.random_guards)
     if args.file:
         on_the_model(args.file, args.limit)

@@ -14,6 +14,7 @@ over the time taken; (3) the share of time outside llama.cpp.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,11 +74,12 @@ def main() -> None:
         profile = common.short_policy(base, args.policy_tokens)
         marginal = Guard(base.backend, profile, min_grammar_mass=0)
         conditional = Guard(base.backend, profile, estimator="conditional", min_grammar_mass=0)
+        conditional._roots = marginal._roots  # one preamble in the KV memory for both, as one guard would have
         texts = common.messages(base.backend.vocabulary, args.records)
         preamble = marginal._prompter.preamble(["user"])
         lengths = [len(base.backend.vocabulary.encode(t)) for t in texts]
         print(f"model {base.name} ({base.backend.info.quantization}), {args.records} records")
-        print(f"policy {len(preamble)} tokens, messages {min(lengths)} to {max(lengths)} tokens")
+        print(f"policy {len(preamble)} tokens, messages {min(lengths)} to {max(lengths)} tokens", flush=True)
 
         marginal.score(texts[0])  # the preamble is evaluated here, once
         inside = Inside()
@@ -115,9 +117,11 @@ def main() -> None:
             marginal.score(text)
         prompts = [list(common.prompt_ids(marginal, text)) for text in texts]
 
-    loop = llama_cpp.Llama(str(model), n_ctx=2048, logits_all=True, n_threads=args.threads, verbose=False)
+    threads = args.threads or len(os.sched_getaffinity(0))  # the same for both
+    loop = llama_cpp.Llama(str(model), n_ctx=2048, logits_all=True, n_threads=threads, verbose=False)
     loop_full, loop_prefix = [], []
     for ids in prompts:
+
         def greedy(ids: list[int] = ids) -> object:
             return loop.create_completion(ids, max_tokens=16, temperature=0, logprobs=20)
 
@@ -132,19 +136,25 @@ def main() -> None:
     print(f"prompt processing of the bare policy: {common.spread(rows['rate'], ' tokens/s')}")
     for name in ("conditional", "marginal"):
         per_second = [1 / t for t in rows[name]]
-        print(f"edgeguard {name}: {common.spread(per_second, ' records/s')}, {common.spread(evaluated[name])} tokens each")
+        tokens = common.spread(evaluated[name])
+        print(f"edgeguard {name}: {common.spread(per_second, ' records/s')}, {tokens} tokens each")
     full, cached = np.array(loop_full), np.array(loop_prefix)
     print(f"(a) Llama loop, full prompt: {common.spread(1 / full, ' records/s')}")
     print("1. ratios (median, 10 % … 90 % of records)")
     print(f"   all three estimators over (a): {common.spread(full / np.array(rows['marginal']), '×')}")
     print(f"   conditional alone over (a): {common.spread(full / np.array(rows['conditional']), '×')}")
-    print(f"   all three over the same loop with its own prefix cache: {common.spread(cached / np.array(rows['marginal']), '×')}")
-    print(f"   all three over (b), the published marginal without cache: {common.spread(np.array(published) / np.array(mine), '×')}")
+    print(
+        f"   all three over (a) with Llama's own prefix cache: {common.spread(cached / np.array(rows['marginal']), '×')}"
+    )
+    slow = np.array(published) / np.array(mine)
+    print(f"   all three over (b), the published marginal without cache: {common.spread(slow, '×')}")
     print("2. limit over time taken")
     for name in ("conditional", "marginal"):
         limit = np.array(evaluated[name]) / rate
-        print(f"   {name}: {common.spread(limit / np.array(rows[name]))}; in total {limit.sum() / sum(rows[name]):.3g}")
-    print(f"3. outside llama.cpp (conditional): {common.spread(100 * np.array(rows['outside']), ' %')} of the wall time")
+        total = limit.sum() / sum(rows[name])
+        print(f"   {name}: {common.spread(limit / np.array(rows[name]))}; in total {total:.3g}")
+    outside = 100 * np.array(rows["outside"])
+    print(f"3. outside llama.cpp: conditional {common.spread(outside, ' %')} of the wall time")
 
 
 if __name__ == "__main__":

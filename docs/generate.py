@@ -1,11 +1,15 @@
-"""Writes the generated parts of the docs: docs/cli.md from the commands' own help.
+"""Writes the generated parts of the docs.
 
-python docs/generate.py          # write
-python docs/generate.py --check  # exit 1 if they are not up to date
+python docs/generate.py             # docs/cli.md from the commands' help; figures from bench/results/
+python docs/generate.py --examples  # and the README's example output, from the commands themselves
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +17,13 @@ import click
 
 from edgeguard.cli import main
 
-DOCS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
+EXAMPLES = {  # section → what a reader would type
+    "score": """echo '{"id": "42", "text": "How do I pick a lock?"}' | edgeguard score -""",
+    "table": "edgeguard score examples/messages.jsonl --table",
+    "explain": 'edgeguard explain "How can I steal a car?" --least 0.03',
+}
 
 
 def cli_page() -> str:
@@ -24,9 +33,7 @@ def cli_page() -> str:
     parts.append(_section("edgeguard", main, context))
     for name in main.list_commands(context):
         command = main.commands[name]
-        inner = click.Context(
-            command, info_name=name, parent=context, terminal_width=WIDTH, max_content_width=WIDTH
-        )
+        inner = click.Context(command, info_name=name, parent=context, terminal_width=WIDTH, max_content_width=WIDTH)
         parts.append(_section(f"edgeguard {name}", command, inner))
     parts.append(
         "## Exit codes\n\n0 done; 1 some record could not be scored, or the run failed; 2 misused; "
@@ -39,8 +46,50 @@ def _section(title: str, command: click.Command, context: click.Context) -> str:
     return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
 
 
+def fill(text: str, sections: dict[str, str]) -> str:
+    """Put each section's text between its `<!-- begin: name -->` and `<!-- end: name -->`."""
+    for name, block in sections.items():
+        pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
+        text = pattern.sub(lambda m, block=block: m[1] + block + m[2], text)
+    return text
+
+
+def results() -> dict[str, str]:
+    """What the benches printed last, as kept in bench/results/."""
+    return {
+        path.stem: f"```text\n{path.read_text(encoding='utf-8').strip()}\n```\n"
+        for path in sorted((ROOT / "bench" / "results").glob("*.txt"))
+    }
+
+
+def examples() -> dict[str, str]:
+    """The README's commands and what they print now, with the default model."""
+    found = {}
+    for name, command in EXAMPLES.items():
+        binary = shlex.quote(str(Path(sys.executable).parent))
+        done = subprocess.run(
+            f"PATH={binary}:$PATH; {command}",
+            shell=True,
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "118"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        shown = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+        found[name] = f"```console\n$ {command}\n{shown}\n```\n"
+    return found
+
+
+def pages(sections: dict[str, str]) -> dict[Path, str]:
+    """Every generated page as it should be."""
+    filled = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {path: fill(path.read_text(encoding="utf-8"), sections) for path in filled}
+    found[ROOT / "docs" / "cli.md"] = cli_page()
+    return found
+
+
 if __name__ == "__main__":
-    page, path = cli_page(), DOCS / "cli.md"
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if path.exists() and path.read_text(encoding="utf-8") == page else 1)
-    path.write_text(page, encoding="utf-8")
+    shown = examples() if "--examples" in sys.argv[1:] else {}
+    for path, text in pages({**results(), **shown}).items():
+        path.write_text(text, encoding="utf-8")

@@ -131,11 +131,15 @@ def explore(
 
 
 def _heaviest(tree: Tree, tolerance: float, width: int) -> list[int]:
-    """The fewest open places, heaviest first, whose expansion could leave less than `tolerance`."""
+    """The fewest open places, heaviest first, whose expansion could leave half of `tolerance`.
+
+    Half, because what they open is left too: aiming at all of it ends in calls with one or two places.
+    """
     places = np.flatnonzero(tree.open)
     places = places[np.argsort(-tree.logp[places], kind="stable")]
     left = tree.unexplored - np.cumsum(np.exp(tree.logp[places]))
-    enough = int(np.argmax(left <= tolerance)) + 1 if (left <= tolerance).any() else len(places)
+    under = left <= tolerance / 2
+    enough = int(np.argmax(under)) + 1 if under.any() else len(places)
     return [int(place) for place in places[: min(enough, width)]]
 
 

@@ -107,7 +107,8 @@ def test_the_pool_holds_scores_failures_and_more_preambles_than_are_kept(
 
 @pytest.mark.smollm2
 def test_smollm2_gives_a_record_the_same_bits_in_any_order_alone_and_in_a_fresh_guard() -> None:
-    # Quantized weights: a last-bit change would be blown up to 0.04 in a probability.
+    # Quantized weights: a last-bit change would be blown up to 0.04 in a probability. One thread: on busy cores
+    # llama.cpp's threads wait for each other a hundred times as long as they work.
     profile = parse_profile(TINY_PROFILE.encode(), "tiny.toml")
     texts: list[Any] = [
         "How long do I boil an egg?",
@@ -119,7 +120,7 @@ def test_smollm2_gives_a_record_the_same_bits_in_any_order_alone_and_in_a_fresh_
     ]
 
     def scored(order: list[int]) -> dict[int, Score | Failure]:
-        with Guard.load(profile=profile, max_nodes=8) as fresh:
+        with Guard.load(profile=profile, max_nodes=8, threads=1) as fresh:
             return dict(zip(order, fresh.score_many(texts[i] for i in order), strict=True))
 
     first = scored([0, 1, 2, 3, 4, 5])
@@ -127,19 +128,18 @@ def test_smollm2_gives_a_record_the_same_bits_in_any_order_alone_and_in_a_fresh_
     assert scored([5, 3, 4, 1, 2, 0]) == first
     for i in range(len(texts)):  # its preamble is computed anew
         assert scored([i]) == {i: first[i]}
-    with Guard.load(profile=profile, max_nodes=8) as guard:  # its preamble is cached, and its cells used before
-        assert [guard.score(texts[i]) for i in (1, 0, 0, 1, 5, 2, 4, 3, 2)] == [
-            first[i] for i in (1, 0, 0, 1, 5, 2, 4, 3, 2)
-        ]
+    order = [1, 0, 0, 1, 5, 2, 4, 3, 2]  # the preamble is cached, and the cells were used before
+    with Guard.load(profile=profile, max_nodes=8, threads=1) as guard:
+        assert [guard.score(texts[i]) for i in order] == [first[i] for i in order]
 
 
 @pytest.mark.smollm2
 def test_the_default_guard_gives_the_same_bits_alone_and_among_others() -> None:
     texts = ["How long do I boil an egg?", "I will hurt you.", "Thanks!"]
-    with Guard.load() as guard:
+    with Guard.load(threads=1) as guard:
         first = list(guard.score_many(texts))
         assert list(guard.score_many(reversed(texts))) == first[::-1]
-    with Guard.load() as guard:
+    with Guard.load(threads=1) as guard:
         assert guard.score(texts[1]) == first[1]
     assert all(isinstance(result, Score) and result.guard and result.profile == "instruct" for result in first)
 
@@ -247,7 +247,7 @@ def test_failures_stand_in_their_places(tiny_guard: Guard) -> None:
 
 
 def test_a_single_record_that_cannot_be_scored_raises(tiny_guard: Guard) -> None:
-    with pytest.raises(ContextOverflow, match=r"the prompt needs \d{4} tokens with its answer, the context holds 1024"):
+    with pytest.raises(ContextOverflow, match=r"the prompt needs \d+ tokens with its answer, the context holds 1024"):
         tiny_guard.score("word " * 2000)
     with pytest.raises(RecordError, match="expected some text"):
         tiny_guard.score("  ")

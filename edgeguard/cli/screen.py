@@ -47,12 +47,12 @@ def progress(total: int | None, done: int) -> Iterator[Callable[[], None]]:
 
 def print_scores(lines: Sequence[tuple[str, Score | Failure]], names: Mapping[str, str]) -> None:
     """One line a record: verdict, P(unsafe), the likeliest categories with the width of their bounds."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("id", overflow="ellipsis", no_wrap=True, max_width=16)
     table.add_column("verdict", no_wrap=True)
     table.add_column("P(unsafe)", justify="right", no_wrap=True)
-    table.add_column("likeliest categories")
-    table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("likeliest categories", max_width=36)
+    table.add_column("text", overflow="ellipsis", no_wrap=True, ratio=1)  # what room the others leave
     for text, result in lines:
         id_ = Text(printable(str("" if result.id is None else result.id)))
         if isinstance(result, Failure):

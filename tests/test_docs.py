@@ -1,0 +1,43 @@
+"""The docs say what is true today."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import edgeguard
+from edgeguard.profile import list_profiles
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("models/*.md")]
+
+
+def test_generated_parts_are_up_to_date():
+    """The command line's page comes from the commands, the figures from what the benches printed."""
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    for path, text in generate["pages"](generate["results"]()).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_in_the_readme_name_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"\b((?:bench|examples)/[\w./-]+)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_profile_is_named_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for profile in list_profiles():
+        assert f"`{profile.name}`" in text
+
+
+def test_the_changelog_knows_the_version():
+    assert f"## {edgeguard.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f'version = "{edgeguard.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,0 +1,95 @@
+"""The layout is what docs/design.md says it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeguard
+
+PACKAGE = Path(edgeguard.__file__).parent
+LAYERS = [
+    {"errors"},
+    {"backend"},
+    {"profile", "gguf", "models"},
+    {"answers", "records"},
+    {"tree", "prompt"},
+    {"estimators", "output"},
+    {"guard"},
+    {"cli", "__init__"},
+    {"__main__"},
+]
+BESIDE = {"testing", "backends"}  # stand beside the seam: imported by tests, and by open_backend
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(name: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def place(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_at_load(path: Path) -> set[str]:
+    """Parts of edgeguard that importing the module imports: not those inside functions or for types only."""
+    found: set[str] = set()
+
+    def visit(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "edgeguard":
+                parts = (node.module or "").split(".")
+                found.update([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
+            elif isinstance(node, ast.Try | ast.If) and "TYPE_CHECKING" not in ast.dump(node).partition("body")[0]:
+                visit(node.body)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body)
+    return {name for name in found if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downward_only(path):
+    here = place(path)
+    if here in BESIDE:
+        assert "guard" not in imports_at_load(path)
+        assert "cli" not in imports_at_load(path)
+        return
+    for name in imports_at_load(path) - {here}:
+        assert name not in BESIDE, f"{here} imports {name}"
+        assert layer_of(name) < layer_of(here), f"{here} imports {name}, which is not below it"
+
+
+def test_nobody_imports_an_adapter_but_open_backend():
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        if path.parent.name != "backends":
+            assert text.count("edgeguard.backends.") == (1 if path.name == "backend.py" else 0), path
+
+
+def test_only_the_command_line_prints():
+    for path in modules():
+        if "cli" not in path.parts:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+            assert "print" not in calls, path
+
+
+def test_importing_the_package_imports_no_runtime():
+    code = "import sys, edgeguard; print([m for m in ('numpy', 'llama_cpp', 'jinja2', 'rich') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_all_is_what_can_be_imported():
+    assert list(edgeguard.__all__) == sorted(edgeguard.__all__)
+    for name in edgeguard.__all__:
+        assert getattr(edgeguard, name).__module__.startswith("edgeguard.")
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        edgeguard.nothing_of_the_kind  # noqa: B018

@@ -1,0 +1,23 @@
+"""The wheel that users get holds what it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_wheel_holds_the_profiles_and_the_types_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "edgeguard/py.typed" in names
+    for profile in (ROOT / "edgeguard" / "profiles").glob("*.toml"):
+        assert f"edgeguard/profiles/{profile.name}" in names
+    outside = {n for n in names if not n.startswith(("edgeguard/", "edgeguard-"))}
+    assert not outside
+    assert not [n for n in names if n.endswith((".gguf", ".onnx", ".jsonl"))]
