@@ -6,7 +6,10 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 import edgeguard
+from edgeguard.cli.check import find_problems
 from edgeguard.profile import list_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,3 +44,18 @@ def test_every_profile_is_named_in_the_readme():
 def test_the_changelog_knows_the_version():
     assert f"## {edgeguard.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f'version = "{edgeguard.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("profile", ["instruct", *sorted(str(p) for p in (ROOT / "examples").glob("*.toml"))])
+def test_profiles_for_chat_models_fit_the_default_model(profile):
+    with edgeguard.Guard.load(profile=profile, n_ctx=2048) as guard:
+        assert find_problems(*guard.self_test(), guard.profile.min_grammar_mass) == []
+
+
+@pytest.mark.smollm2
+def test_the_examples_can_be_scored():
+    with edgeguard.Guard.load(n_ctx=2048, estimator="conditional") as guard:
+        results = list(guard.score_many(edgeguard.read_records(ROOT / "examples" / "messages.jsonl")))
+    assert len(results) == 10
+    assert all(isinstance(result, edgeguard.Score) for result in results)
