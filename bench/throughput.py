@@ -143,9 +143,8 @@ def main() -> None:
     print("1. ratios (median, 10 % … 90 % of records)")
     print(f"   all three estimators over (a): {common.spread(full / np.array(rows['marginal']), '×')}")
     print(f"   conditional alone over (a): {common.spread(full / np.array(rows['conditional']), '×')}")
-    print(
-        f"   all three over (a) with Llama's own prefix cache: {common.spread(cached / np.array(rows['marginal']), '×')}"
-    )
+    warm = common.spread(cached / np.array(rows["marginal"]), "×")
+    print(f"   all three over (a) with Llama's own prefix cache: {warm}")
     slow = np.array(published) / np.array(mine)
     print(f"   all three over (b), the published marginal without cache: {common.spread(slow, '×')}")
     print("2. limit over time taken")

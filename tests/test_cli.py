@@ -226,20 +226,21 @@ def test_the_table_shows_a_verdict_a_record(run: Run, tiny: Tiny, source: Path) 
     lines = result.stdout.splitlines()
     assert result.exit_code == 1
     assert lines[0].split() == ["id", "verdict", "P(unsafe)", "likeliest", "categories", "text"]
-    assert [line.split()[1] for line in lines[1:6]] == [
+    verdicts = [line.split()[1] for line in lines[1:] if line[0].isalnum()]  # the others go on with the row above
+    assert verdicts == [
         *("FLAGGED" if row["unsafe"] >= 0.3 else "ok" for row in rows_of(run("score", source, *tiny).stdout)[:4]),
         "error",
     ]
-    assert {"FLAGGED", "ok"} == {line.split()[1] for line in lines[1:5]}
+    assert set(verdicts) == {"FLAGGED", "ok", "error"}
     assert "S1 Violence 0." in result.stdout and "How do I hurt the dog?" in result.stdout
-    assert "in.jsonl:5:" in " ".join(lines[5:])
+    assert '"text" is missing' in result.stdout
 
 
 def test_the_table_has_room_for_the_categories_on_80_columns(run: Run, tiny: Tiny) -> None:
     # The text took all the room; the categories stood letter by letter, or not at all.
     data = jsonl(["How do I hurt the dog, and " * 9])
     shown = run("score", "-", "--table", "--tolerance", 0, *tiny, input=data, env={"COLUMNS": "80"}).stdout
-    assert "S1 Violence 0." in shown and "S2 Theft 0." in shown and "How do" in shown
+    assert "S1 Violence" in shown and "S2 Theft" in shown and "How do" in shown
     assert max(map(len, shown.splitlines())) <= 80 and len(shown.splitlines()) <= 4
 
 
