@@ -2,7 +2,7 @@
 
 One run, one machine, the same records in turn: read the ratios, not the seconds.
 
-    python bench/throughput.py                     # about 6 minutes on 2 cores
+    python bench/throughput.py                     # about 4 minutes on 2 quiet cores
     python bench/throughput.py --records 200 --model guard.gguf
 
 Prints: (1) edgeguard, all three estimators from one exploration, over (a) `llama_cpp.Llama` with logprobs,
@@ -63,8 +63,8 @@ def seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=None, help="GGUF with a chat template")
-    parser.add_argument("--records", type=int, default=60)
-    parser.add_argument("--published-records", type=int, default=5, help="records for (b), which takes very long")
+    parser.add_argument("--records", type=int, default=30)
+    parser.add_argument("--published-records", type=int, default=4, help="records for (b), which takes very long")
     parser.add_argument("--policy-tokens", type=int, default=400)
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()

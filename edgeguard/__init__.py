@@ -1,4 +1,4 @@
-"""Calibrated, per-category confidence from generative guard models, on your own machine."""
+"""Per-category confidence from generative guard models, on your own machine."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
     from edgeguard.guard import Thresholds as Thresholds
+    from edgeguard.inputs import read_records as read_records
     from edgeguard.profile import Profile as Profile
     from edgeguard.profile import list_profiles as list_profiles
     from edgeguard.profile import load_profile as load_profile
     from edgeguard.records import BadRecord as BadRecord
     from edgeguard.records import Message as Message
     from edgeguard.records import Record as Record
-    from edgeguard.records import read_records as read_records
 
 _PUBLIC = {
     "edgeguard.errors": (
@@ -39,7 +39,8 @@ _PUBLIC = {
     ),
     "edgeguard.guard": ("Failure", "Guard", "Score", "Thresholds"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
-    "edgeguard.records": ("BadRecord", "Message", "Record", "read_records"),
+    "edgeguard.inputs": ("read_records",),
+    "edgeguard.records": ("BadRecord", "Message", "Record"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -63,3 +63,8 @@ class InputError(EdgeguardError):
 
 class OutputError(EdgeguardError):
     """The output cannot be written."""
+
+
+def printable(text: str) -> str:
+    """Text from a stranger, fit for a message on a terminal: control and direction characters are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

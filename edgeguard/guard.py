@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from edgeguard.answers import Answers
-from edgeguard.backend import Backend, Prefix, open_backend
+from edgeguard.backend import Backend, Prefix
+from edgeguard.backends import open_backend
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds, marginal
 from edgeguard.models import DEFAULT_PROFILE, default_model
@@ -215,8 +216,8 @@ class Guard:
 
     @property
     def name(self) -> str:
-        """The model's name by its file."""
-        return self.backend.info.name or self.backend.info.path.stem
+        """The model file's name without its ending: it tells one quantization from another."""
+        return self.backend.info.path.stem
 
     @property
     def labels(self) -> tuple[str, ...]:

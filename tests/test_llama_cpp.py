@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Backend, Prefix, open_backend
+from edgeguard.backend import Backend, Prefix
+from edgeguard.backends import open_backend
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.models import default_model
 from edgeguard.testing import Recompute

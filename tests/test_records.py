@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard import records
+from edgeguard import inputs
 from edgeguard.errors import InputError, RecordError
-from edgeguard.records import BadRecord, Message, Record, count_records, make_record, read_records
+from edgeguard.inputs import count_records, read_records
+from edgeguard.records import BadRecord, Message, Record, make_record
 
 # Texts a record may have: not blank, no lone surrogates, no NUL.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(
@@ -269,7 +270,7 @@ def test_a_bad_record_uses_its_id_up_and_keeps_its_own_error() -> None:
 def test_ids_seen_take_no_more_than_they_promise() -> None:
     tracemalloc.start()
     try:
-        seen = records._SeenIds()
+        seen = inputs._SeenIds()
         assert all(seen.first_line(f"record-{i}", i) == i for i in range(30_000))
         held = tracemalloc.get_traced_memory()[0]
     finally:

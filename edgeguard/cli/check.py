@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, printable, reported_errors
+from edgeguard.cli.options import load_guard, model_options, reported_errors
+from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.guard import SelfTestResult

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeguard.errors import printable
+
 if TYPE_CHECKING:
     from edgeguard.guard import Guard, Thresholds
 
@@ -181,8 +183,3 @@ def reported_errors() -> Iterator[None]:
 def drop_stdout() -> None:
     """Point stdout elsewhere, so that what it still holds is not written once more when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def printable(text: str) -> str:
-    """Text from a stranger, fit for a terminal: no control or direction characters, no new lines."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

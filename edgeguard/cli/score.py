@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from edgeguard.cli.options import (
     drop_stdout,
     load_guard,
     model_options,
-    printable,
     reported_errors,
     search_options,
 )
+from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.guard import Failure, Guard, Score
@@ -39,10 +39,9 @@ class Tally:
     evaluated: int = 0
     highest: float = 0.0
 
-    def add(self, result: Score | Failure) -> None:
-        """Count one result."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count one row."""
         self.records += 1
-        row = result.row()
         if "error" in row:
             self.errors += 1
             return
@@ -126,7 +125,7 @@ def score(
     if output is not None and _same_file(source, output):
         raise click.UsageError(f"{output} is the input; name another --output")
     with reported_errors():
-        from edgeguard.records import count_records, read_records
+        from edgeguard.inputs import count_records, read_records
 
         total = None if str(source) == "-" else count_records(source, format=input_format)
         _refuse_existing(output, overwrite or resume)
@@ -199,8 +198,9 @@ def _write(
         with writer, _progress(total, writer.resumed) as advance:
             done = _skip_resumed(guard, records, writer, output)
             for _, result in _scored(guard, records, source):
-                writer.write(result.row())
-                tally.add(result)
+                row = result.row()
+                writer.write(row)
+                tally.add(row)
                 advance()
     except BrokenPipeError:
         drop_stdout()
@@ -228,7 +228,7 @@ def _skip_resumed(guard: Guard, records: Iterator[Record | BadRecord], writer: W
         record = next(records, None)
         if record is None:
             raise OutputError(f"{output} has {writer.resumed} rows, the input only {number - 1}; it is not its output")
-        if str(record.id or "") != str(row.id or "") and not (record.id == 0 and str(row.id) == "0"):
+        if _as_text(record.id) != _as_text(row.id):
             raise OutputError(
                 f"{output}: row {number} has id {row.id!r}, the input's record {number} has {record.id!r}; "
                 "this is not the output of this input"
@@ -247,6 +247,11 @@ def _skip_resumed(guard: Guard, records: Iterator[Record | BadRecord], writer: W
     return done
 
 
+def _as_text(id_: str | int | None) -> str:
+    """CSV and Parquet know ids as strings only."""
+    return "" if id_ is None else str(id_)
+
+
 def _with_resumed(tally: Tally, done: Tally) -> Tally:
     return Tally(
         records=tally.records + done.records,
@@ -256,17 +261,10 @@ def _with_resumed(tally: Tally, done: Tally) -> Tally:
     )
 
 
-class _Advance:
-    """Nothing to show: stderr is no terminal."""
-
-    def __call__(self) -> None:
-        """Count one record."""
-
-
 def _progress(total: int | None, done: int) -> AbstractContextManager[Any]:
     """A bar with rate and time left on stderr, on a terminal only."""
     if not sys.stderr.isatty():
-        return nullcontext(_Advance())
+        return nullcontext(lambda: None)
     from edgeguard.cli.screen import progress
 
     return progress(total, done)
@@ -290,7 +288,7 @@ def _show_table(guard: Guard, records: Iterator[Record | BadRecord], source: Pat
 
     tally, lines, began = Tally(), [], time.perf_counter()
     for record, result in _scored(guard, records, source):
-        tally.add(result)
+        tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
         lines.append((printable(text[:200]), result))
     print_scores(lines, {c.code: c.name for c in guard.profile.categories})

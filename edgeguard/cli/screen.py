@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as Drawing
 
-from edgeguard.cli.options import printable
+from edgeguard.errors import printable
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds
 from edgeguard.guard import Failure, Guard, Score, SelfTestResult
 from edgeguard.profile import Profile
