@@ -276,7 +276,7 @@ def test_ids_seen_take_no_more_than_they_promise() -> None:
     finally:
         tracemalloc.stop()
     assert all(seen.first_line(f"record-{i}", 99_999) == i for i in range(0, 30_000, 7))
-    assert held < 1.2 * 2**20
+    assert held < 0.9 * 2**20
 
 
 # ---------------------------------------------------------------- files
