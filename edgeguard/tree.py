@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 LogProbs = Callable[[Sequence[Prefix]], Rows]
 STOP = -1  # the token of an edge that ends the answer, whichever stop token it was
 ROOT = 0
+SPECULATE = 4  # times the tolerance: the mass from which the tokens after a place will be wanted too
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +119,15 @@ def explore(
     same record is always evaluated in the same calls, and gets the same bits.
     """
     growth = _Growth(answers, prompt)
-    _look_into(logprobs, growth, [ROOT])
+    worth = 0.0 if tolerance is None else SPECULATE * tolerance
+    _look_into(logprobs, growth, [ROOT], worth)
     tree = growth.tree()
     while tolerance is not None and tree.slack.max(initial=0.0) > tolerance and growth.n_rows < max_rows:
-        _look_into(logprobs, growth, _heaviest(tree, tolerance, min(width, max_rows - growth.n_rows)))
+        _look_into(logprobs, growth, _heaviest(tree, tolerance, min(width, max_rows - growth.n_rows)), worth)
         tree = growth.tree()
     most = growth.n_rows + max_rows
     while tree.open[last := tree.path()[-1]] and growth.n_rows < most:
-        _look_into(logprobs, growth, [last])
+        _look_into(logprobs, growth, [last], 0.0)
         tree = growth.tree()
     return tree
 
@@ -143,12 +145,12 @@ def _heaviest(tree: Tree, tolerance: float, width: int) -> list[int]:
     return [int(place) for place in places[: min(enough, width)]]
 
 
-def _look_into(logprobs: LogProbs, growth: _Growth, places: Sequence[int]) -> None:
-    """Expand places, each with the plainest runs of tokens after it, in one call to the model."""
+def _look_into(logprobs: LogProbs, growth: _Growth, places: Sequence[int], worth: float) -> None:
+    """Expand places in one call to the model; those of at least mass `worth` with the plainest runs after them."""
     nodes: dict[tuple[int, tuple[int, ...]], Prefix] = {}  # (place, tokens after it) → prefix, parents first
     for place in places:
         nodes[place, ()] = growth.prefix(place)
-        for run in growth.answers.spines(growth.state(place)):
+        for run in growth.answers.spines(growth.state(place)) if growth.mass(place) >= worth else ():
             for n, token in enumerate(run):
                 if (place, run[: n + 1]) not in nodes:
                     nodes[place, run[: n + 1]] = Prefix((token,), nodes[place, run[:n]])
@@ -190,6 +192,10 @@ class _Growth:
     def state(self, place: int) -> int:
         block, i = self._find(place)
         return int(self._blocks[block][3][i])
+
+    def mass(self, place: int) -> float:
+        block, i = self._find(place)
+        return float(np.exp(self._blocks[block][2][i]))
 
     def prefix(self, place: int) -> Prefix:
         if place not in self._prefixes:
