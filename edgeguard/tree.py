@@ -120,7 +120,7 @@ def explore(
     """
     growth = _Growth(answers, prompt)
     worth = 0.0 if tolerance is None else SPECULATE * tolerance
-    _look_into(logprobs, growth, [ROOT], worth)
+    _look_into(logprobs, growth, [ROOT], 0.0)
     tree = growth.tree()
     while tolerance is not None and tree.slack.max(initial=0.0) > tolerance and growth.n_rows < max_rows:
         _look_into(logprobs, growth, _heaviest(tree, tolerance, min(width, max_rows - growth.n_rows)), worth)

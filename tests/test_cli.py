@@ -257,7 +257,7 @@ def test_a_text_cannot_style_or_turn_around_the_table(run: Run, tiny: Tiny, term
 
 def test_a_model_s_name_and_a_profile_s_description_cannot_style_the_terminal(run: Run, tmp_path: Path) -> None:
     # Both were printed as they came.
-    model = write_tiny_llama(tmp_path / "evil.gguf", name="\x1b[31mEvil\x1b]0;title\x07", n_layer=1)
+    model = write_tiny_llama(tmp_path / "\x1b[31mEvil\x1b]0;title\x07.gguf", n_layer=1)
     profile = tmp_path / "evil.toml"
     profile.write_text(TINY_PROFILE.replace("A random model", "\\u001b[31mEvil\\u202e"), encoding="utf-8")
     for result in (run("check", "-m", model, "-p", profile, color=True), run("profiles", profile, color=True)):
@@ -744,11 +744,11 @@ def test_check_tells_a_profile_that_fits_from_one_that_does_not(
     results = [run("check", *tiny), run("check", *model, "--profile", swapped)]
     assert sorted(result.exit_code for result in results) == [0, 1]  # the model is random: either may fit
     fits, fails = sorted(results, key=lambda result: result.exit_code)
-    assert fits.stdout.startswith("Tiny Guard with profile tiny") and "✓ the profile fits the model" in fits.stdout
+    assert fits.stdout.startswith("tiny with profile tiny") and "✓ the profile fits the model" in fits.stdout
     assert "nats below the safe one" in " ".join(fails.stdout.split())
     for result, ok in ((run("check", *tiny, "--json"), results[0].exit_code == 0),):
         found = json.loads(result.stdout)
-        assert (found["ok"], found["guard"], found["profile"]) == (ok, "Tiny Guard", "tiny")
+        assert (found["ok"], found["guard"], found["profile"]) == (ok, "tiny", "tiny")
         assert found["safe"]["text"] == "Boil an egg" and 0 <= found["safe"]["grammar_mass"] <= 1
 
 
