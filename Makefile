@@ -8,6 +8,7 @@ BIN := .venv/bin
 demo: .venv/demo.done
 	$(BIN)/edgeguard score examples/messages.jsonl --table
 	@echo
+	@echo 'The default model is a small general one, never trained as a guard: it flags almost everything. See README.md.'
 	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
 
 test: .venv/test.done

@@ -365,4 +365,4 @@ def test_a_row_has_the_keys_of_the_design_in_their_order(tiny_guard: Guard) -> N
         *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens"),
     ]
     assert list(row["tokens"]) == ["prompt", "reused", "answer"]
-    assert (row["guard"], row["profile"], row["calibrated"]) == ("Tiny Guard", "tiny", False)
+    assert (row["guard"], row["profile"], row["calibrated"]) == ("tiny", "tiny", False)
