@@ -233,7 +233,7 @@ def _recognised(head: bytes, extension: str, where: str) -> str:
         return "jsonl"  # nothing in, nothing out: `grep … | edgeguard score -` may find nothing
     seen = shown(head[:60].decode("utf-8", "replace"))
     raise InputError(
-        f"{where}: the format is not recognised, it begins with {seen}; expected {_ACCEPTED}, or name it with --format"
+        f"{where}: the format is not recognised, it begins with {seen}; expected {_ACCEPTED}, or name it with --input-format"
     )
 
 
