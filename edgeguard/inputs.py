@@ -233,7 +233,8 @@ def _recognised(head: bytes, extension: str, where: str) -> str:
         return "jsonl"  # nothing in, nothing out: `grep … | edgeguard score -` may find nothing
     seen = shown(head[:60].decode("utf-8", "replace"))
     raise InputError(
-        f"{where}: the format is not recognised, it begins with {seen}; expected {_ACCEPTED}, or name it with --input-format"
+        f"{where}: the format is not recognised, it begins with {seen}; "
+        f"expected {_ACCEPTED}, or name it with --input-format"
     )
 
 
