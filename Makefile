@@ -29,6 +29,8 @@ figures: .venv/test.done
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
 	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
 	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
+	$(BIN)/python bench/fuzz_gguf.py --passing 3000 > bench/results/fuzz_gguf.txt
+	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
 	$(BIN)/python docs/generate.py
 
 # A pip of 25.1 or later knows dependency groups.
