@@ -63,8 +63,8 @@ class LlamaCpp:
     """A GGUF model. Construct once, close once; not for two threads at a time.
 
     Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for F32 weights with
-    F32 KV. For quantized weights llama.cpp rounds activations to 8 bits, so the company of a batch
-    (a record's own branches) may move a log-probability by some 0.1 nats; see docs/design.md.
+    F32 KV. For quantized weights llama.cpp rounds activations to 8 bits, so the company in a batch (a
+    record's own branches, always the same) may move a probability: by less than 0.05 in the tests.
     """
 
     def __init__(
