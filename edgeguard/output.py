@@ -340,7 +340,7 @@ class Writer:
     """
 
     def __init__(self, sink: _Sink, format: _Format, found: _Found, finish: Callable[[int], None]) -> None:
-        self._sink, self._format, self._found, self._finish = sink, format, found, finish
+        self._sink, self._format, self._finish = sink, format, finish
         self.resumed = found.n_rows
         self.resumed_identity = found.identity
 

@@ -203,3 +203,10 @@ def test_what_is_no_model_is_a_model_error(tmp_path):
         open_backend(no_model)
     with pytest.raises(ModelError):
         open_backend(tmp_path / "missing.gguf")
+
+
+def test_a_context_beyond_the_model_s_own_is_refused(tmp_path):
+    """llama.cpp only warns, in a log that nobody reads, and scores beyond it mean nothing."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", n_ctx=512)
+    with pytest.raises(ModelError, match="trained for 512 tokens of context, 1024 were asked for"):
+        open_backend(path, n_ctx=1024)

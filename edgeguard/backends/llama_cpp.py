@@ -89,6 +89,8 @@ class LlamaCpp:
             self._load(gpu_layers)
             train = int(lc.llama_model_n_ctx_train(self._model))
             self._n_ctx = min(train, 8192) if n_ctx is None else n_ctx
+            if self._n_ctx > train:
+                raise ModelError(f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for")
             self._open_context(threads or _available_cores(), kv_type)
         except BaseException:
             self.close()
