@@ -90,7 +90,9 @@ class LlamaCpp:
             train = int(lc.llama_model_n_ctx_train(self._model))
             self._n_ctx = min(train, 8192) if n_ctx is None else n_ctx
             if self._n_ctx > train:
-                raise ModelError(f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for")
+                raise ModelError(
+                    f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for; lower --context"
+                )
             self._open_context(threads or _available_cores(), kv_type)
         except BaseException:
             self.close()
