@@ -38,6 +38,12 @@ class Prefix:
             here = here.parent
 
 
+def root_and_record(prefix: Prefix) -> tuple[Prefix, Prefix | None]:
+    """The first prefix of a path, and the second where there is one."""
+    *_, root = lineage = list(prefix.lineage())
+    return root, lineage[-2] if len(lineage) > 1 else None
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """What edgeguard needs of a tokenizer.
@@ -61,7 +67,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the model file says of itself. `sha256` is over the whole file, in hex."""
+    """What a model says of itself. `sha256` is over the whole file, or over all the files of an ONNX graph."""
 
     path: Path
     sha256: str

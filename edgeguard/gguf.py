@@ -448,7 +448,7 @@ def _looks_like(head: bytes) -> str:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return f"it looks like a safetensors file; {convert}"
     if head[:1] == b"\x08" and (b"onnx" in head or b"pytorch" in head):
-        return "it looks like an ONNX model; take the GGUF file of this model"
+        return "it looks like an ONNX model, but its first bytes are not those of one; download it again"
     if head.startswith(b"\x1f\x8b"):
         return "it is compressed with gzip; unpack it"
     return f"it begins with {_shown(head[:8])}, not {_MAGIC!r}; give the path of a .gguf file"

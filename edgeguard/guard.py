@@ -185,12 +185,13 @@ class Guard:
         min_grammar_mass: float | None = None,
         n_ctx: int | None = None,
         threads: int | None = None,
-        gpu_layers: int = 0,
-        kv_type: Literal["f16", "f32"] = "f16",
+        device: Literal["cpu", "cuda", "auto"] = "cpu",
+        gpu_layers: int | None = None,
+        kv_type: Literal["f16", "f32"] | None = None,
     ) -> Self:
         """Open a model file and fit a profile to it.
 
-        model    a GGUF file; None for the default model
+        model    a GGUF or ONNX file, or a folder with one; None for the default model
         profile  a built-in's name, a TOML file, a Profile; None to tell it from the model file
 
         Raises ModelError, or ProfileError where the model file does not say for certain which guard it is.
@@ -199,7 +200,9 @@ class Guard:
         if model is None and profile is None:
             profile = DEFAULT_PROFILE
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
-        backend = open_backend(path, n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type)
+        backend = open_backend(
+            path, n_ctx=n_ctx, threads=threads, device=device, gpu_layers=gpu_layers, kv_type=kv_type
+        )
         try:
             return cls(
                 backend,
@@ -216,8 +219,9 @@ class Guard:
 
     @property
     def name(self) -> str:
-        """The model file's name without its ending: it tells one quantization from another."""
-        return self.backend.info.path.stem
+        """The model file's name without its ending, or its folder's: it tells one quantization from another."""
+        path = self.backend.info.path
+        return path.resolve().parent.name if path.name == "model.onnx" else path.stem
 
     @property
     def labels(self) -> tuple[str, ...]:

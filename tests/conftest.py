@@ -100,6 +100,38 @@ def tiny_guard(tiny_model: Path, tiny_profile: Path) -> Iterator[Guard]:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Hugging Face checkpoint."""
+    from tiny_checkpoint import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "llama")
+
+
+@pytest.fixture(scope="session")
+def optimum(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX folder made of it by optimum."""
+    from edgeguard.convert import convert
+
+    return convert(checkpoint, tmp_path_factory.mktemp("optimum") / "onnx", to="onnx-fp32").path
+
+
+@pytest.fixture(scope="session")
+def genai(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX folder made of it by onnxruntime-genai's builder."""
+    from tiny_checkpoint import build_genai
+
+    return build_genai(checkpoint, tmp_path_factory.mktemp("genai") / "onnx")
+
+
+@pytest.fixture(scope="session")
+def genai_pruned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the output layer at the last token only."""
+    from tiny_checkpoint import build_genai
+
+    return build_genai(checkpoint, tmp_path_factory.mktemp("genai") / "pruned", prune_lm_head="true")
+
+
+@pytest.fixture(scope="session")
 def run() -> Run:
     """`edgeguard ARGS` in this process. An exception that it does not report itself fails the test."""
 

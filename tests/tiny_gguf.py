@@ -32,7 +32,7 @@ WORDS = ("safe", "unsafe", " safe", " unsafe", "\n\n", "yes", "no", " the", "S1"
 PIECES = ("▁safe", "▁unsafe", "safe", "unsafe", "▁", "▁the", "S", "un", "yes", "no", "\n")
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
-_TYPES = {"F32": (0, 0), "F16": (1, 1), "Q4_0": (2, 2), "Q8_0": (8, 7)}  # ggml type, general.file_type
+_TYPES = {"F32": (0, 0), "F16": (1, 1), "Q4_0": (2, 2), "Q4_1": (3, 3), "Q8_0": (8, 7)}  # ggml type, general.file_type
 
 Vocab = Literal["bpe", "spm"]
 
@@ -58,6 +58,9 @@ def write_tiny_llama(
     name: str = "Tiny Guard",
     logit_std: float = 3.0,
     bias: Mapping[str, float] | None = None,
+    arch: str | None = None,
+    tied: bool = False,
+    rope_factors: Sequence[float] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """A llama of a few thousand weights. Returns `path`.
@@ -69,6 +72,9 @@ def write_tiny_llama(
     logit_std     standard deviation of logits, nats
     bias          nats to add to tokens' logits, by the token's text: {"safe": 4.0}. The model is a qwen2 then,
                   a llama with a bias on its output
+    arch          "llama"; "qwen2" with biases, "qwen3" with norms of each head, "granite" with scales
+    tied          the output layer is the embedding
+    rope_factors  of Llama 3.1, one for each pair of a head's elements
     metadata      keys that replace or join the header's, u32 for ints; None leaves a key out
     """
     path = Path(path)
@@ -77,7 +83,7 @@ def write_tiny_llama(
         if vocab == "bpe"
         else _spm(extra_pieces, SPM_CONTROL if control is None else control)
     )
-    arch, n_rot = "llama", n_embd // n_head
+    n_rot = n_embd // n_head
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": name,
@@ -110,10 +116,17 @@ def write_tiny_llama(
     shape = (n_layer, n_embd, n_rot * n_head_kv, n_ff)
     weights = _weights(np.random.default_rng(seed), shape, len(tokens), logit_std)
     if bias is not None:
-        arch, by_id = "qwen2", np.zeros(len(tokens), dtype=np.float32)
+        arch, by_id = arch or "qwen2", np.zeros(len(tokens), dtype=np.float32)
         for text, nats in bias.items():
             by_id[tokens.index(text if text in tokens else _to_gpt2(text))] += nats
         weights["output.bias"] = by_id
+    arch = arch or "llama"
+    if tied:
+        weights["token_embd.weight"] = weights.pop("output.weight")
+    if rope_factors:
+        weights["rope_freqs.weight"] = np.array(rope_factors, dtype=np.float32)
+    weights |= _more_weights(np.random.default_rng(seed + 1), arch, shape, n_rot)
+    keys |= {f"llama.{key}": value for key, value in _MORE_KEYS.get(arch, {}).items()}
     keys = {key.replace("llama.", f"{arch}.", 1) if key.startswith("llama.") else key: v for key, v in keys.items()}
     return write(path, arch, keys, weights, ftype=ftype)
 
@@ -283,6 +296,26 @@ def _weights(
         "output_norm.weight": np.ones(n_embd, np.float32),
         "output.weight": normal(n_vocab, n_embd, std=logit_std / n_embd**0.5),
     }
+
+
+_MORE_KEYS: dict[str, dict[str, float]] = {
+    "granite": {"embedding_scale": 1.5, "residual_scale": 0.8, "attention.scale": 0.25, "logit_scale": 0.7},
+}
+
+
+def _more_weights(
+    rng: np.random.Generator, arch: str, shape: tuple[int, int, int, int], n_rot: int
+) -> dict[str, np.ndarray]:
+    """What an architecture has beside a llama's weights."""
+    n_layer, n_embd, n_kv, _ = shape
+    more: dict[str, np.ndarray] = {}
+    for i in range(n_layer):
+        if arch == "qwen2":
+            sizes = {"q": n_embd, "k": n_kv, "v": n_kv}
+            more |= {f"blk.{i}.attn_{p}.bias": rng.normal(0, 0.5, n).astype(np.float32) for p, n in sizes.items()}
+        if arch == "qwen3":
+            more |= {f"blk.{i}.attn_{p}_norm.weight": rng.uniform(0.5, 2, n_rot).astype(np.float32) for p in "qk"}
+    return more
 
 
 def _write_header(path: str | Path, arch: str, more: Mapping[str, Any]) -> Path:

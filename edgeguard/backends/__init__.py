@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from edgeguard.backend import Backend
 from edgeguard.errors import ModelError
+from edgeguard.model_file import find_model
+
+Device = Literal["cpu", "cuda", "auto"]
+KvType = Literal["f16", "f32"]
 
 
 def open_backend(
@@ -14,22 +19,58 @@ def open_backend(
     *,
     n_ctx: int | None = None,
     threads: int | None = None,
-    gpu_layers: int = 0,
-    kv_type: Literal["f16", "f32"] = "f16",
+    device: Device = "cpu",
+    gpu_layers: int | None = None,
+    kv_type: KvType | None = None,
 ) -> Backend:
-    """Load a model file with the runtime it is for. Raises ModelError.
+    """Load a model with the runtime it is for, told by content: a GGUF or ONNX file, or a folder with one.
 
     n_ctx       tokens of context; None: the model's own, up to 8192
     threads     CPU threads; None: all cores this process may use
-    gpu_layers  layers to put on a GPU, -1 for all; 0 for none
-    kv_type     precision of the KV memory
+    device      "cuda" or an error; "auto": CUDA where the runtime was built with it
+    gpu_layers  GGUF: layers to put on the GPU, -1 for all; None: as `device` says
+    kv_type     GGUF: precision of the KV memory; None: F16
+
+    Raises ModelError.
     """
-    try:
-        from edgeguard.backends.llama_cpp import LlamaCpp  # on demand: a runtime takes its time to import
-    except ModuleNotFoundError as error:
-        if error.name != "llama_cpp":
-            raise
+    model, cores = find_model(path), threads or available_cores()
+    if model.kind == "checkpoint":
         raise ModelError(
-            "GGUF models need llama-cpp-python, which is not installed; pip install 'edgeguard[llama]'"
+            f"{path} is a Hugging Face checkpoint; convert it first: edgeguard convert {path} --to onnx-fp32"
+        )
+    try:
+        if model.kind == "gguf":
+            from edgeguard.backends.llama_cpp import LlamaCpp  # on demand: a runtime takes its time to import
+
+            return LlamaCpp(
+                model.path, n_ctx=n_ctx, threads=cores, device=device, gpu_layers=gpu_layers, kv_type=kv_type or "f16"
+            )
+        _refuse_gguf_options(path, gpu_layers, kv_type)
+        from edgeguard.backends.onnx_runtime import OnnxRuntime
+
+        return OnnxRuntime(model.path, n_ctx=n_ctx, threads=cores, device=device)
+    except ModuleNotFoundError as error:
+        missing = {"llama_cpp": ("GGUF", "llama-cpp-python", "llama"), "onnxruntime": ("ONNX", "onnxruntime", "onnx")}
+        if error.name not in missing:
+            raise
+        what, package, extra = missing[error.name]
+        raise ModelError(
+            f"{what} models need {package}, which is not installed; pip install 'edgeguard[{extra}]'"
         ) from None
-    return LlamaCpp(path, n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _refuse_gguf_options(path: str | Path, gpu_layers: int | None, kv_type: KvType | None) -> None:
+    if gpu_layers is not None:
+        raise ModelError(
+            f"{path} is an ONNX model, which has no GPU layers; use --device cuda in place of --gpu-layers"
+        )
+    if kv_type is not None:
+        raise ModelError(f"{path} is an ONNX model: its file says the precision of its KV memory; leave --kv-cache out")

@@ -14,10 +14,7 @@ How a record is evaluated, and why so:
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import itertools
-import os
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +26,11 @@ import llama_cpp as lc
 import numpy as np
 
 from edgeguard import gguf
-from edgeguard.backend import ModelInfo, Prefix, Rows, Vocabulary, log_softmax
+from edgeguard.backend import ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
 from edgeguard.errors import ContextOverflow, ModelError
+from edgeguard.files import Digest
 
+Device = Literal["cpu", "cuda", "auto"]
 KvType = Literal["f16", "f32"]
 
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
@@ -72,8 +71,9 @@ class LlamaCpp:
         path: str | Path,
         *,
         n_ctx: int | None = None,
-        threads: int | None = None,
-        gpu_layers: int = 0,
+        threads: int = 1,
+        device: Device = "cpu",
+        gpu_layers: int | None = None,
         kv_type: KvType = "f16",
     ) -> None:
         """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError."""
@@ -81,19 +81,19 @@ class LlamaCpp:
         header = gguf.read_header(self._path)
         gguf.check_model(header)
         _refuse_uncuttable(self._path, gguf.memory_kind(header))
-        self._digest = _Digest(self._path)
+        self._digest = Digest([self._path])
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
         try:
-            self._load(gpu_layers)
+            self._load(_gpu_layers(device, gpu_layers))
             train = int(lc.llama_model_n_ctx_train(self._model))
             self._n_ctx = min(train, 8192) if n_ctx is None else n_ctx
             if self._n_ctx > train:
                 raise ModelError(
                     f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for; lower --context"
                 )
-            self._open_context(threads or _available_cores(), kv_type)
+            self._open_context(threads, kv_type)
         except BaseException:
             self.close()
             raise
@@ -137,7 +137,7 @@ class LlamaCpp:
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
         groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
         for i, prefix in enumerate(prefixes):
-            groups.setdefault(_root_and_record(prefix), {})[prefix] = i
+            groups.setdefault(root_and_record(prefix), {})[prefix] = i
         for (root, record), wanted in groups.items():
             self._evaluate(root, record, wanted, rows)
         return rows
@@ -332,10 +332,17 @@ class LlamaCpp:
                 raise ModelError(f"{self._path} computes no numbers: its weights are broken, download it again")
 
 
-def _root_and_record(prefix: Prefix) -> tuple[Prefix, Prefix | None]:
-    """The first prefix of a path, and the second where there is one."""
-    *_, root = lineage = list(prefix.lineage())
-    return root, lineage[-2] if len(lineage) > 1 else None
+def _gpu_layers(device: Device, asked: int | None) -> int:
+    """Layers for the GPU, -1 for all. Raises ModelError where a GPU is asked for and llama.cpp knows none."""
+    wanted = asked if asked is not None else {"cpu": 0, "cuda": -1, "auto": -1}[device]
+    if not wanted or lc.llama_supports_gpu_offload():
+        return wanted
+    if device == "cuda" or asked:
+        raise ModelError(
+            "this llama-cpp-python was built without GPU support; reinstall it: "
+            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python"
+        )
+    return 0
 
 
 def _refuse_uncuttable(path: Path, kind: str) -> None:
@@ -344,13 +351,6 @@ def _refuse_uncuttable(path: Path, kind: str) -> None:
             f"{path} keeps a {kind} memory, which cannot be cut back to the policy after each record; "
             "edgeguard needs a model with full attention"
         )
-
-
-def _available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _read_vocabulary(vocab: Any) -> Vocabulary:
@@ -385,29 +385,6 @@ def _encode(vocab: Any, text: str) -> list[int]:
     if n < 0:
         raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
     return ids[:n]
-
-
-class _Digest:
-    """sha256 of a file, computed beside the loading: hashing gigabytes takes seconds."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._hex = path, ""
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def hex(self) -> str:
-        self._thread.join()
-        if self._error is not None:
-            raise ModelError(f"{self._path} cannot be read to its end: {self._error}")
-        return self._hex
-
-    def _run(self) -> None:
-        try:
-            with self._path.open("rb") as file:
-                self._hex = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            self._error = error
 
 
 _ERROR = 4  # enum ggml_log_level

@@ -10,6 +10,7 @@ import click
 
 from edgeguard import __version__
 from edgeguard.cli.check import check
+from edgeguard.cli.convert import convert
 from edgeguard.cli.explain import explain
 from edgeguard.cli.profiles import profiles
 from edgeguard.cli.score import score
@@ -28,5 +29,5 @@ def main() -> None:
     """
 
 
-for command in (score, explain, check, profiles):
+for command in (score, explain, check, convert, profiles):
     main.add_command(command)

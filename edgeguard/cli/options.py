@@ -24,24 +24,21 @@ _MODEL_OPTIONS = (
         "--model",
         "-m",
         type=click.Path(path_type=Path),
-        help="GGUF file [default: SmolLM2-135M, if installed]",
+        help="GGUF or ONNX file, or a folder with one [default: SmolLM2-135M, if installed]",
     ),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
     click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
     click.option(
-        "--gpu-layers",
-        type=click.IntRange(min=-1),
-        default=0,
+        "--device",
+        type=click.Choice(["cpu", "cuda", "auto"]),
+        default="cpu",
         show_default=True,
-        help="Layers on the GPU, -1 for all",
+        help="Where to compute; auto takes CUDA if the runtime has it",
     ),
+    click.option("--gpu-layers", type=click.IntRange(min=-1), help="GGUF: layers on the GPU [default: all with cuda]"),
     click.option(
-        "--kv-cache",
-        type=click.Choice(["f16", "f32"]),
-        default="f16",
-        show_default=True,
-        help="Precision of the KV memory",
+        "--kv-cache", type=click.Choice(["f16", "f32"]), help="GGUF: precision of the KV memory [default: f16]"
     ),
 )
 _SEARCH_OPTIONS = (
@@ -87,8 +84,9 @@ def load_guard(
     profile: str | None,
     context: int | None,
     threads: int | None,
-    gpu_layers: int,
-    kv_cache: str,
+    device: str,
+    gpu_layers: int | None,
+    kv_cache: str | None,
     tolerance: float = 0.01,
     max_nodes: int = 64,
     min_grammar_mass: float | None = None,
@@ -108,6 +106,7 @@ def load_guard(
         min_grammar_mass=min_grammar_mass,
         n_ctx=context,
         threads=threads,
+        device=device,  # type: ignore[arg-type]
         gpu_layers=gpu_layers,
         kv_type=kv_cache,  # type: ignore[arg-type]
     )

@@ -1,0 +1,379 @@
+"""ONNX decoders through ONNX Runtime, their keys and values kept outside.
+
+How a record is evaluated, and why so:
+
+- The policy preamble (the root prefix) is evaluated once and its keys and values are kept; so are those
+  of the record at hand. A call's past is one of the two, never that of another record.
+- A graph made by `edgeguard convert` takes a mask of what each token sees. So a record and the branches of
+  its answer are one row of one call, however long each branch is: nothing is padded.
+- Other graphs take rows. A record is a row of its own, then its branches are rows on a copy of its past,
+  the short ones with the short ones, filled up on the right. Kernels that cannot do that get one row.
+- Records are never in one call. With a kernel that scales activations over all it is given (dynamic
+  quantization) a record's scores would depend on its neighbours: by up to 0.4 on a probability.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edgeguard import onnx_file
+from edgeguard.backend import ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
+from edgeguard.errors import ContextOverflow, ModelError
+from edgeguard.files import Digest
+from edgeguard.tokenizer import read_chat_template, read_vocabulary
+
+Device = Literal["cpu", "cuda", "auto"]
+Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, head)
+Ints = npt.NDArray[np.int64]
+
+N_BATCH = 512  # tokens a call; longer prompts go in chunks, or attention over all at once takes gigabytes
+N_ROOTS = 4  # preambles whose keys and values are kept
+N_CELLS = 1 << 14  # places of keys and values that the rows of one call have together
+
+_CUDA = "CUDAExecutionProvider"
+_INSTALL = "pip uninstall onnxruntime; pip install 'edgeguard[onnx-gpu]'"
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Keys and values, and the columns of them in which each prefix's tokens stand."""
+
+    keys: Keys
+    columns: Mapping[Prefix, slice]
+    size: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a call: tokens after the record, and at which of them which result is wanted."""
+
+    tokens: tuple[int, ...]
+    wanted: Mapping[int, int]
+
+
+class OnnxRuntime:
+    """An ONNX decoder and its folder. Construct once, close once; not for two threads at a time.
+
+    Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for graphs of floats.
+    Where activations are rounded to 8 bits, a changed order of a sum may show: by less than 0.05 on a
+    probability in the tests.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        n_ctx: int | None = None,
+        threads: int = 1,
+        device: Device = "cpu",
+    ) -> None:
+        """Load a graph; its folder holds the rest. `n_ctx` in tokens, None for the model's own up to 8192.
+
+        Raises ModelError.
+        """
+        file = Path(path)
+        self._graph = onnx_file.read_graph(file)
+        self._interface = onnx_file.read_interface(self._graph)
+        self._digest = Digest(self._graph.files)
+        self._path, folder = file, file.parent
+        self._settings = onnx_file.read_settings(folder)
+        self._n_ctx = _context(self._path, self._settings.n_ctx, n_ctx)
+        self._vocabulary = read_vocabulary(folder, n_vocab=self._interface.n_vocab)
+        self._chat_template = read_chat_template(folder)
+        self._session: Any = _open_session(file, threads, _provider(device))
+        self._device = "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
+        self._roots: OrderedDict[Prefix, _Memory] = OrderedDict()
+        self._record: tuple[Prefix, _Memory] | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        return self._vocabulary
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens a prompt and its answer may have together."""
+        return self._n_ctx
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the files say of themselves. The first call may wait for their hash."""
+        return ModelInfo(
+            path=self._path,
+            sha256=self._digest.hex(),
+            architecture=self._settings.architecture,
+            name=self._settings.name,
+            quantization=onnx_file.quantization(self._graph),
+            n_ctx_train=self._settings.n_ctx,
+            chat_template=self._chat_template,
+        )
+
+    def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
+        """Next-token log-probabilities after each prefix: (n, n_vocab) float32, nats."""
+        if len(set(prefixes)) < len(prefixes):
+            raise ValueError("the same prefix was passed twice in one call")
+        rows = np.empty((len(prefixes), self._interface.n_vocab), dtype=np.float32)
+        groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
+        for i, prefix in enumerate(prefixes):
+            groups.setdefault(root_and_record(prefix), {})[prefix] = i
+        for (root, record), wanted in groups.items():
+            self._evaluate(root, record, wanted, rows)
+        return rows
+
+    def close(self) -> None:
+        """Free the model's memory. Calling it twice is fine."""
+        self._session = self._record = None
+        self._roots.clear()
+
+    # Evaluation
+
+    def _evaluate(self, root: Prefix, record: Prefix | None, wanted: Mapping[Prefix, int], rows: Rows) -> None:
+        """Write the rows of `wanted` prefixes, all on one root and record, to rows[wanted[prefix]]."""
+        longest = max(len(prefix.path()) for prefix in wanted)
+        if longest > self._n_ctx:
+            raise ContextOverflow(longest, self._n_ctx)
+        if not all(prefix.tokens for prefix in wanted):
+            raise ValueError("an empty prefix has no next-token row")
+        if record is None:
+            self._keep_root(root, wanted, rows)
+            return
+        if root not in self._roots:
+            self._keep_root(root, {}, rows)
+        self._roots.move_to_end(root)
+        if self._record is None or self._record[0] is not record or record in wanted:
+            self._record = None  # its memory goes before the next one's comes
+            first = [record] if self._interface.mask == "rows" else _between(record, wanted)
+            self._record = record, self._extend(self._roots[root], first, wanted, rows, keep=True)
+            wanted = {prefix: row for prefix, row in wanted.items() if prefix not in first}
+        memory = self._record[1]
+        if wanted and self._interface.mask == "tree":
+            self._extend(memory, _between(record, wanted)[1:], wanted, rows, keep=False)
+        elif wanted:
+            self._branch(memory, record, wanted, rows)
+
+    def _keep_root(self, root: Prefix, wanted: Mapping[Prefix, int], rows: Rows) -> None:
+        self._roots.pop(root, None)
+        self._roots[root] = self._extend(self._nothing(), [root], wanted, rows, keep=True)
+        while len(self._roots) > N_ROOTS:
+            self._roots.popitem(last=False)
+
+    def _nothing(self) -> _Memory:
+        shape = (1, self._interface.n_head_kv, 0, self._interface.head)
+        empty = ort.OrtValue.ortvalue_from_numpy(np.empty(shape, self._interface.kv_type))
+        return _Memory({past: empty for past, _ in self._interface.past}, {}, 0)
+
+    def _extend(
+        self, memory: _Memory, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows, *, keep: bool
+    ) -> _Memory:
+        """Evaluate prefixes, parents first, as one row after `memory`; in chunks where it is long.
+
+        For graphs that take rows, `new` is a chain.
+        """
+        columns, size = dict(memory.columns), memory.size
+        for prefix in new:
+            columns[prefix] = slice(size, size + len(prefix.tokens))
+            size += len(prefix.tokens)
+        tokens = np.array([t for prefix in new for t in prefix.tokens], dtype=np.int64)
+        ends = {columns[prefix].stop - 1 - memory.size: row for prefix, row in wanted.items() if prefix in new}
+        seen = _seen(new, columns, memory.size, size)
+        depth = _depths(new)
+        keys = memory.keys
+        for begin in range(0, len(tokens), N_BATCH):
+            end = min(begin + N_BATCH, len(tokens))
+            here = {at - begin: row for at, row in ends.items() if begin <= at < end}
+            visible = seen[begin:end, : memory.size + end]
+            more = keep or end < len(tokens)
+            keys = self._run(keys, tokens[None, begin:end], depth[None, begin:end], visible, [here], rows, keep=more)
+        return _Memory(keys, columns, size)
+
+    def _branch(self, memory: _Memory, record: Prefix, wanted: Mapping[Prefix, int], rows: Rows) -> None:
+        """Rows for the branches of a record, on copies of its past."""
+        chains = _chains(record, wanted, whole=not self._interface.last_only)
+        past = len(record.path())
+        for group in _alike(chains, 1 if self._interface.one_row else max(1, N_CELLS // (past + 1))):
+            longest = max(len(row.tokens) for row in group)
+            tokens = np.zeros((len(group), longest), dtype=np.int64)
+            seen = np.zeros((len(group), past + longest), dtype=np.bool_)
+            for i, row in enumerate(group):
+                tokens[i, : len(row.tokens)] = row.tokens
+                seen[i, : past + len(row.tokens)] = True
+            depth = np.broadcast_to(np.arange(past, past + longest), tokens.shape)
+            keys = _repeated(memory.keys, len(group))
+            self._run(keys, tokens, depth, seen, [row.wanted for row in group], rows, keep=False)
+
+    def _run(
+        self,
+        keys: Keys,
+        tokens: Ints,
+        depth: Ints,
+        seen: npt.NDArray[np.bool_],
+        wanted: Sequence[Mapping[int, int]],
+        rows: Rows,
+        *,
+        keep: bool,
+    ) -> Keys:
+        """One call of the graph: tokens (batch, seq) after `keys`; the keys and values after it, if kept.
+
+        seen    (seq, past + seq) of the one row, or (batch, past + seq) where the graph takes rows
+        wanted  for each row of tokens, place → row of the result
+        """
+        io = self._interface
+        binding = self._session.io_binding()
+        for past, _ in io.past:
+            binding.bind_ortvalue_input(past, keys[past])
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
+        if io.position_ids:
+            binding.bind_cpu_input("position_ids", np.ascontiguousarray(depth, dtype=np.int64))
+        if io.mask == "tree":
+            binding.bind_cpu_input("attn_mask", np.ascontiguousarray(seen[None, None]))
+        else:  # of a lone row, the last token's view is the row's: all before it, all of it
+            mask = seen if len(tokens) > 1 or len(seen) == 1 else seen[-1:]
+            binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, dtype=np.int64))
+        places = [(i, at, row) for i, ends in enumerate(wanted) for at, row in ends.items()]
+        if io.chosen:
+            flat = [i * tokens.shape[1] + at for i, at, _ in places] or [0]
+            binding.bind_cpu_input("positions", np.array(flat, dtype=np.int64))
+        binding.bind_output("logits", "cpu")
+        for _, present in io.past if keep else ():
+            binding.bind_output(present, self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the runtime's exceptions have no base of their own
+            raise ModelError(f"{self._path}: ONNX Runtime failed: {_first_line(error)}") from None
+        logits, *after = binding.get_outputs()
+        if places:
+            self._read(logits.numpy(), places, rows)
+        return {past: value for (past, _), value in zip(io.past, after, strict=True)} if keep else {}
+
+    def _read(self, logits: npt.NDArray[Any], places: Sequence[tuple[int, int, int]], rows: Rows) -> None:
+        if not self._interface.chosen:
+            last = self._interface.last_only
+            logits = np.stack([logits[i, -1 if last else at] for i, at, _ in places])
+        result = log_softmax(logits.astype(np.float32))
+        if np.isnan(result).any():
+            raise ModelError(f"{self._path} computes no numbers: its weights are broken, download or convert it again")
+        rows[[row for _, _, row in places]] = result
+
+
+# Which tokens, and what they see
+
+
+def _between(record: Prefix, wanted: Iterable[Prefix]) -> list[Prefix]:
+    """The record and all prefixes from it to those wanted, parents first."""
+    need: dict[Prefix, None] = {record: None}
+    for prefix in wanted:
+        chain = list(itertools.takewhile(lambda p: p is not record, prefix.lineage()))
+        need.update(dict.fromkeys(reversed(chain)))
+    return list(need)
+
+
+def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], past: int, size: int) -> npt.NDArray[np.bool_]:
+    """(new tokens, size): each token sees its path, and itself."""
+    seen = np.zeros((size - past, size), dtype=np.bool_)
+    for prefix in new:
+        own = columns[prefix]
+        here = slice(own.start - past, own.stop - past)
+        for ancestor in itertools.islice(prefix.lineage(), 1, None):
+            seen[here, columns[ancestor]] = True
+        seen[here, own] = np.tri(len(prefix.tokens), dtype=np.bool_)
+    return seen
+
+
+def _depths(new: Sequence[Prefix]) -> Ints:
+    """The position of each token of the prefixes on its own path."""
+    begins = [len(prefix.path()) - len(prefix.tokens) for prefix in new]
+    runs = [np.arange(begin, begin + len(prefix.tokens)) for begin, prefix in zip(begins, new, strict=True)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *runs])
+
+
+def _chains(record: Prefix, wanted: Mapping[Prefix, int], *, whole: bool) -> list[_Row]:
+    """Rows that hold all wanted prefixes: with `whole`, one row serves those along it too."""
+    inner = {p for prefix in wanted for p in itertools.islice(prefix.lineage(), 1, None)} if whole else set()
+    rows = []
+    for leaf in wanted:
+        if leaf in inner:
+            continue
+        chain = [leaf, *itertools.takewhile(lambda p: p is not record, itertools.islice(leaf.lineage(), 1, None))]
+        chain.reverse()
+        tokens: list[int] = []
+        ends = {}
+        for prefix in chain:
+            tokens += prefix.tokens
+            if prefix in wanted and (whole or prefix is leaf):
+                ends[len(tokens) - 1] = wanted[prefix]
+        rows.append(_Row(tuple(tokens), ends))
+    return rows
+
+
+def _alike(rows: Sequence[_Row], most: int) -> list[list[_Row]]:
+    """Rows in groups of at most `most`, none twice as long as another of its group."""
+    groups: list[list[_Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.tokens)):
+        if not groups or len(groups[-1]) == most or len(row.tokens) > 2 * len(groups[-1][0].tokens):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def _repeated(keys: Keys, n: int) -> Keys:
+    if n == 1:
+        return keys
+    return {name: ort.OrtValue.ortvalue_from_numpy(np.repeat(v.numpy(), n, axis=0)) for name, v in keys.items()}
+
+
+# Loading
+
+
+def _context(path: Path, train: int, asked: int | None) -> int:
+    if not train and asked is None:
+        raise ModelError(f"{path} does not say how long a context it was trained for; pass --context")
+    if asked is not None and asked < 1:
+        raise ModelError(f"a context of {asked} tokens was asked for; it needs at least 1")
+    if train and asked is not None and asked > train:
+        raise ModelError(f"{path} was trained for {train} tokens of context, {asked} were asked for; lower --context")
+    return min(train, 8192) if asked is None else asked
+
+
+def _provider(device: Device) -> str:
+    """The execution provider to ask for. Raises ModelError where CUDA is asked for and not there."""
+    available = ort.get_available_providers()
+    if device == "cpu" or (device == "auto" and _CUDA not in available):
+        return "CPUExecutionProvider"
+    if _CUDA not in available:
+        raise ModelError(f"--device cuda needs onnxruntime-gpu; this onnxruntime has no CUDA: {_INSTALL}")
+    return _CUDA
+
+
+def _open_session(file: Path, threads: int, provider: str) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Threads that spin while they wait take the cores from others, and halve the speed of a busy machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4
+    providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+    if provider == _CUDA and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds the libraries of the nvidia-* packages
+    try:
+        session = ort.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # the runtime's exceptions have no base of their own
+        raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {_first_line(error)}") from None
+    if session.get_providers()[0] != provider:  # it falls back without a word
+        raise ModelError(
+            "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing; "
+            "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries, --device cpu does without"
+        )
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

@@ -1,0 +1,90 @@
+"""`edgeguard convert`: a model file from a model file."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from edgeguard.cli.options import reported_errors
+from edgeguard.errors import printable
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeguard convert guard.F16.gguf --to q8_0
+  edgeguard convert guard.Q4_0.gguf --to onnx --output guard-onnx
+  edgeguard convert guard.F16.gguf --to onnx-int8 --lora adapter.gguf
+  edgeguard convert hf-checkpoint/ --to onnx-fp32 --output guard-fp32"""
+)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    required=True,
+    metavar="TYPE",
+    help="onnx (quantized blocks as they are), onnx-fp32, onnx-fp16, onnx-int8, onnx-int4, or a llama.cpp type: "
+    "f32, f16, q8_0, q5_1, q4_0, q4_k_m, iq4_nl, …",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="File or folder to write [default: by the names]")
+@click.option("--lora", type=click.Path(path_type=Path), help="Adapter to merge: a GGUF file or a PEFT folder")
+@click.option("--lora-scale", type=float, default=1.0, show_default=True, help="Factor of the adapter")
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, for quantized GGUF types")
+@click.option(
+    "--activations",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="ONNX int8 and int4: round what the blocks are multiplied with to 8 bits, or do not",
+)
+@click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output")
+def convert(
+    model: Path | None,
+    to: str,
+    output: Path | None,
+    lora: Path | None,
+    lora_scale: float,
+    imatrix: Path | None,
+    activations: str,
+    threads: int | None,
+    overwrite: bool,
+) -> None:
+    """Convert MODEL: GGUF to another GGUF type, GGUF to ONNX, a Hugging Face checkpoint to ONNX.
+
+    Without MODEL, the default model. Prints the path it wrote. The output carries its provenance: what it was made
+    from, with which tools and options, in its own metadata and in a manifest. Converting twice gives the same bytes.
+    """
+    with reported_errors():
+        from edgeguard.convert import TYPES, Options, default_output
+        from edgeguard.convert import convert as run
+        from edgeguard.models import default_model
+
+        kind = to.lower()
+        if kind not in TYPES:
+            raise click.BadParameter(f"{to!r} is none of {', '.join(TYPES)}", param_hint="--to")
+        signal.signal(signal.SIGTERM, _interrupt)
+        given = default_model() if model is None else model
+        options = Options(
+            lora=lora,
+            lora_scale=lora_scale,
+            imatrix=imatrix,
+            activations=activations,  # type: ignore[arg-type]  # click.Choice has checked it
+            threads=threads,
+            overwrite=overwrite,
+        )
+        done = run(given, output or default_output(given, kind), to=kind, options=options)
+        for notice in done.notices:
+            click.echo(f"edgeguard: {printable(notice)}", err=True)
+        for made in done.manifest["outputs"]:
+            click.echo(f"  {made['n_bytes']:>13,}  {printable(made['file'])}", err=True)
+        click.echo(done.path)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """A conversion that is told to end removes what it has begun, as at Ctrl-C."""
+    click.echo("edgeguard: interrupted; nothing was written", err=True)
+    sys.exit(1)

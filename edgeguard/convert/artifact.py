@@ -1,0 +1,142 @@
+"""How an output comes to be: whole and with its provenance, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgeguard import __version__
+from edgeguard.errors import OutputError
+from edgeguard.files import sha256, sha256_of_all
+
+MANIFEST = "edgeguard.json"  # in a folder; beside a file, NAME.manifest.json
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a conversion reads. Of a folder, `sha256` is what `sha256sum` prints for its files, hashed."""
+
+    role: str
+    file: str
+    sha256: str
+    n_bytes: int
+
+
+def source(role: str, path: Path) -> Source:
+    """A file, or all the files of a folder. Raises ModelError."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return Source(role, path.resolve().name, sha256_of_all(files), sum(p.stat().st_size for p in files))
+
+
+def provenance(
+    to: str, sources: Sequence[Source], options: Mapping[str, str], packages: Sequence[str]
+) -> dict[str, Any]:
+    """What an output was made from and with. No time, no path: the same conversion says the same."""
+    return {
+        "format": 1,
+        "to": to,
+        "options": dict(sorted(options.items())),
+        "sources": [asdict(s) for s in sources],
+        "tools": {"edgeguard": __version__, **{p: v for p in sorted(packages) if (v := _version(p))}},
+    }
+
+
+def as_metadata(made: Mapping[str, Any]) -> dict[str, str]:
+    """The provenance as short texts, for a model file's own metadata."""
+    said = {"edgeguard.to": made["to"]}
+    for s in made["sources"]:
+        said[f"edgeguard.{s['role']}.sha256"] = s["sha256"]
+    for kind in ("tools", "options"):
+        said |= {f"edgeguard.{kind}.{key}": value for key, value in made[kind].items()}
+    return said
+
+
+def manifest(made: Mapping[str, Any], files: Sequence[Path], **more: Any) -> bytes:
+    """The provenance and the hashes of what came out, as JSON."""
+    outputs = [{"file": p.name, "sha256": sha256(p), "n_bytes": p.stat().st_size} for p in sorted(files)]
+    return (json.dumps({**made, **more, "outputs": outputs}, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+@contextmanager
+def staged(out: Path, *, overwrite: bool, n_bytes: int) -> Iterator[Path]:
+    """A hidden folder beside `out` to write into; it is removed whatever happens, so move things out of it.
+
+    n_bytes  room that will be needed, held against the disk's. Raises OutputError.
+    """
+    _refuse_existing(out, overwrite)
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"{out} cannot be written: there is no folder {parent}; make it first")
+    free = shutil.disk_usage(parent).free
+    if free < n_bytes:
+        raise OutputError(
+            f"{out} needs about {_size(n_bytes)}, the disk has {_size(free)} free; make room, or name another --output"
+        )
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(f"{out}: the disk became full; nothing was left behind") from None
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(made: Path, out: Path) -> None:
+    """Move a finished file or folder to its place, in one step; another conversion's result gives way."""
+    if made.is_dir():
+        os.chmod(made, 0o777 & ~_umask())  # mkdtemp's own is for this user alone
+        if out.is_dir():
+            old = made.with_name("replaced")
+            out.rename(old)
+    for path in [made, *made.iterdir()] if made.is_dir() else [made]:
+        _sync(path)
+    made.replace(out)
+
+
+def _refuse_existing(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --output")
+    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise OutputError(f"{out} is a folder that no conversion made (it has no {MANIFEST}); name another --output")
+
+
+def _sync(path: Path) -> None:
+    """To the disk, before the name says that it is there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

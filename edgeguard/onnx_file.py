@@ -1,0 +1,324 @@
+"""Reading an ONNX graph without its weights, and without trusting it.
+
+The graph is held against what ONNX Runtime will do with it: where its weights lie, which operators it
+needs, what it takes and gives. A model folder's other files (config.json, …) are read here too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from edgeguard.errors import ModelError
+
+MAX_GRAPH = 1 << 31  # bytes: protobuf's own limit
+MAX_JSON = 16 << 20  # bytes of a config
+MAX_CONTEXT = 1 << 27  # tokens
+DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})  # operators that come with ONNX Runtime
+
+_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+_EXPORT = "export it with `edgeguard convert`, or with optimum and --task text-generation-with-past"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output. A dimension is a number, or a name where it is free."""
+
+    name: str
+    type_name: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An array of the graph: its type as stored, and its bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an ONNX file says of itself. `files` are the graph's own and those that hold its weights.
+
+    operators  how often each occurs, "domain:name" outside the standard
+    bits       of the quantized matrices, how many have each width
+    """
+
+    path: Path
+    metadata: Mapping[str, str]
+    inputs: Mapping[str, Port]
+    outputs: Mapping[str, Port]
+    weights: tuple[Weight, ...]
+    operators: Mapping[str, int]
+    bits: Mapping[int, int]
+    opset: int
+    files: tuple[Path, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a decoder is asked.
+
+    mask         "tree": bool, every token says what it sees; "rows": one or zero for each token of a row
+    past         names of the inputs for keys and values, and of the outputs that carry them on
+    n_head_kv    heads of a key; head: its length; kv_type: "float32" or "float16"
+    chosen       takes `positions`, and computes the output layer there only
+    last_only    gives the last position's logits only
+    one_row      several rows with a past are more than the graph can do
+    """
+
+    mask: Literal["tree", "rows"]
+    past: tuple[tuple[str, str], ...]
+    n_head_kv: int
+    head: int
+    kv_type: Literal["float32", "float16"]
+    n_vocab: int
+    chosen: bool
+    last_only: bool
+    one_row: bool
+    position_ids: bool
+
+
+def read_graph(path: Path) -> Graph:
+    """The graph, its weights left on disk. Raises ModelError."""
+    onnx = _onnx()
+    try:
+        size = path.stat().st_size
+        if size > MAX_GRAPH:
+            raise ModelError(f"{path} has {size} bytes, an ONNX graph at most {MAX_GRAPH}; keep its weights beside it")
+        model = onnx.load_model(path, load_external_data=False)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist; give the path of a model file") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ModelError:
+        raise
+    except Exception:  # protobuf's errors are those of its parser, and name nothing
+        raise ModelError(f"{path} is not an ONNX file, or is damaged; download or convert it again") from None
+    if not model.graph.node:
+        raise ModelError(f"{path} is not an ONNX file, or has no graph; download or convert it again")
+    graphs = list(_graphs(model.graph))
+    arrays = [tensor for graph in graphs for tensor in _arrays(graph)]
+    places = {_place(path, tensor) for tensor in arrays if tensor.external_data}
+    return Graph(
+        path=path,
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        inputs=_ports(onnx, model.graph.input),
+        outputs=_ports(onnx, model.graph.output),
+        weights=tuple(_weight(onnx, path, tensor) for tensor in arrays),
+        operators=_operators(path, graphs),
+        bits=Counter(_bits(node) for graph in graphs for node in graph.node if node.op_type == "MatMulNBits"),
+        opset=max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0),
+        files=(path, *sorted(places)),
+        n_bytes=size + sum(place.stat().st_size for place in places),
+    )
+
+
+def read_interface(graph: Graph) -> Interface:
+    """How the graph is asked. Raises ModelError where it is no decoder with keys and values outside."""
+    path = graph.path
+    past = {name: port for name, port in graph.inputs.items() if _PAST.fullmatch(name)}
+    if not past:
+        raise ModelError(f"{path} has no past_key_values inputs; {_EXPORT}")
+    known = {"input_ids", "position_ids", "attention_mask", "attn_mask", "positions"}
+    if unknown := sorted(graph.inputs.keys() - past.keys() - known):
+        raise ModelError(f"{path} wants an input {unknown[0]!r}, which edgeguard does not know; {_EXPORT}")
+    carried = {name: "present" + name.removeprefix("past_key_values") for name in past}
+    tree = "attn_mask" in graph.inputs
+    needed = {"input_ids", *(("attn_mask", "position_ids", "positions") if tree else ("attention_mask",))}
+    missing = sorted((needed - graph.inputs.keys()) | ({"logits", *carried.values()} - graph.outputs.keys()))
+    if missing:
+        raise ModelError(f"{path} has no {missing[0]!r} among its inputs and outputs; {_EXPORT}")
+    shapes = {port.shape[1::2] for port in past.values() if len(port.shape) == 4}
+    types = {port.type_name for port in past.values()}
+    head, kv_type = next(iter(shapes), ()), next(iter(types))
+    fixed = len(head) == 2 and all(isinstance(n, int) and n > 0 for n in head)
+    if len(shapes) != 1 or len(types) != 1 or not fixed or kv_type not in ("float32", "float16"):
+        raise ModelError(f"{path} has keys and values of shapes or types that differ or are not known; {_EXPORT}")
+    logits = graph.outputs["logits"].shape
+    chosen = "positions" in graph.inputs
+    if len(logits) != (2 if chosen else 3) or not isinstance(logits[-1], int):
+        raise ModelError(f"{path} has logits of shape {logits}, which edgeguard does not know; {_EXPORT}")
+    return Interface(
+        mask="tree" if tree else "rows",
+        past=tuple(sorted(carried.items(), key=lambda pair: _order(pair[0]))),
+        n_head_kv=int(head[0]),
+        head=int(head[1]),
+        kv_type="float16" if kv_type == "float16" else "float32",
+        n_vocab=logits[-1],
+        chosen=chosen,
+        last_only=not chosen and logits[1] == 1,
+        # Their kernels take one row with a past; and a scale over all rows would mix their scores.
+        one_row=any(op in graph.operators for op in ("com.microsoft:GroupQueryAttention", "DynamicQuantizeLinear")),
+        position_ids="position_ids" in graph.inputs,
+    )
+
+
+def quantization(graph: Graph) -> str:
+    """The usual name of what most matrices are: "int4", "int8", "dynamic int8", "fp16", "fp32"."""
+    if "DynamicQuantizeLinear" in graph.operators:
+        return "dynamic int8"
+    if graph.bits:
+        return f"int{max(graph.bits, key=lambda bits: graph.bits[bits])}"
+    n_bytes: Counter[str] = Counter()
+    for weight in graph.weights:
+        n_bytes[weight.type_name] += weight.n_bytes
+    most = n_bytes.most_common(1)[0][0] if n_bytes else "unknown"
+    return {"float32": "fp32", "float16": "fp16"}.get(most, most)
+
+
+# The folder around it
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; {} where there is no such file. Raises ModelError."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ModelError(f"{path} is larger than {MAX_JSON >> 20} MiB; download or convert the model again")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not JSON; download or convert the model again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is no JSON object; download or convert the model again")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model folder says of its model. n_ctx: tokens it was trained to read at once, 0 if not said."""
+
+    architecture: str
+    name: str
+    n_ctx: int
+
+
+def read_settings(folder: Path) -> Settings:
+    """From config.json, genai_config.json and edgeguard.json, as far as they are there. Raises ModelError."""
+    config, genai, own = (read_json(folder / f"{n}.json") for n in ("config", "genai_config", "edgeguard"))
+    inner = genai.get("model", {})
+    inner = inner if isinstance(inner, dict) else {}
+    n_ctx = config.get("max_position_embeddings", inner.get("context_length", 0))
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 0 <= n_ctx <= MAX_CONTEXT:
+        raise ModelError(f"{folder}: its context length is {n_ctx!r}, a number of tokens is needed; convert it again")
+    name = own.get("name") or Path(str(config.get("_name_or_path", ""))).name
+    return Settings(str(config.get("model_type", inner.get("type", ""))), str(name), n_ctx)
+
+
+# Reading
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise ModelError(
+            "ONNX models need the onnx package, which is not installed; pip install 'edgeguard[onnx]'"
+        ) from (None)
+    return onnx
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and those inside its nodes: branches of an If, bodies of a Loop."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from _graphs(inner)
+
+
+def _arrays(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _place(path: Path, tensor: Any) -> Path:
+    """The file that holds a tensor's values: in the graph's own folder, and long enough."""
+    said = {entry.key: entry.value for entry in tensor.external_data}
+    location = said.get("location", "")
+    parts = PurePosixPath(location.replace("\\", "/")).parts
+    if not parts or location.startswith(("/", "\\")) or ".." in parts or ":" in location or "\0" in location:
+        raise ModelError(
+            f"{path}: its weights are said to lie in {location!r}, outside the model's folder; do not use it"
+        )
+    place = path.parent / location
+    try:
+        begin, length = int(said.get("offset", 0)), int(said.get("length", 0))
+        size = place.stat().st_size if place.is_file() else -1
+    except (OSError, ValueError):
+        raise ModelError(f"{path}: where {tensor.name!r} lies cannot be read; convert the model again") from None
+    if size < 0:
+        raise ModelError(f"{path} keeps its weights in {location}, which is not beside it; download both")
+    if begin < 0 or length < 0 or begin + length > size:
+        raise ModelError(f"{place} is truncated: it has {size} bytes, {begin + length} are needed; download it again")
+    return place
+
+
+def _ports(onnx: Any, values: Any) -> dict[str, Port]:
+    found = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+        found[value.name] = Port(value.name, _type_name(onnx, tensor.elem_type), shape)
+    return found
+
+
+def _weight(onnx: Any, path: Path, tensor: Any) -> Weight:
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError(f"{path}: {tensor.name!r} has the impossible shape {tuple(tensor.dims)}; convert it again")
+    type_name = _type_name(onnx, tensor.data_type)
+    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64, "bool": 8}.get(type_name)
+    bits = bits or int(re.sub(r"\D", "", type_name) or 8)
+    return Weight(tensor.name, tuple(tensor.dims), type_name, math.prod(tensor.dims) * bits // 8)
+
+
+def _type_name(onnx: Any, number: int) -> str:
+    names = {"FLOAT": "float32", "DOUBLE": "float64"}
+    try:
+        name = onnx.TensorProto.DataType.Name(number)
+    except ValueError:
+        return f"type {number}"
+    return names.get(name, name.lower())
+
+
+def _operators(path: Path, graphs: list[Any]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for graph in graphs:
+        for node in graph.node:
+            if node.domain not in DOMAINS:
+                raise ModelError(
+                    f"{path} needs the operator {node.domain}:{node.op_type}, which does not come with ONNX Runtime; "
+                    f"{_EXPORT}"
+                )
+            found[f"{node.domain}:{node.op_type}" if node.domain == "com.microsoft" else node.op_type] += 1
+    return dict(sorted(found.items()))
+
+
+def _bits(node: Any) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "bits"), 4)
+
+
+def _order(name: str) -> tuple[int, str]:
+    match = _PAST.fullmatch(name)
+    assert match is not None
+    return int(match[1]), match[2]

@@ -1,0 +1,315 @@
+"""Every adapter against plain recomputation, on tiny models and on the real SmolLM2: one suite for both runtimes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_gguf import write_tiny_llama
+
+from edgeguard.backend import Backend, Prefix
+from edgeguard.backends import open_backend
+from edgeguard.convert import Options, convert
+from edgeguard.errors import ContextOverflow, ModelError
+from edgeguard.models import default_model
+from edgeguard.testing import Recompute
+
+FLOATS = 1e-3  # nats; the adapters' docstrings state it
+ROUNDED = 0.05  # of a probability, where activations are rounded to 8 bits: the same
+law = settings(deadline=None, max_examples=25)
+
+TINY = ("gguf", "onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int4", "optimum", "genai", "genai-pruned")
+SMOLLM2 = ("gguf", "onnx", "onnx-fp32", "onnx-int8", "onnx-int4")
+
+
+def open_tiny(kind: str, path: Path) -> Backend:
+    return open_backend(path, n_ctx=512, threads=1, kv_type="f32" if kind == "gguf" else None)
+
+
+def assert_near(fast: np.ndarray, slow: np.ndarray) -> None:
+    np.testing.assert_allclose(fast, slow, atol=FLOATS)
+
+
+def assert_close(fast: np.ndarray, slow: np.ndarray) -> None:
+    """Where activations are rounded to 8 bits."""
+    assert np.abs(np.exp(fast.astype(np.float64)) - np.exp(slow.astype(np.float64))).max() < ROUNDED
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tiny(request, tmp_path_factory):
+    kind, folder = request.param, tmp_path_factory.mktemp("tiny")
+    if kind in ("optimum", "genai", "genai-pruned"):
+        path = request.getfixturevalue(kind.replace("-", "_"))
+    else:
+        path = write_tiny_llama(folder / "tiny.gguf", seed=1)
+        if kind != "gguf":  # float activations: rounded ones are held to the looser bound below
+            path = convert(path, folder / kind, to=kind, options=Options(activations="float")).path
+    backend = open_tiny(kind, path)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module", params=SMOLLM2)
+def smollm2(request, tmp_path_factory):
+    path = default_model()
+    if request.param != "gguf":
+        path = convert(path, tmp_path_factory.mktemp("smollm2") / request.param, to=request.param).path
+    backend = open_backend(path, n_ctx=1024)
+    yield backend
+    backend.close()
+
+
+@st.composite
+def tries(draw, n_vocab: int = 256, most: int = 12):
+    """A few prefixes of one or two tries: roots, records and branches in any mixture."""
+    run = st.lists(st.integers(3, n_vocab - 1), min_size=1, max_size=9).map(tuple)
+    nodes = [Prefix(draw(run)) for _ in range(draw(st.integers(1, 2)))]
+    for _ in range(draw(st.integers(0, most))):
+        nodes.append(Prefix(draw(run), draw(st.sampled_from(nodes))))
+    return draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=8, unique=True))
+
+
+@law
+@given(calls=st.lists(tries(), min_size=1, max_size=3))
+def test_every_row_is_that_of_the_path_sent_alone(tiny, calls):
+    for prefixes in calls:
+        fast = tiny.logprobs(prefixes)
+        slow = Recompute(tiny).logprobs(prefixes)
+        assert_near(fast, slow)
+
+
+@law
+@given(calls=st.lists(tries(), min_size=1, max_size=4))
+def test_rows_are_normalised_and_whole(tiny, calls):
+    for prefixes in calls:
+        rows = tiny.logprobs(prefixes)
+        assert rows.shape == (len(prefixes), len(tiny.vocabulary))
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.exp(rows.astype(np.float64)).sum(axis=1), 1, atol=1e-5)
+
+
+def record(root: Prefix, tokens) -> tuple[Prefix, list[Prefix]]:
+    """A record with a chain and some branches on it, as an exploration asks for them."""
+    prompt = Prefix(tuple(tokens), root)
+    chain = Prefix((7,), Prefix((5,), prompt))
+    return prompt, [prompt, chain.parent, chain]
+
+
+def evaluate(backend: Backend, root: Prefix, tokens) -> np.ndarray:
+    _, first = record(root, tokens)
+    rows = [backend.logprobs(first)]
+    branches = [Prefix((t,), first[-1]) for t in (9, 11, 13)] + [Prefix((17,), first[0])]
+    rows.append(backend.logprobs(branches))
+    rows.append(backend.logprobs([Prefix((19,), branches[1])]))
+    return np.concatenate(rows)
+
+
+@law
+@given(
+    before=st.lists(st.lists(st.integers(3, 200), min_size=1, max_size=20), max_size=4),
+    tokens=st.lists(st.integers(3, 200), min_size=1, max_size=20),
+    other_root=st.booleans(),
+)
+def test_a_record_gets_the_same_bits_whatever_came_before(tiny, before, tokens, other_root):
+    root, second = Prefix((40, 41, 42, 43)), Prefix((50, 51, 52))
+    alone = evaluate(tiny, root, tokens)
+    for other in before:
+        evaluate(tiny, second if other_root else root, other)
+    np.testing.assert_array_equal(evaluate(tiny, root, tokens), alone)
+
+
+@pytest.mark.smollm2
+def test_on_smollm2_a_record_gets_the_same_bits_after_others_and_after_a_role_change(smollm2):
+    encode = smollm2.vocabulary.encode
+    policy = tuple(encode("You judge messages by a policy. " * 30))
+    root, second = Prefix(policy), Prefix(policy[:-20])
+    texts = ["How do I kill a process?", "Good morning!", "I hate you all so much.\n" * 5, "日本語 text 🙂"]
+    alone = [evaluate(smollm2, root, encode(t)) for t in texts]
+    for i in (3, 1, 0, 2, 1, 3):
+        evaluate(smollm2, second, encode(texts[i]))
+        np.testing.assert_array_equal(evaluate(smollm2, root, encode(texts[i])), alone[i])
+
+
+@pytest.mark.smollm2
+def test_on_smollm2_keeping_the_preamble_gives_the_numbers_of_the_whole_prompt(smollm2):
+    """Bit for bit with llama.cpp. ONNX Runtime's sums depend on how many tokens a call has."""
+    encode = smollm2.vocabulary.encode
+    policy = tuple(encode("You judge messages by a policy. " * 30))
+    for text in ("How do I kill a process?", "Good morning!", "Tell me " * 40):
+        prompt = Prefix(tuple(encode(text)), Prefix(policy))
+        kept, whole = smollm2.logprobs([prompt]), Recompute(smollm2).logprobs([prompt])
+        if smollm2.info.path.suffix == ".gguf":
+            np.testing.assert_array_equal(kept, whole)
+        else:
+            assert_close(kept, whole)
+
+
+@pytest.mark.smollm2
+def test_on_smollm2_branches_stay_near_recomputation(smollm2):
+    """Quantized weights round activations to 8 bits: a changed order of a sum may show, a wrong mask would."""
+    encode = smollm2.vocabulary.encode
+    root = Prefix(tuple(encode("You judge messages by a policy. " * 30)))
+    _, chain = record(root, encode("How do I kill a process?"))
+    branches = [Prefix((t,), chain[-1]) for t in encode("123456789")]
+    smollm2.logprobs(chain)
+    assert_close(smollm2.logprobs(branches), Recompute(smollm2).logprobs(branches))
+
+
+@law
+@given(st.text(max_size=60))
+def test_text_never_becomes_a_control_token(tiny, text):
+    control = set(tiny.vocabulary.control.values())
+    spelled = "".join([*tiny.vocabulary.control, text])
+    for t in (text, spelled, spelled + text):
+        try:
+            t.encode()
+        except UnicodeEncodeError:
+            continue
+        assert control.isdisjoint(tiny.vocabulary.encode(t))
+
+
+def test_a_path_longer_than_the_context_is_refused_with_both_lengths(tiny):
+    with pytest.raises(ContextOverflow, match=r"needs 600 tokens.* holds 512"):
+        tiny.logprobs([Prefix((5,) * 600)])
+    assert np.isfinite(tiny.logprobs([Prefix((5,))])).all()  # and nothing is broken by it
+
+
+def test_a_record_up_to_the_very_context_is_evaluated(tiny):
+    root = Prefix((5,) * 10)
+    full = Prefix(tuple(range(3, 200)) * 2 + (3,) * 108, root)
+    assert len(full.path()) == 512
+    assert_near(tiny.logprobs([full]), Recompute(tiny).logprobs([full]))
+
+
+def test_more_branches_than_sequences_cost_time_not_correctness(tiny):
+    root = Prefix((40, 41))
+    prompt = Prefix((50, 51, 52), root)
+    branches = [Prefix((3 + i,), prompt) for i in range(100)]
+    assert_near(tiny.logprobs(branches), Recompute(tiny).logprobs(branches))
+
+
+def test_more_branches_than_cells_cost_time_not_correctness(tiny):
+    prompt = Prefix((50,) * 480, Prefix((40, 41)))
+    branches = [Prefix((3 + i, 4, 5), prompt) for i in range(20)]
+    assert_near(tiny.logprobs(branches), Recompute(tiny).logprobs(branches))
+
+
+def test_a_prefix_may_be_asked_for_again(tiny):
+    prompt = Prefix((50, 51), Prefix((40,)))
+    first = tiny.logprobs([prompt])
+    branch = Prefix((60,), prompt)
+    tiny.logprobs([branch])
+    np.testing.assert_array_equal(tiny.logprobs([prompt]), first)
+    with pytest.raises(ValueError, match="passed twice"):
+        tiny.logprobs([prompt, prompt])
+
+
+def test_an_empty_root_is_a_root_like_any_other(tiny):
+    prompt = Prefix((50, 51, 52), Prefix(()))
+    assert_near(tiny.logprobs([prompt]), Recompute(tiny).logprobs([prompt]))
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "onnx-int8", "onnx-int4"])
+def test_with_rounded_activations_rows_stay_near_recomputation(tmp_path, kind):
+    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=3)
+    backend = open_backend(convert(source, tmp_path / f"{kind}.gguf", to=kind).path, n_ctx=512, threads=1)
+    root = Prefix((40, 41, 42))
+    for tokens in ((50, 51), tuple(range(60, 90)), (7,) * 11):
+        _, first = record(root, tokens)
+        branches = [Prefix((t, t + 1), first[-1]) for t in (9, 11, 13)]
+        backend.logprobs(first)
+        assert_close(backend.logprobs(branches), Recompute(backend).logprobs(branches))
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": {"safe": 4.0, "unsafe": -2.0}},
+        {"tied": True},
+        {"vocab": "spm"},
+        {"n_head_kv": 4},
+        {"n_head_kv": 1, "n_layer": 1},
+        {"arch": "qwen2"},
+        {"arch": "qwen3"},
+        {"arch": "granite"},
+        {"rope_factors": (1.0, 1.5, 4.0, 8.0)},
+        {"metadata": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}},
+        {"metadata": {"llama.rope.freq_base": 500000.0}},
+    ],
+    ids=str,
+)
+def test_two_runtimes_give_the_same_numbers_for_the_same_weights(tmp_path, options):
+    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=5, **options)
+    gguf = open_backend(source, n_ctx=512, threads=1, kv_type="f32")
+    onnx = open_backend(convert(source, tmp_path / "onnx", to="onnx-fp32").path, n_ctx=512, threads=1)
+    root = Prefix((40, 41, 42))
+    _, first = record(root, range(50, 150))
+    prefixes = [*first, *(Prefix((t, t + 1), first[-1]) for t in (9, 11, 13))]
+    np.testing.assert_allclose(gguf.logprobs(prefixes), onnx.logprobs(prefixes), atol=1e-4)
+    gguf.close()
+    onnx.close()
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
+    """With float activations the ONNX model computes what the dequantized GGUF computes."""
+    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=6, ftype=type_name)
+    blocks = convert(source, tmp_path / "blocks", to="onnx", options=Options(activations="float")).path
+    floats = convert(source, tmp_path / "floats", to="onnx-fp32").path
+    prefixes = [Prefix(tuple(range(50, 150))), Prefix((7,))]
+    rows = []
+    for path in (blocks, floats):
+        backend = open_backend(path, n_ctx=512, threads=1)
+        rows.append(backend.logprobs(prefixes))
+        backend.close()
+    np.testing.assert_allclose(*rows, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_a_closed_backend_can_be_closed_again(tmp_path, kind):
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    backend = open_backend(path if kind == "gguf" else convert(path, tmp_path / "out", to="onnx").path, n_ctx=128)
+    backend.close()
+    backend.close()
+
+
+def test_the_files_say_what_they_are(tmp_path):
+    path = write_tiny_llama(tmp_path / "tiny.gguf", name="Tiny Guard")
+    folder = convert(path, tmp_path / "onnx", to="onnx-int8").path
+    gguf, onnx = open_backend(path, n_ctx=128), open_backend(folder, n_ctx=128)
+    lines = [
+        f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in ("model.onnx", "model.onnx.data")
+    ]
+    assert gguf.info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert onnx.info.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert (gguf.info.name, gguf.info.architecture, gguf.info.quantization) == ("Tiny Guard", "llama", "F32")
+    assert (onnx.info.name, onnx.info.architecture, onnx.info.quantization) == ("Tiny Guard", "llama", "int8")
+    assert gguf.info.chat_template == onnx.info.chat_template
+    assert gguf.info.n_ctx_train == onnx.info.n_ctx_train
+    gguf.close()
+    onnx.close()
+
+
+def test_what_is_no_model_is_a_model_error(tmp_path):
+    no_model = tmp_path / "model.gguf"
+    no_model.write_bytes(b"<!doctype html><title>not found</title>")
+    with pytest.raises(ModelError, match="not a GGUF"):
+        open_backend(no_model)
+    for name in ("missing.gguf", "missing.onnx", "missing"):
+        with pytest.raises(ModelError, match="does not exist"):
+            open_backend(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_a_context_beyond_the_model_s_own_is_refused(tmp_path, kind):
+    """llama.cpp only warns, in a log that nobody reads, and scores beyond it mean nothing."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", n_ctx=512)
+    path = path if kind == "gguf" else convert(path, tmp_path / "out", to="onnx").path
+    with pytest.raises(ModelError, match="trained for 512 tokens of context, 1024 were asked for"):
+        open_backend(path, n_ctx=1024)
