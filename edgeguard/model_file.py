@@ -23,6 +23,8 @@ def find_model(path: str | Path) -> ModelFile:
     """The model that a file or a folder holds. Raises ModelError where it holds none, or several."""
     path = Path(path)
     try:
+        if not path.exists():
+            raise ModelError(f"{path} does not exist; give the path of a model file, or of a folder with one")
         return _in_folder(path) if path.is_dir() else ModelFile(_kind(path), path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -47,7 +49,7 @@ def _in_folder(path: Path) -> ModelFile:
 def _kind(path: Path) -> Kind:
     """By the first bytes. What is no GGUF and no ONNX file is called GGUF, whose reader says what it is."""
     if not path.is_file():
-        return "onnx" if path.suffix == ".onnx" else "gguf"
+        return "gguf"
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"GGUF"):

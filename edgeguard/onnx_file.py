@@ -20,6 +20,7 @@ from edgeguard.errors import ModelError
 MAX_GRAPH = 1 << 31  # bytes: protobuf's own limit
 MAX_JSON = 16 << 20  # bytes of a config
 MAX_CONTEXT = 1 << 27  # tokens
+MAX_HEAD = 1 << 16  # numbers of a key
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})  # operators that come with ONNX Runtime
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
@@ -46,11 +47,27 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Blocked:
+    """A matrix in quantized blocks. `arrays` names what it is stored as: the packed values first.
+
+    n_weights       what its operator says, 0 where it does not say
+    accuracy_level  MatMulNBits' own: 0 unset, 1 float32, 4 int8, …; None for a matrix that is only looked up in
+    """
+
+    arrays: tuple[str, ...]
+    n_weights: int
+    bits: int
+    block_size: int
+    accuracy_level: int | None
+
+
+@dataclass(frozen=True)
 class Graph:
     """What an ONNX file says of itself. `files` are the graph's own and those that hold its weights.
 
     operators  how often each occurs, "domain:name" outside the standard
     bits       of the quantized matrices, how many have each width
+    blocked    the quantized matrices, by the name of their packed values
     """
 
     path: Path
@@ -63,6 +80,7 @@ class Graph:
     opset: int
     files: tuple[Path, ...]
     n_bytes: int
+    blocked: Mapping[str, Blocked]
 
 
 @dataclass(frozen=True)
@@ -121,11 +139,15 @@ def read_graph(path: Path) -> Graph:
         opset=max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0),
         files=(path, *sorted(places)),
         n_bytes=size + sum(place.stat().st_size for place in places),
+        blocked=_blocked(graphs),
     )
 
 
-def read_interface(graph: Graph) -> Interface:
-    """How the graph is asked. Raises ModelError where it is no decoder with keys and values outside."""
+def read_interface(graph: Graph, *, head: int = 0) -> Interface:
+    """How the graph is asked. Raises ModelError where it is no decoder with keys and values outside.
+
+    head  length of a key, for graphs that leave it open; 0 where it is not known
+    """
     path = graph.path
     past = {name: port for name, port in graph.inputs.items() if _PAST.fullmatch(name)}
     if not past:
@@ -139,12 +161,7 @@ def read_interface(graph: Graph) -> Interface:
     missing = sorted((needed - graph.inputs.keys()) | ({"logits", *carried.values()} - graph.outputs.keys()))
     if missing:
         raise ModelError(f"{path} has no {missing[0]!r} among its inputs and outputs; {_EXPORT}")
-    shapes = {port.shape[1::2] for port in past.values() if len(port.shape) == 4}
-    types = {port.type_name for port in past.values()}
-    head, kv_type = next(iter(shapes), ()), next(iter(types))
-    fixed = len(head) == 2 and all(isinstance(n, int) and n > 0 for n in head)
-    if len(shapes) != 1 or len(types) != 1 or not fixed or kv_type not in ("float32", "float16"):
-        raise ModelError(f"{path} has keys and values of shapes or types that differ or are not known; {_EXPORT}")
+    n_head_kv, head, kv_type = _keys_and_values(path, list(past.values()), head)
     logits = graph.outputs["logits"].shape
     chosen = "positions" in graph.inputs
     if len(logits) != (2 if chosen else 3) or not isinstance(logits[-1], int):
@@ -152,9 +169,9 @@ def read_interface(graph: Graph) -> Interface:
     return Interface(
         mask="tree" if tree else "rows",
         past=tuple(sorted(carried.items(), key=lambda pair: _order(pair[0]))),
-        n_head_kv=int(head[0]),
-        head=int(head[1]),
-        kv_type="float16" if kv_type == "float16" else "float32",
+        n_head_kv=n_head_kv,
+        head=head,
+        kv_type=kv_type,
         n_vocab=logits[-1],
         chosen=chosen,
         last_only=not chosen and logits[1] == 1,
@@ -162,6 +179,18 @@ def read_interface(graph: Graph) -> Interface:
         one_row=any(op in graph.operators for op in ("com.microsoft:GroupQueryAttention", "DynamicQuantizeLinear")),
         position_ids="position_ids" in graph.inputs,
     )
+
+
+def _keys_and_values(path: Path, ports: list[Port], head: int) -> tuple[int, int, Literal["float32", "float16"]]:
+    """Heads, the length of a key and the type that all past inputs share."""
+    shapes = {port.shape[1::2] for port in ports if len(port.shape) == 4}
+    types = {port.type_name for port in ports}
+    n_head_kv, length = shapes.pop() if len(shapes) == 1 else ("?", "?")
+    length = length if isinstance(length, int) else head
+    kv_type = types.pop() if len(types) == 1 else "several"
+    if shapes or not isinstance(n_head_kv, int) or min(n_head_kv, length) < 1 or kv_type not in ("float32", "float16"):
+        raise ModelError(f"{path} has keys and values of shapes or types that differ or are not known; {_EXPORT}")
+    return n_head_kv, length, "float16" if kv_type == "float16" else "float32"
 
 
 def quantization(graph: Graph) -> str:
@@ -199,11 +228,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model folder says of its model. n_ctx: tokens it was trained to read at once, 0 if not said."""
+    """What a model folder says of its model.
+
+    n_ctx  tokens it was trained to read at once; head: length of a key; 0 if not said
+    """
 
     architecture: str
     name: str
     n_ctx: int
+    head: int = 0
 
 
 def read_settings(folder: Path) -> Settings:
@@ -215,7 +248,10 @@ def read_settings(folder: Path) -> Settings:
     if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 0 <= n_ctx <= MAX_CONTEXT:
         raise ModelError(f"{folder}: its context length is {n_ctx!r}, a number of tokens is needed; convert it again")
     name = own.get("name") or Path(str(config.get("_name_or_path", ""))).name
-    return Settings(str(config.get("model_type", inner.get("type", ""))), str(name), n_ctx)
+    decoder = inner.get("decoder", {})
+    head = decoder.get("head_size", 0) if isinstance(decoder, dict) else 0
+    head = head if isinstance(head, int) and 0 <= head <= MAX_HEAD else 0
+    return Settings(str(config.get("model_type", inner.get("type", ""))), str(name), n_ctx, head)
 
 
 # Reading
@@ -261,7 +297,7 @@ def _place(path: Path, tensor: Any) -> Path:
         raise ModelError(
             f"{path}: its weights are said to lie in {location!r}, outside the model's folder; do not use it"
         )
-    place = path.parent / location
+    place: Path = path.parent / location
     try:
         begin, length = int(said.get("offset", 0)), int(said.get("length", 0))
         size = place.stat().st_size if place.is_file() else -1
@@ -295,7 +331,7 @@ def _weight(onnx: Any, path: Path, tensor: Any) -> Weight:
 def _type_name(onnx: Any, number: int) -> str:
     names = {"FLOAT": "float32", "DOUBLE": "float64"}
     try:
-        name = onnx.TensorProto.DataType.Name(number)
+        name = str(onnx.TensorProto.DataType.Name(number))
     except ValueError:
         return f"type {number}"
     return names.get(name, name.lower())
@@ -316,6 +352,25 @@ def _operators(path: Path, graphs: list[Any]) -> dict[str, int]:
 
 def _bits(node: Any) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "bits"), 4)
+
+
+def _blocked(graphs: list[Any]) -> dict[str, Blocked]:
+    found: dict[str, Blocked] = {}
+    for node in (node for graph in graphs for node in graph.node):
+        places = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}.get(node.op_type, ())
+        arrays = tuple(node.input[i] for i in places if i < len(node.input) and node.input[i])
+        if not arrays or (node.op_type != "MatMulNBits" and arrays[0] in found):
+            continue
+        said = {a.name: int(a.i) for a in node.attribute}
+        multiplied = node.op_type == "MatMulNBits"
+        found[arrays[0]] = Blocked(
+            arrays=arrays,
+            n_weights=said.get("N", 0) * said.get("K", 0),
+            bits=_bits(node),
+            block_size=said.get("block_size", 128),
+            accuracy_level=said.get("accuracy_level", 0) if multiplied else None,
+        )
+    return found
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -22,9 +22,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -209,11 +208,12 @@ def _fill_id(ids: Mapping[str, int], kind: str) -> int | None:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A header's tokens. A token of no kind is unused: no text and no piece is known of it.
+    """A header's tokens.
 
     ids      every token's name → id
     control  never written by text; the unknown token is among them
-    user     taken out of a text before all else
+    user     user-defined: taken out of a text before all else
+    unused   in no text and with no piece; left out of the files
     eog      end an answer
     """
 
@@ -562,7 +562,7 @@ def read_vocabulary(folder: Path, *, n_vocab: int | None = None) -> Vocabulary:
         control=control,
         eog=eog,
         bos=_bos(source, configs, ids, n, library),
-        encode=partial(_encode, source, library),
+        encode=_encoder(source, library),
     )
 
 
@@ -616,17 +616,17 @@ def _no_tokenizer(folder: Path) -> ModelError:
 def _read_model_vocab(source: Path, tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Names → ids of the BPE model itself, without the added tokens."""
     model = _member(source, tokenizer, "model", dict)
-    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+    if model.get("type", "BPE") != "BPE":
         raise ModelError(
-            f"{source}: the tokenizer's model is {_shown(model.get('type'))}; only BPE is supported, which "
-            "generative guard models have"
+            f"{source}: the tokenizer's model is {_shown(model['type'])}; BPE is supported, which generative guard "
+            "models have, take one of these"
         )
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ModelError(
-            f"{source} marks begins or ends of words in its tokens; only byte-level and SentencePiece BPE are supported, "
+            f"{source} marks begins or ends of words in its tokens; byte-level and SentencePiece BPE are supported, "
             "take a model with one of these"
         )
-    vocab: dict[str, int] = model["vocab"]
+    vocab: dict[str, int] = _member(source, model, "vocab", dict)
     wrong = next((name for name, i in vocab.items() if type(i) is not int or not 0 <= i < MAX_TOKENS), None)
     if wrong is not None:
         raise ModelError(f"{source}: the id of {_shown(wrong)} is {_shown(vocab[wrong])}, no token's id; {_AGAIN}")
@@ -697,8 +697,7 @@ def _is_byte_level(source: Path, tokenizer: Mapping[str, Any]) -> bool:
     kinds = {*_kinds(tokenizer.get("decoder")), *_kinds(tokenizer.get("pre_tokenizer"))}
     if "ByteLevel" in kinds:
         return True
-    replaced = {step["pattern"].get("String") for step in _steps(tokenizer.get("decoder")) if _is_replace(step)}
-    if kinds & {"Metaspace", "ByteFallback"} or "▁" in replaced:
+    if kinds & {"Metaspace", "ByteFallback"} or any(map(_writes_spaces, _steps(tokenizer.get("decoder")))):
         return False
     raise ModelError(
         f"{source}: its decoder, {_shown(sorted(kinds))}, is neither that of byte-level nor of SentencePiece tokens, "
@@ -706,8 +705,8 @@ def _is_byte_level(source: Path, tokenizer: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_replace(step: Mapping[str, Any]) -> bool:
-    return step.get("type") == "Replace" and isinstance(step.get("pattern"), dict)
+def _writes_spaces(step: Mapping[str, Any]) -> bool:
+    return step.get("type") == "Replace" and step.get("pattern") == {"String": "▁"}
 
 
 def _kinds(step: object) -> list[str]:
@@ -760,8 +759,7 @@ def _config_ids(config: _Config, key: str, n: int) -> list[int]:
     """One id or several; none where the key is missing."""
     value = config.values.get(key)
     found = value if isinstance(value, list) else [] if value is None else [value]
-    wrong = next((i for i in found if type(i) is not int or not 0 <= i < n), None)
-    if wrong is not None:
+    if not all(type(i) is int and 0 <= i < n for i in found):
         raise ModelError(f"{config.source}: {key} is {_shown(value)}, ids below {n} are needed; {_AGAIN}")
     return found
 
@@ -794,10 +792,7 @@ def _bos(source: Path, configs: Mapping[str, _Config], ids: Mapping[str, int], n
 
 
 def _put_in_front(source: Path, library: Any, n: int) -> int | None:
-    try:
-        encoding = library.encode("a", add_special_tokens=True)
-    except Exception as error:
-        raise _unusable(source, error) from error
+    encoding = _encoding(source, library, "a", special=True)
     if not encoding.ids or not encoding.special_tokens_mask[0]:
         return None
     first = int(encoding.ids[0])
@@ -859,14 +854,23 @@ def _load(source: Path, tokenizer: Mapping[str, Any]) -> Any:
         raise _unusable(source, error) from error
 
 
-def _encode(source: Path, library: Any, text: str) -> list[int]:
+def _encoder(source: Path, library: Any) -> Callable[[str], list[int]]:
     """Plain text → token ids; the spelling of a control token stays text."""
+
+    # A closure, since the library's repr, which a partial would show, writes warnings to stdout.
+    def encode(text: str) -> list[int]:
+        return list(_encoding(source, library, text, special=False).ids)
+
+    return encode
+
+
+def _encoding(source: Path, library: Any, text: str, *, special: bool) -> Any:
+    text.encode()  # half of a surrogate pair is the caller's error, not the file's
     try:
-        return list(library.encode(text, add_special_tokens=False).ids)
+        return library.encode(text, add_special_tokens=special)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:
-        text.encode()  # half of a surrogate pair is the caller's error, not the file's
+    except BaseException as error:  # a panic of the library is no Exception
         raise _unusable(source, error) from error
 
 

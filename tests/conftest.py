@@ -104,7 +104,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Hugging Face checkpoint."""
     from tiny_checkpoint import write_tiny_checkpoint
 
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "llama")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "llama", n_embd=64)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,10 @@ PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"errors"},
     {"backend"},
-    {"profile", "gguf", "models"},
-    {"answers", "records", "backends"},
-    {"tree", "prompt", "inputs"},
+    {"profile", "gguf", "onnx_file", "model_file", "files", "models"},
+    {"tokenizer"},
+    {"answers", "records", "backends", "convert"},
+    {"tree", "prompt", "inputs", "inspection"},
     {"estimators", "output"},
     {"guard"},
     {"cli", "__init__"},
@@ -70,7 +71,7 @@ def test_nobody_imports_an_adapter_but_open_backend():
     for path in modules():
         text = path.read_text(encoding="utf-8")
         opener = path.parent.name == "backends" and path.name == "__init__.py"
-        assert text.count("edgeguard.backends.") == (1 if opener else 0), path
+        assert text.count("edgeguard.backends.") == (2 if opener else 0), path
 
 
 def test_only_the_command_line_prints():
@@ -82,7 +83,7 @@ def test_only_the_command_line_prints():
 
 
 def test_importing_the_package_imports_no_runtime():
-    code = "import sys, edgeguard; print([m for m in ('numpy', 'llama_cpp', 'jinja2', 'rich') if m in sys.modules])"
+    code = "import sys, edgeguard; print([m for m in ('numpy', 'llama_cpp', 'onnx', 'jinja2', 'rich') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -2,12 +2,21 @@
 
 Deterministic by seed. The models are untrained; their logits have a standard deviation near `logit_std`.
 
-What onnxruntime-genai 0.18.0 builds of one for the CPU (V: tokens, KV heads 2, head 8):
+What onnxruntime-genai 0.18.0 builds of one for the CPU, opset 22, with V tokens and 2 heads of keys:
 
-    Inputs   input_ids, attention_mask      int64 (batch_size, sequence_length), (batch_size, total_sequence_length)
-             past_key_values.{i}.key|value  float32 (batch_size, 2, past_sequence_length, 8)
+    Inputs   input_ids                      int64 (batch_size, sequence_length)
+             attention_mask                 int64 (batch_size, total_sequence_length)
+             past_key_values.{i}.key|value  float32 (batch_size, 2, past_sequence_length, "kv_cache_dim")
     Outputs  logits                         float32 (batch_size, sequence_length, V)
-             present.{i}.key|value          float32 (batch_size, 2, total_sequence_length, 8)
+             present.{i}.key|value          float32 (batch_size, 2, total_sequence_length, "kv_cache_dim")
+
+    prune_lm_head=true     logits (batch_size, 1, V), of the last column: of padding where a row is padded
+    exclude_lm_head=true   hidden_states float32 (batch_size, sequence_length, width) instead of logits
+    int4                   the same ports; MatMulNBits in the place of MatMul
+
+There are no position_ids. The size of a head is a name in the graph; genai_config.json has it as
+model.decoder.head_size. It must be a multiple of 16 for GroupQueryAttention to run (n_embd=64 for four heads).
+Several rows go only without a past, padded on the right. All keys come before all values among the ports.
 """
 
 from __future__ import annotations
@@ -24,8 +33,7 @@ from typing import Any, Literal
 
 from tiny_gguf import CHATML, WORDS, _bpe
 
-Family = Literal["llama", "qwen2", "qwen3", "mistral"]
-FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "qwen3", "mistral")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 # The builder imports two model classes of transformers 5 by name; optimum-onnx wants transformers 4. No model
@@ -59,6 +67,7 @@ def write_tiny_checkpoint(
 ) -> Path:
     """config.json, model.safetensors, and a byte-level tokenizer with ChatML. Returns `path`.
 
+    family   any of transformers' model types that takes these sizes; FAMILIES are the usual ones
     tied     the output layer is the embedding
     dtype    of the stored weights: "float32", "float16", "bfloat16"
     config   further keys of the configuration, which may replace others
@@ -141,7 +150,7 @@ def _write_tokenizer(path: Path, words: Sequence[str], chat_template: str | None
     tokens, _, _, merges = _bpe(words, (), CONTROL)
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs))
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
@@ -155,7 +164,14 @@ def _write_tokenizer(path: Path, words: Sequence[str], chat_template: str | None
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": {
-            str(i): {"content": t, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+            str(i): {
+                "content": t,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": True,
+            }
             for i, t in enumerate(CONTROL)
         },
         **({} if chat_template is None else {"chat_template": chat_template}),

@@ -82,10 +82,10 @@ class OnnxRuntime:
         """
         file = Path(path)
         self._graph = onnx_file.read_graph(file)
-        self._interface = onnx_file.read_interface(self._graph)
-        self._digest = Digest(self._graph.files)
         self._path, folder = file, file.parent
         self._settings = onnx_file.read_settings(folder)
+        self._interface = onnx_file.read_interface(self._graph, head=self._settings.head)
+        self._digest = Digest(self._graph.files)
         self._n_ctx = _context(self._path, self._settings.n_ctx, n_ctx)
         self._vocabulary = read_vocabulary(folder, n_vocab=self._interface.n_vocab)
         self._chat_template = read_chat_template(folder)

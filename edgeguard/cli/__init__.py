@@ -12,6 +12,7 @@ from edgeguard import __version__
 from edgeguard.cli.check import check
 from edgeguard.cli.convert import convert
 from edgeguard.cli.explain import explain
+from edgeguard.cli.inspect import inspect
 from edgeguard.cli.profiles import profiles
 from edgeguard.cli.score import score
 
@@ -29,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (score, explain, check, convert, profiles):
+for command in (score, explain, check, convert, inspect, profiles):
     main.add_command(command)

@@ -84,10 +84,13 @@ def convert(model: str | Path, out: str | Path, *, to: str, options: Options | N
 
 
 def default_output(model: Path, to: str) -> Path:
-    """A name in the working directory: guard.F32.gguf → guard.q8_0.gguf, or the folder guard-onnx-int8."""
+    """A name in the working directory: guard.F32.gguf → guard.q8_0.gguf, or the folder guard-onnx-int8.
+
+    The type in the old name stays only where its blocks do, with "onnx".
+    """
     stem = model.resolve().name.removesuffix(".gguf")
-    kind = stem.rpartition(".")[2].lower()
-    stem = stem.rpartition(".")[0] if kind in FILE_TYPES else stem
+    before, _, kind = stem.rpartition(".")
+    stem = before if before and to != "onnx" and kind.lower() in FILE_TYPES else stem
     return Path(f"{stem}-{to}") if to in ONNX_TYPES else Path(f"{stem}.{to}.gguf")
 
 
@@ -155,7 +158,8 @@ def _to_gguf(weights: Weights, out: Path, to: str, options: Options) -> Converte
     merge = to == "f32" or options.lora is not None
     room = _room(header, to) + (_room(header, "f32") if merge and to != "f32" else 0)
     with artifact.staged(out, overwrite=options.overwrite, n_bytes=room) as stage:
-        file, given, notices = stage / out.name, header.path, ()
+        file, given = stage / out.name, header.path
+        notices: tuple[str, ...] = ()
         if merge:
             given = stage / "merged.gguf"
             write_merged(weights, given, metadata=artifact.as_metadata(made))

@@ -42,7 +42,7 @@ def carry(raw: Bytes, type_name: str) -> Blocks:
     n = raw.shape[0]
     if type_name == "Q8_0":
         blocks = raw.reshape(n, -1, 34)
-        return Blocks(8, blocks[..., 2:] ^ 0x80, _half(blocks[..., :2]), None)  # q + 128, modulo 256
+        return Blocks(8, blocks[..., 2:] ^ np.uint8(128), _half(blocks[..., :2]), None)  # q + 128, modulo 256
     if type_name == "Q4_0":
         blocks = raw.reshape(n, -1, 18)
         return Blocks(4, _paired(blocks[..., 2:]), _half(blocks[..., :2]), None)

@@ -45,9 +45,12 @@ Ints = npt.NDArray[np.int64]
 # optimum's graphs of these have position_ids and full attention; a test exports one of each.
 MODEL_TYPES = frozenset(
     {"arcee", "cohere", "glm", "granite", "helium", "llama", "mistral"}
-    | {"olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"}
+    | {"olmo", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"}
 )
-MAX_DIFFERENCE = {"fp32": 1e-2, "fp16": 0.5}  # nats between a right graph's logits and torch's, and far below a wrong one's
+MAX_DIFFERENCE = {
+    "fp32": 1e-2,
+    "fp16": 0.5,
+}  # nats between a right graph's logits and torch's, and far below a wrong one's
 
 _MAX_JSON = 16 << 20  # bytes
 _INLINE = 1024  # bytes; smaller arrays stay in the graph's own file
@@ -111,9 +114,14 @@ def check_checkpoint(folder: Path) -> None:
     config = _read_json(folder / "config.json")
     if config is None:
         if (folder / "adapter_config.json").is_file():
-            raise ModelError(f"{folder} is a LoRA adapter; give its base model's checkpoint, and the adapter with --lora")
+            raise ModelError(
+                f"{folder} is a LoRA adapter; give its base model's checkpoint, and the adapter with --lora"
+            )
         raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
-    for said, name in ((config, "config.json"), (_read_json(folder / "tokenizer_config.json") or {}, "tokenizer_config.json")):
+    for said, name in (
+        (config, "config.json"),
+        (_read_json(folder / "tokenizer_config.json") or {}, "tokenizer_config.json"),
+    ):
         if said.get("auto_map"):
             raise ModelError(
                 f"{folder / name} asks for Python code of its own (auto_map), which edgeguard does not run; "
@@ -166,7 +174,9 @@ def _check_weights(folder: Path) -> None:
         names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
         missing = sorted(name for name in names if Path(name).name != name or not (folder / name).is_file())
         if missing or not names:
-            raise ModelError(f"{folder} lacks {printable(missing[0]) if missing else 'weights'}; download all its files")
+            raise ModelError(
+                f"{folder} lacks {printable(missing[0]) if missing else 'weights'}; download all its files"
+            )
         return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise ModelError(
@@ -183,7 +193,9 @@ def _check_adapter(lora: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{lora} is a {printable(str(config.get('peft_type')))} adapter; a LORA adapter is needed")
     if not (lora / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{lora} has no adapter_model.safetensors; pickles (.bin) are not read, save it as safetensors")
+        raise ModelError(
+            f"{lora} has no adapter_model.safetensors; pickles (.bin) are not read, save it as safetensors"
+        )
 
 
 def _check_packages(with_peft: bool) -> None:
@@ -244,8 +256,11 @@ def _last_part(path: str) -> str:
 # This process's path, and not the folder it stands in: a file of a stranger's there must not be imported.
 _START = "import sys; sys.path[:] = sys.argv[1:]; from edgeguard.convert.checkpoint import _child; _child()"
 _ENVIRONMENT = {
-    **{"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
-    **{"TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"},  # sets in the same order: the same bytes
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",  # sets in the same order: the same bytes
 }
 _REFUSED = 3  # exit status: the last line of stderr is a message for the user, in JSON
 _LAST_LINES = 8
@@ -276,6 +291,8 @@ def _run(job: Mapping[str, Any], failed: str) -> None:
         raise ModelError(printable(str(json.loads(last[-1]))))
     if code != 0:
         said = printable("; ".join(last))[-1000:] or "it gave no reason"
+        if "No space left" in said:
+            raise OutputError(f"{job['out']} cannot be written: the disk is full ({said})")
         how = f"ended by {signal.Signals(-code).name}; is there enough memory?" if code < 0 else "optimum failed"
         raise ModelError(f"{failed}: {how}: {said}; take another checkpoint, or a GGUF file of the model")
 
@@ -287,7 +304,7 @@ def _child() -> NoReturn:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     code = 1
     try:
-        _export(Job(**{k: Path(v) if v and k in ("folder", "out", "place", "lora") else v for k, v in job.items()}))
+        _export(_job(job))
         code = 0
     except ModelError as error:
         code = _REFUSED
@@ -316,6 +333,11 @@ class Job:
     activations: Activations
 
 
+def _job(said: Mapping[str, Any]) -> Job:
+    paths = {key: Path(said[key]) for key in ("folder", "out", "place", "lora") if said[key] is not None}
+    return Job(**{**said, **paths})
+
+
 def _export(job: Job) -> None:
     import onnx
 
@@ -331,8 +353,7 @@ def _export(job: Job) -> None:
     whole = traced.with_name("cut.onnx")  # beside the traced weights, which it shares
     whole.write_bytes(graph.SerializeToString(deterministic=True))
     check.refuse_other(check.graph_logits(whole), expected, MAX_DIFFERENCE[floats])
-    weights = Store(job.out / "model.onnx.data", traced.parent)
-    with weights:
+    with Store(job.out / "model.onnx.data", traced.parent) as weights:
         if job.to in ("int8", "int4"):
             quantize(graph, weights, head=head, bits=8 if job.to == "int8" else 4, activations=job.activations)
         weights.move(graph)
@@ -344,9 +365,10 @@ def _export(job: Job) -> None:
 def _load(folder: Path, lora: Path | None, lora_scale: float) -> Any:
     """The model in float32, the adapter merged."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model, found = AutoModelForCausalLM.from_pretrained(
+    auto: Any = transformers.AutoModelForCausalLM
+    model, found = auto.from_pretrained(
         folder,
         dtype=torch.float32,
         local_files_only=True,
@@ -389,6 +411,7 @@ def _trace(model: Any, place: Path, *, half: bool) -> Path:
             for weight in model.parameters():  # and not model.half(): the angles of positions stay float32
                 weight.data = weight.data.half()
         model.config.dtype = torch.float16
+        model.set_attn_implementation("eager")  # the fused one is traced in float32, with the layer after it
     onnx_export_from_model(
         model=model, output=place, task="text-generation-with-past", do_validation=False, device="cpu"
     )
@@ -399,13 +422,16 @@ def _write_tokenizer(folder: Path, out: Path) -> None:
     """tokenizer.json of a checkpoint that has a slow tokenizer only."""
     if (folder / "tokenizer.json").is_file():
         return
-    from transformers import AutoTokenizer
+    import transformers
 
+    auto: Any = transformers.AutoTokenizer
     try:
-        AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True).save_pretrained(out)
+        auto.from_pretrained(folder, use_fast=True, local_files_only=True).save_pretrained(out)
     except Exception as error:  # whatever the many converters raise
         reason = f"{type(error).__name__}: {str(error)[:300]}"
-        raise ModelError(f"{folder} has no tokenizer.json, and transformers cannot make it ({reason}); get one") from error
+        raise ModelError(
+            f"{folder} has no tokenizer.json, and transformers cannot make it ({reason}); get one"
+        ) from error
     if not (out / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json, and transformers makes none of its tokenizer; get one")
 
@@ -434,7 +460,9 @@ def cut(model: Any) -> str:
     graph.initializer.append(numpy_helper.from_array(np.array([-1, width], np.int64), "positions/rows"))
     chosen = [
         helper.make_node("Reshape", [rows, "positions/rows"], ["positions/flat"], name="positions/Reshape"),
-        helper.make_node("Gather", ["positions/flat", "positions"], ["positions/chosen"], name="positions/Gather", axis=0),
+        helper.make_node(
+            "Gather", ["positions/flat", "positions"], ["positions/chosen"], name="positions/Gather", axis=0
+        ),
     ]
     head.input[0] = "positions/chosen"
     at = list(graph.node).index(head)
@@ -464,7 +492,7 @@ def _find_head(graph: Any) -> tuple[Any, str]:
             raise ModelError(f"the logits pass through {node.op_type} of {list(node.input)}; {_REPORT}")
         name = computed[0]
     if node is None or node.op_type != "MatMul" or not _is_constant(graph, made_by, node.input[1]):
-        raise ModelError(f"the logits come from {node.op_type if node else name!r}, no matrix of weights; {_REPORT}")
+        raise ModelError(f"the logits come from {node.op_type if node else name}, no matrix of weights; {_REPORT}")
     users = [n for n in graph.node if name in n.input]
     if name != "logits" and len(users) != 1:
         raise ModelError(f"the output layer's rows go to {len(users)} places; {_REPORT}")
@@ -617,7 +645,7 @@ class _Quantizing:
         names = (f"{name}/int{bits}", f"{name}/int{bits}/scale")
         if names[0] not in self.made:
             rows = self.weights.array(self.floats[name]).astype(np.float32)
-            parts = blocks(rows if turned else np.ascontiguousarray(rows.T), bits)
+            parts: Sequence[npt.NDArray[Any]] = blocks(rows if turned else np.ascontiguousarray(rows.T), bits)
             for part, array in zip(names, parts, strict=True):
                 self.made[part] = self.weights.tensor(part, array)
         return names
@@ -647,7 +675,7 @@ class _Quantizing:
         name, out = node.input[0], node.output[0]
         q, scale = self.blocks(name, True, 8)
         width = self.floats[name].dims[1]
-        constants = {
+        constants: dict[str, npt.NDArray[Any]] = {
             "middle": np.array(128, np.float32),
             "last": np.array([-1], np.int64),
             "flat": np.array([0, 0, -1], np.int64),
@@ -671,7 +699,8 @@ class _Quantizing:
         for op, inputs, result in steps:
             names = [part if part in known else f"{out}/{part}" for part in inputs]
             made = f"{out}/{result}" if result else out
-            yield helper.make_node(op, names, [made], name=f"{made}/{op}", **({"to": _FLOAT} if op == "Cast" else {}))
+            to: dict[str, Any] = {"to": _FLOAT} if op == "Cast" else {}
+            yield helper.make_node(op, names, [made], name=f"{made}/{op}", **to)
 
     def replace(self, nodes: Sequence[Any]) -> None:
         """Put the nodes into the graph, without matrices and transpositions that nothing uses any more."""

@@ -219,20 +219,19 @@ class _Graph:
 
         d = self.decoder
         kv = helper.np_dtype_to_tensor_dtype(self.float)
-        for name, kind, shape in (
+        inputs: list[tuple[str, int, list[str | int | None]]] = [
             ("input_ids", TensorProto.INT64, ["batch", "seq"]),
             ("position_ids", TensorProto.INT64, ["batch", "seq"]),
             ("attn_mask", TensorProto.BOOL, ["mask_batch", 1, "seq", "total"]),
             ("positions", TensorProto.INT64, ["n"]),
-        ):
-            self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        ]
+        self.inputs += [helper.make_tensor_value_info(*each) for each in inputs]
         self.outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", d.n_vocab]))
         for i in range(d.n_layer):
             for part in ("key", "value"):
                 past, present = f"past_key_values.{i}.{part}", f"present.{i}.{part}"
-                shape = ["batch", d.n_head_kv, "past", d.head]
-                self.inputs.append(helper.make_tensor_value_info(past, kv, shape))
-                self.outputs.append(helper.make_tensor_value_info(present, kv, [*shape[:2], "total", d.head]))
+                self.inputs.append(helper.make_tensor_value_info(past, kv, ["batch", d.n_head_kv, "past", d.head]))
+                self.outputs.append(helper.make_tensor_value_info(present, kv, ["batch", d.n_head_kv, "total", d.head]))
 
     def _embed(self) -> tuple[str, tuple[list[str], Blocks | None]]:
         """The embedded tokens, and the embedding's arrays, which may be the output layer's too."""
@@ -369,7 +368,6 @@ class _Graph:
             )
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        import onnx
         from onnx import helper
 
         graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, self.initializers)
@@ -377,7 +375,6 @@ class _Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgeguard")
         helper.set_model_props(model, dict(sorted(metadata.items())))
         path.write_bytes(model.SerializeToString(deterministic=True))
-        del onnx
 
 
 def _quantized(matrix: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[np.uint8]:

@@ -334,7 +334,8 @@ def _safetensors(path: Path) -> dict[str, Floats]:
         raise ModelError(f"{path} does not exist; save the adapter as safetensors") from None
     except (OSError, library.SafetensorError) as error:
         raise ModelError(f"{path} cannot be read: {error}; download it again") from error
-    return {name: _array(path, name, entry) for name, entry in found}
+    # The library gives them in another order each time.
+    return {name: _array(path, name, entry) for name, entry in sorted(found, key=lambda item: str(item[0]))}
 
 
 def _array(path: Path, name: str, entry: Mapping[str, Any]) -> Floats:
