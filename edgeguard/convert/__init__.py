@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -102,7 +103,7 @@ def _to_onnx(weights: Weights, out: Path, to: str, options: Options) -> Converte
     made = _provenance(header.path, to, options, _PACKAGES)
     tokenizer = tokenizer_files(header)
     name = str(header.metadata.get("general.name", "") or header.path.stem)
-    with artifact.staged(out, overwrite=options.overwrite, n_bytes=_room(header, precision)) as stage:
+    with _staged(out, header.path, to, options, _room(header, precision)) as stage:
         folder = stage / out.name
         folder.mkdir()
         kinds = write_graph(
@@ -157,7 +158,7 @@ def _to_gguf(weights: Weights, out: Path, to: str, options: Options) -> Converte
     made = _provenance(header.path, to, options, ("gguf", "llama-cpp-python", "numpy"))
     merge = to == "f32" or options.lora is not None
     room = _room(header, to) + (_room(header, "f32") if merge and to != "f32" else 0)
-    with artifact.staged(out, overwrite=options.overwrite, n_bytes=room) as stage:
+    with _staged(out, header.path, to, options, room) as stage:
         file, given = stage / out.name, header.path
         notices: tuple[str, ...] = ()
         if merge:
@@ -222,7 +223,7 @@ def _from_checkpoint(folder: Path, out: Path, to: str, options: Options) -> Conv
     packages = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "peft", "torch", "transformers")
     made = _provenance(folder, to, options, packages)
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    with artifact.staged(out, overwrite=options.overwrite, n_bytes=4 * size) as stage:
+    with _staged(out, folder, to, options, 4 * size) as stage:
         target = stage / out.name
         target.mkdir()
         export(folder, target, to=precision, lora=options.lora, activations=options.activations)
@@ -239,6 +240,11 @@ def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 # What all have in common
+
+
+def _staged(out: Path, model: Path, to: str, options: Options, n_bytes: int) -> AbstractContextManager[Path]:
+    folder = to in ONNX_TYPES
+    return artifact.staged(out, model=model, folder=folder, overwrite=options.overwrite, n_bytes=n_bytes)
 
 
 def _provenance(model: Path, to: str, options: Options, packages: tuple[str, ...]) -> dict[str, Any]:

@@ -67,12 +67,16 @@ def manifest(made: Mapping[str, Any], files: Sequence[Path], **more: Any) -> byt
 
 
 @contextmanager
-def staged(out: Path, *, overwrite: bool, n_bytes: int) -> Iterator[Path]:
+def staged(out: Path, *, model: Path, folder: bool, overwrite: bool, n_bytes: int) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; it is removed whatever happens, so move things out of it.
 
-    n_bytes  room that will be needed, held against the disk's. Raises OutputError.
+    model    what is read, which must not be written over
+    folder   whether `out` will be one
+    n_bytes  room that will be needed, held against the disk's
+
+    Raises OutputError.
     """
-    _refuse_existing(out, overwrite)
+    _refuse_existing(out, model, folder, overwrite)
     parent = out.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"{out} cannot be written: there is no folder {parent}; make it first")
@@ -82,17 +86,17 @@ def staged(out: Path, *, overwrite: bool, n_bytes: int) -> Iterator[Path]:
             f"{out} needs about {_size(n_bytes)}, the disk has {_size(free)} free; make room, or name another --output"
         )
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
     try:
-        yield folder
+        yield stage
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"{out}: the disk became full; nothing was left behind") from None
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def put(made: Path, out: Path) -> None:
@@ -107,9 +111,14 @@ def put(made: Path, out: Path) -> None:
     made.replace(out)
 
 
-def _refuse_existing(out: Path, overwrite: bool) -> None:
+def _refuse_existing(out: Path, model: Path, folder: bool, overwrite: bool) -> None:
     if not out.exists():
         return
+    if out.samefile(model):
+        raise OutputError(f"{out} is what is read; name another --output")
+    if out.is_dir() != folder:
+        is_, wanted = ("folder", "file") if out.is_dir() else ("file", "folder")
+        raise OutputError(f"{out} is a {is_}, and the result will be a {wanted}; name another --output")
     if not overwrite:
         raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --output")
     if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
