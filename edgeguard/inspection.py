@@ -27,6 +27,7 @@ Numbers = int | tuple[int, ...]  # one for all layers, or one for each
 T = TypeVar("T")
 
 MAX_SAFETENSORS = 100_000_000  # bytes of a header, the format's own limit
+_MAX_DIMS = 16  # dimensions of a tensor
 CONSTANTS = "constants"  # the type of arrays that are no weights
 
 # What a score depends on beside the weights, and where an ONNX model's folder has it.
@@ -749,7 +750,8 @@ def _safetensor(path: Path, name: str, said: object, room: int) -> Tensor:
     entry = _table(said)
     shape, offsets, type_name = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
     whole = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 else [-1]
-    if not isinstance(type_name, str) or any(type(n) is not int or not 0 <= n < 1 << 60 for n in whole):
+    wrong = len(whole) > _MAX_DIMS + 2 or any(type(n) is not int or not 0 <= n < 1 << 63 for n in whole)
+    if wrong or not isinstance(type_name, str) or math.prod(whole[:-2]) >= 1 << 63:
         raise ModelError(f"{path}: {name[:60]!r} is no tensor's entry; {_AGAIN}")
     begin, end = whole[-2:]
     if not begin <= end <= room:

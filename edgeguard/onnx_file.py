@@ -20,6 +20,7 @@ from edgeguard.errors import ModelError
 MAX_GRAPH = 1 << 31  # bytes: protobuf's own limit
 MAX_JSON = 16 << 20  # bytes of a config
 MAX_CONTEXT = 1 << 27  # tokens
+MAX_DIMS = 16  # dimensions of an array
 MAX_HEAD = 1 << 16  # numbers of a key
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})  # operators that come with ONNX Runtime
 
@@ -127,6 +128,7 @@ def read_graph(path: Path) -> Graph:
         raise ModelError(f"{path} is not an ONNX file, or has no graph; download or convert it again")
     graphs = list(_graphs(model.graph))
     arrays = [tensor for graph in graphs for tensor in _arrays(graph)]
+    _refuse_bytes(path, model, graphs, arrays)
     places = {_place(path, tensor) for tensor in arrays if tensor.external_data}
     return Graph(
         path=path,
@@ -279,6 +281,19 @@ def _graphs(graph: Any) -> Iterator[Any]:
                     yield from _graphs(inner)
 
 
+def _refuse_bytes(path: Path, model: Any, graphs: list[Any], arrays: list[Any]) -> None:
+    """protobuf gives a string that is not UTF-8 as bytes, which nothing else here expects."""
+    nodes = [node for graph in graphs for node in graph.node]
+    values = [value for graph in graphs for value in (*graph.input, *graph.output)]
+    entries = [*model.metadata_props, *(entry for tensor in arrays for entry in tensor.external_data)]
+    texts = [text for entry in entries for text in (entry.key, entry.value)]
+    texts += [named.name for named in (*values, *arrays, *(a for node in nodes for a in node.attribute))]
+    texts += [text for node in nodes for text in (node.op_type, node.domain, *node.input)]
+    texts += [dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim]
+    if wrong := next((text for text in texts if not isinstance(text, str)), None):
+        raise ModelError(f"{path}: a name in it is not UTF-8, {wrong[:60]!r}; download or convert it again")
+
+
 def _arrays(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
     for node in graph.node:
@@ -320,8 +335,9 @@ def _ports(onnx: Any, values: Any) -> dict[str, Port]:
 
 
 def _weight(onnx: Any, path: Path, tensor: Any) -> Weight:
-    if any(d < 0 for d in tensor.dims):
-        raise ModelError(f"{path}: {tensor.name!r} has the impossible shape {tuple(tensor.dims)}; convert it again")
+    shape = tuple(tensor.dims[: MAX_DIMS + 1])
+    if len(shape) > MAX_DIMS or any(d < 0 for d in shape) or math.prod(shape) >= 1 << 63:
+        raise ModelError(f"{path}: {tensor.name!r} has the impossible shape {shape}; convert it again")
     type_name = _type_name(onnx, tensor.data_type)
     bits = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64, "bool": 8}.get(type_name)
     bits = bits or int(re.sub(r"\D", "", type_name) or 8)

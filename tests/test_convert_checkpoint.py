@@ -51,13 +51,14 @@ def _offline() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny checkpoint by its name: a model type, or "tied"."""
+    """A tiny checkpoint by its name: a model type, "tied", or "odd", whose rows do not divide into blocks."""
     place = tmp_path_factory.mktemp("checkpoints")
 
     def write(name: str) -> Path:
         if not (place / name).is_dir():
-            family = "qwen3" if name == "tied" else name
-            tiny.write_tiny_checkpoint(place / name, family=family, tied=name == "tied", seed=len(name))
+            family = {"tied": "qwen3", "odd": "llama"}.get(name, name)
+            size = {"n_embd": 40, "n_ff": 72} if name == "odd" else {}
+            tiny.write_tiny_checkpoint(place / name, family=family, tied=name in ("tied", "odd"), **size)
         return place / name
 
     return write
@@ -71,6 +72,7 @@ def exported(
     place = tmp_path_factory.mktemp("exported")
     wanted = [(name, "fp32") for name in (*sorted(MODEL_TYPES), "tied")]
     wanted += [(name, to) for name in ("qwen2", "tied") for to in _TO]
+    wanted += [("odd", "int8-float"), ("odd", "int4-float")]
     jobs = [
         {
             "folder": str(checkpoints(name)),
@@ -235,7 +237,7 @@ def test_float16_stays_near_torch(name, checkpoints, exported):
     assert large == {"FLOAT16"}
 
 
-@pytest.mark.parametrize("name", ("qwen2", "tied"))
+@pytest.mark.parametrize("name", ("qwen2", "tied", "odd"))
 @pytest.mark.parametrize("to", ("int8-float", "int4-float"))
 def test_a_quantized_graph_computes_with_the_rounded_weights(name, to, checkpoints, exported):
     """torch with the graph's own weights gives its logits: nothing but the weights is rounded."""
@@ -250,9 +252,8 @@ def test_a_quantized_graph_computes_with_the_rounded_weights(name, to, checkpoin
             module.weight.copy_(torch.from_numpy(near))
         embedding = model.get_input_embeddings().weight
         packed, scale = blocks(embedding.numpy(), 8)
-        embedding.copy_(
-            torch.from_numpy(((packed.astype(np.float32) - 128) * scale[..., None]).reshape(packed.shape[0], -1))
-        )
+        rows = ((packed.astype(np.float32) - 128) * scale[..., None]).reshape(packed.shape[0], -1)
+        embedding.copy_(torch.from_numpy(rows[:, : embedding.shape[1]]))
     row = some_rows(model.config.vocab_size, 40)[0]
     np.testing.assert_allclose(Graph(path).alone(row), torch_logits(model, row), atol=1e-3)
 
@@ -261,12 +262,13 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max()) if a.shape == b.shape else np.inf
 
 
-@pytest.mark.parametrize(("to", "limit"), [("int8", 0.8), ("int4", 8.0)])
-def test_rounded_activations_stay_in_bounds(to, limit, checkpoints, exported):
-    """Bounds for these random weights, three times what is seen. Real models are measured in bench/."""
-    model, graph = load(checkpoints("qwen2")), Graph(exported("qwen2", to))
-    row = some_rows(model.config.vocab_size, 40)[0]
-    np.testing.assert_allclose(graph.alone(row), torch_logits(model, row), atol=limit)
+@pytest.mark.parametrize("to", ("int8", "int4"))
+def test_rounded_activations_change_little(to, exported):
+    """With the same weights; for these random ones 0.2 nats are seen. Real models are measured in bench/."""
+    row = some_rows(276, 40)[0]
+    rounded, whole = Graph(exported("qwen2", to)).alone(row), Graph(exported("qwen2", f"{to}-float")).alone(row)
+    np.testing.assert_allclose(rounded, whole, atol=0.6)
+    assert (rounded != whole).any()
 
 
 @pytest.mark.parametrize("to", ("int8", "int4", "fp16"))
@@ -276,7 +278,7 @@ def test_the_company_in_a_batch_changes_no_bit(to, exported):
     rows = some_rows(200, 12, 20, 3)
     together, _ = graph.step(rows, graph.start(3))
     for row, logits in zip(rows, together, strict=True):
-        np.testing.assert_allclose(logits, graph.alone(row), atol=ATOL if to != "fp16" else 1e-2)
+        np.testing.assert_array_equal(logits, graph.alone(row))
 
 
 def test_quantized_graphs_say_what_they_are(exported):

@@ -14,6 +14,8 @@ How a record is evaluated, and why so:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +91,7 @@ class OnnxRuntime:
         self._n_ctx = _context(self._path, self._settings.n_ctx, n_ctx)
         self._vocabulary = read_vocabulary(folder, n_vocab=self._interface.n_vocab)
         self._chat_template = read_chat_template(folder)
-        self._session: Any = _open_session(file, threads, _provider(device))
+        self._session: Any = _open_session(file, threads, device)
         self._device = "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
         self._roots: OrderedDict[Prefix, _Memory] = OrderedDict()
         self._record: tuple[Prefix, _Memory] | None = None
@@ -136,6 +138,11 @@ class OnnxRuntime:
 
     # Evaluation
 
+    @property
+    def _packs(self) -> bool:
+        """Whether a record and its branches go into one row."""
+        return self._interface.mask == "tree" and not self._interface.one_row
+
     def _evaluate(self, root: Prefix, record: Prefix | None, wanted: Mapping[Prefix, int], rows: Rows) -> None:
         """Write the rows of `wanted` prefixes, all on one root and record, to rows[wanted[prefix]]."""
         longest = max(len(prefix.path()) for prefix in wanted)
@@ -151,11 +158,11 @@ class OnnxRuntime:
         self._roots.move_to_end(root)
         if self._record is None or self._record[0] is not record or record in wanted:
             self._record = None  # its memory goes before the next one's comes
-            first = [record] if self._interface.mask == "rows" else _between(record, wanted)
+            first = _between(record, wanted) if self._packs else [record]
             self._record = record, self._extend(self._roots[root], first, wanted, rows, keep=True)
             wanted = {prefix: row for prefix, row in wanted.items() if prefix not in first}
         memory = self._record[1]
-        if wanted and self._interface.mask == "tree":
+        if wanted and self._packs:
             self._extend(memory, _between(record, wanted)[1:], wanted, rows, keep=False)
         elif wanted:
             self._branch(memory, record, wanted, rows)
@@ -176,7 +183,7 @@ class OnnxRuntime:
     ) -> _Memory:
         """Evaluate prefixes, parents first, as one row after `memory`; in chunks where it is long.
 
-        For graphs that take rows, `new` is a chain.
+        Where branches are not packed, `new` is a chain.
         """
         columns, size = dict(memory.columns), memory.size
         for prefix in new:
@@ -206,6 +213,8 @@ class OnnxRuntime:
             for i, row in enumerate(group):
                 tokens[i, : len(row.tokens)] = row.tokens
                 seen[i, : past + len(row.tokens)] = True
+            if len(group) == 1:
+                seen = np.tri(longest, past + longest, past, dtype=np.bool_)
             depth = np.broadcast_to(np.arange(past, past + longest), tokens.shape)
             keys = _repeated(memory.keys, len(group))
             self._run(keys, tokens, depth, seen, [row.wanted for row in group], rows, keep=False)
@@ -236,7 +245,7 @@ class OnnxRuntime:
         if io.mask == "tree":
             binding.bind_cpu_input("attn_mask", np.ascontiguousarray(seen[None, None]))
         else:  # of a lone row, the last token's view is the row's: all before it, all of it
-            mask = seen if len(tokens) > 1 or len(seen) == 1 else seen[-1:]
+            mask = seen if len(tokens) > 1 else seen[-1:]
             binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, dtype=np.int64))
         places = [(i, at, row) for i, ends in enumerate(wanted) for at, row in ends.items()]
         if io.chosen:
@@ -353,7 +362,8 @@ def _provider(device: Device) -> str:
     return _CUDA
 
 
-def _open_session(file: Path, threads: int, provider: str) -> Any:
+def _open_session(file: Path, threads: int, device: Device) -> Any:
+    provider = _provider(device)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Threads that spin while they wait take the cores from others, and halve the speed of a busy machine.
@@ -361,18 +371,26 @@ def _open_session(file: Path, threads: int, provider: str) -> Any:
     options.use_deterministic_compute = True
     options.log_severity_level = 4
     providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
-    if provider == _CUDA and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds the libraries of the nvidia-* packages
+    if provider == _CUDA:
+        _load_cuda()
     try:
         session = ort.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # the runtime's exceptions have no base of their own
         raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {_first_line(error)}") from None
-    if session.get_providers()[0] != provider:  # it falls back without a word
+    if device == "cuda" and session.get_providers()[0] != _CUDA:  # it falls back without a word
         raise ModelError(
             "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing; "
             "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries, --device cpu does without"
         )
     return session
+
+
+def _load_cuda() -> None:
+    """Load the libraries of the nvidia-* packages. What is missing it prints, and stdout is for scores."""
+    ort.set_default_logger_severity(4)
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
 
 
 def _first_line(error: Exception) -> str:

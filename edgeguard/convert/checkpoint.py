@@ -679,12 +679,13 @@ class _Quantizing:
             "middle": np.array(128, np.float32),
             "last": np.array([-1], np.int64),
             "flat": np.array([0, 0, -1], np.int64),
-            "width": np.array([width], np.int64),
-            "zero": np.array([0], np.int64),
         }
+        last = []
+        if width % _BLOCK:  # without what fills the last block up
+            constants |= {"zero": np.array([0], np.int64), "width": np.array([width], np.int64)}
+            last = [("Slice", ["filled", "zero", "width", "last"], "")]
         for key, value in constants.items():
             self.made[f"{out}/{key}"] = self.weights.tensor(f"{out}/{key}", value)
-        last = [] if width % _BLOCK == 0 else [("Slice", ["filled", "zero", "width", "last"], "")]
         steps: list[tuple[str, list[str], str]] = [
             ("Gather", [q, "input_ids"], "q"),  # (batch, seq, blocks, 32)
             ("Cast", ["q"], "float"),
