@@ -71,3 +71,39 @@ def spread(values: Sequence[float], unit: str = "", digits: int = 3) -> str:
     """`median (10 % … 90 %)`."""
     low, middle, high = np.percentile(np.asarray(values), [10, 50, 90])
     return f"{middle:.{digits}g}{unit} ({low:.{digits}g} … {high:.{digits}g})"
+
+
+def make_variants(folder: Path, model: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The model as each of `names`, made where it is not there yet.
+
+    "f32", "q8_0", … are GGUF files made of the model's own F32 weights; "onnx-fp32", … ONNX models made of
+    the same; "onnx:q8_0" carries that GGUF's blocks over, "onnx:q8_0:float" with float activations.
+    """
+    from edgeguard.convert import Options, convert
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Path] = {}
+    for name in names:
+        kind, _, activations = name.removeprefix("onnx:").partition(":")
+        to = "onnx" if name.startswith("onnx:") else name
+        found[name] = folder / (name.replace(":", "-") if to.startswith("onnx") else f"{name}.gguf")
+        if found[name].exists():
+            continue
+        if name == "f32":
+            source = model
+        else:
+            source = make_variants(folder, model, [kind if to == "onnx" else "f32"])[kind if to == "onnx" else "f32"]
+        convert(source, found[name], to=to, options=Options(activations="float" if activations else "int8"))
+    return found
+
+
+def texts_of(paths: Sequence[Path], n: int, vocabulary: Vocabulary) -> list[str]:
+    """The last message of each record of the files, and generated ones where these are fewer than n."""
+    from itertools import islice
+
+    from edgeguard.inputs import read_records
+    from edgeguard.records import Record
+
+    records = (r for path in paths for r in read_records(path) if isinstance(r, Record))
+    texts = [r.messages[-1].content for r in islice(records, n)]
+    return [*texts, *messages(vocabulary, n - len(texts))]

@@ -38,10 +38,6 @@ _BESIDE = (
 _MANIFEST = "edgeguard.json"  # in a folder; beside a file, NAME.manifest.json
 _MAX_MANIFEST_FILES = 1000
 _ROTARY_TABLES = frozenset({"cos", "sin", "cos_cache", "sin_cache"})
-_DYNAMIC = (
-    *("DynamicQuantizeLinear", "MatMulInteger"),
-    *("com.microsoft:DynamicQuantizeMatMul", "com.microsoft:MatMulIntegerToFloat"),
-)
 _ACTIVATIONS = {0: "float or as the runtime chooses", 1: "float", 2: "float16", 3: "bfloat16", 4: "int8"}
 _OWN_BLOCK = 32  # weights a block, where edgeguard's graphs look up in a packed embedding
 _AGAIN = "download it again"
@@ -417,7 +413,7 @@ def _gguf_tokenizer(header: gguf.Header) -> Tokenizer | None:
         return None
     texts = tokens.strings()
     try:
-        known = tokenizers._read_tokens(header)
+        known = tokenizers.read_tokens(header)
         ends, n_control = sorted(known.eog), len(known.control)
     except ModelError:  # llama.cpp reads some that tokenizer.json cannot spell
         named = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
@@ -464,7 +460,7 @@ def _onnx(path: Path, hashes: _Hashes) -> Inspection:
     files = hashes.files(graph.files)
     beside = hashes.files(folder / name for name in _BESIDE if (folder / name).is_file())
     provenance, notices = _provenance(folder / _MANIFEST, graph.metadata, (*files, *beside), hashes)
-    dynamic = tuple(op for op in _DYNAMIC if op in graph.operators)
+    dynamic = tuple(op for op in graph.operators if op in onnx_file.DYNAMIC)
     if dynamic:
         notices = (_dynamic_notice(dynamic), *notices)
     if settings and not n_ctx:
@@ -689,7 +685,7 @@ def _folder_tokenizer(folder: Path, n_vocab: int | None, problems: _Problems) ->
         bos_id = vocabulary.bos
     return Tokenizer(
         model=str(model.get("type", "")),
-        pre=" + ".join(dict.fromkeys(tokenizers._kinds(said.get("pre_tokenizer")))),
+        pre=" + ".join(dict.fromkeys(tokenizers.kinds_of(said.get("pre_tokenizer")))),
         n_tokens=len(ids),
         bos=Token(bos_id, name_of.get(bos_id, "")) if isinstance(bos_id, int) else None,
         adds_bos=None if vocabulary is None else vocabulary.bos is not None,

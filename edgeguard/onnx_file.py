@@ -24,6 +24,13 @@ MAX_DIMS = 16  # dimensions of an array
 MAX_HEAD = 1 << 16  # numbers of a key
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})  # operators that come with ONNX Runtime
 
+DYNAMIC = frozenset(
+    {
+        *("DynamicQuantizeLinear", "MatMulInteger"),
+        *("com.microsoft:DynamicQuantizeMatMul", "com.microsoft:MatMulIntegerToFloat"),
+    }
+)
+
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _EXPORT = "export it with `edgeguard convert`, or with optimum and --task text-generation-with-past"
 
@@ -178,7 +185,7 @@ def read_interface(graph: Graph, *, head: int = 0) -> Interface:
         chosen=chosen,
         last_only=not chosen and logits[1] == 1,
         # Their kernels take one row with a past; and a scale over all rows would mix their scores.
-        one_row=any(op in graph.operators for op in ("com.microsoft:GroupQueryAttention", "DynamicQuantizeLinear")),
+        one_row=is_dynamic(graph) or "com.microsoft:GroupQueryAttention" in graph.operators,
         position_ids="position_ids" in graph.inputs,
     )
 
@@ -195,9 +202,14 @@ def _keys_and_values(path: Path, ports: list[Port], head: int) -> tuple[int, int
     return n_head_kv, length, "float16" if kv_type == "float16" else "float32"
 
 
+def is_dynamic(graph: Graph) -> bool:
+    """Whether activations are rounded by one scale for all that a call holds: neighbours change scores then."""
+    return not DYNAMIC.isdisjoint(graph.operators)
+
+
 def quantization(graph: Graph) -> str:
     """The usual name of what most matrices are: "int4", "int8", "dynamic int8", "fp16", "fp32"."""
-    if "DynamicQuantizeLinear" in graph.operators:
+    if is_dynamic(graph):
         return "dynamic int8"
     if graph.bits:
         return f"int{max(graph.bits, key=lambda bits: graph.bits[bits])}"

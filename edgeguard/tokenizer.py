@@ -207,7 +207,7 @@ def _fill_id(ids: Mapping[str, int], kind: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """A header's tokens.
 
     ids      every token's name → id
@@ -241,7 +241,7 @@ def tokenizer_files(header: gguf.Header) -> dict[str, bytes]:
             "(SentencePiece BPE); use the GGUF itself, or a model folder with a tokenizer.json"
         )
     pre = _pre(header) if model == "gpt2" else None
-    tokens = _read_tokens(header)
+    tokens = read_tokens(header)
     parts = _byte_level_parts(header, tokens, pre) if pre else _sentencepiece_parts(header, tokens)
     bos = _special_id(header, "bos", 11 if pre else 1, len(tokens.ids))
     begins = _flag(header, "add_bos_token", pre.add_bos if pre else True) and bos is not None
@@ -273,7 +273,7 @@ def _pre(header: gguf.Header) -> _Pre:
     return _PRE[name]
 
 
-def _read_tokens(header: gguf.Header) -> _Tokens:
+def read_tokens(header: gguf.Header) -> Tokens:
     """Names and kinds of all tokens, after llama.cpp's corrections of kinds."""
     ids = _read_names(header)
     of_type: dict[str, set[int]] = {kind: set() for kind in _TOKEN_TYPES}
@@ -288,7 +288,7 @@ def _read_tokens(header: gguf.Header) -> _Tokens:
     settled = text | freed  # of a kind now, whatever the header says
     control = of_type["control"] | ends | guessed
     unused = of_type["unused"] | {i for name, i in ids.items() if i in control and "unused" in name}
-    return _Tokens(
+    return Tokens(
         ids=ids,
         control=frozenset((control | of_type["unknown"]) - unused - settled),
         user=frozenset((of_type["user defined"] - control - freed) | text),
@@ -339,7 +339,7 @@ def _read_types(header: gguf.Header, n: int) -> list[str]:
     return [_TOKEN_TYPES[t] if 0 <= t < len(_TOKEN_TYPES) else "undefined" for t in numbers]
 
 
-def _byte_level_parts(header: gguf.Header, tokens: _Tokens, pre: _Pre) -> dict[str, Any]:
+def _byte_level_parts(header: gguf.Header, tokens: Tokens, pre: _Pre) -> dict[str, Any]:
     vocab = tokens.used()
     if "byte" in _read_types(header, len(tokens.ids)):
         raise _contradiction(header, "it has tokens of type byte, and a byte-level vocabulary spells bytes as letters")
@@ -372,7 +372,7 @@ def _read_merges(header: gguf.Header, vocab: Mapping[str, int]) -> list[tuple[st
     return list(merges)
 
 
-def _sentencepiece_parts(header: gguf.Header, tokens: _Tokens) -> dict[str, Any]:
+def _sentencepiece_parts(header: gguf.Header, tokens: Tokens) -> dict[str, Any]:
     vocab = tokens.used()
     lost = next((b for b in range(256) if f"<0x{b:02X}>" not in vocab), None)
     if lost is not None:
@@ -394,7 +394,7 @@ def _sentencepiece_parts(header: gguf.Header, tokens: _Tokens) -> dict[str, Any]
     }
 
 
-def _merges_by_score(header: gguf.Header, tokens: _Tokens) -> list[tuple[str, str]]:
+def _merges_by_score(header: gguf.Header, tokens: Tokens) -> list[tuple[str, str]]:
     """Every way to make a token of two, best score first: SentencePiece has no list of merges, only scores."""
     scores = _read_scores(header, len(tokens.ids))
     parts = {name for name, i in tokens.ids.items() if i not in tokens.control | tokens.unused}
@@ -464,7 +464,7 @@ def _begin_with(name: str, i: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer_config(header: gguf.Header, tokens: _Tokens, name_of: Mapping[int, str], bos: int | None) -> bytes:
+def _tokenizer_config(header: gguf.Header, tokens: Tokens, name_of: Mapping[int, str], bos: int | None) -> bytes:
     config: dict[str, Any] = {
         "add_bos_token": bos is not None,
         "add_eos_token": False,
@@ -484,7 +484,7 @@ def _tokenizer_config(header: gguf.Header, tokens: _Tokens, name_of: Mapping[int
     return _pretty(config)
 
 
-def _generation_config(header: gguf.Header, tokens: _Tokens, bos: int | None) -> bytes:
+def _generation_config(header: gguf.Header, tokens: Tokens, bos: int | None) -> bytes:
     config: dict[str, Any] = {"eos_token_id": sorted(tokens.eog)}
     bos = _special_id(header, "bos", None, len(tokens.ids)) if bos is None else bos
     pad = _special_id(header, "padding", None, len(tokens.ids))
@@ -694,7 +694,7 @@ def _pieces(
 
 def _is_byte_level(source: Path, tokenizer: Mapping[str, Any]) -> bool:
     """Whether tokens are spelled in GPT-2's letters; if not, with ▁ for a space and <0xXX> for a byte."""
-    kinds = {*_kinds(tokenizer.get("decoder")), *_kinds(tokenizer.get("pre_tokenizer"))}
+    kinds = {*kinds_of(tokenizer.get("decoder")), *kinds_of(tokenizer.get("pre_tokenizer"))}
     if "ByteLevel" in kinds:
         return True
     if kinds & {"Metaspace", "ByteFallback"} or any(map(_writes_spaces, _steps(tokenizer.get("decoder")))):
@@ -709,7 +709,8 @@ def _writes_spaces(step: Mapping[str, Any]) -> bool:
     return step.get("type") == "Replace" and step.get("pattern") == {"String": "▁"}
 
 
-def _kinds(step: object) -> list[str]:
+def kinds_of(step: object) -> list[str]:
+    """The types of a decoder or pre-tokenizer of tokenizer.json, or of the parts of a sequence of them."""
     return [str(part.get("type")) for part in _steps(step)]
 
 

@@ -58,7 +58,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if not (place / name).is_dir():
             family = {"tied": "qwen3", "odd": "llama"}.get(name, name)
             size = {"n_embd": 40, "n_ff": 72} if name == "odd" else {}
-            tiny.write_tiny_checkpoint(place / name, family=family, tied=name in ("tied", "odd"), **size)
+            tiny.write_tiny_checkpoint(
+                place / name, family=family, tied=name in ("tied", "odd"), seed=len(name), **size
+            )
         return place / name
 
     return write

@@ -226,7 +226,14 @@ def _from_checkpoint(folder: Path, out: Path, to: str, options: Options) -> Conv
     with _staged(out, folder, to, options, 4 * size) as stage:
         target = stage / out.name
         target.mkdir()
-        export(folder, target, to=precision, lora=options.lora, activations=options.activations)
+        export(
+            folder,
+            target,
+            to=precision,
+            lora=options.lora,
+            lora_scale=options.lora_scale,
+            activations=options.activations,
+        )
         _add_metadata(target / "model.onnx", artifact.as_metadata(made))
         return _finish(target, out, made, (), name=folder.resolve().name)
 

@@ -1,0 +1,116 @@
+"""Scores a second, both runtimes side by side, and over the loop a user of Hugging Face would write.
+
+    python bench/runtimes.py                      # about 10 minutes on 2 quiet cores; needs edgeguard[optimum]
+
+The same records, each scored by every variant in turn, so that they share the machine's noise. The loop is optimum's
+`ORTModelForCausalLM` on its own fp32 export of the same weights: greedy, the full prompt each time, logits kept.
+"All three estimators" is one `marginal` exploration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+from edgeguard.guard import Guard
+from edgeguard.models import default_model
+from edgeguard.tokenizer import tokenizer_files
+
+GGUF = ("f32", "q8_0", "q4_0")
+ONNX = ("onnx-fp32", "onnx-int8", "onnx-int4")
+LIKE = dict(zip(ONNX, GGUF, strict=True))  # an ONNX variant and the GGUF of about its size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--records", type=int, default=24)
+    parser.add_argument("--loop-records", type=int, default=12)
+    parser.add_argument("--policy", type=int, default=400, help="tokens of policy at most")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--variants", type=Path, default=None, help="folder to keep the converted models in")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, model = args.variants or Path(temporary), default_model()
+        paths = common.make_variants(folder, model, [*GGUF, *ONNX])
+        guards = {}
+        for name, path in paths.items():
+            base = Guard.load(path, profile="instruct", n_ctx=2048, threads=args.threads)
+            guards[name] = Guard(base.backend, common.short_policy(base, args.policy), min_grammar_mass=0)
+        first = guards["f32"]
+        texts = common.messages(first.backend.vocabulary, args.records)
+        preamble = first._prompter.preamble(["user"])
+        print(f"model {model.stem}, {len(texts)} records, policy {len(preamble)} tokens, messages 20 to 60 tokens")
+        times: dict[str, list[float]] = {name: [] for name in guards}
+        for guard in guards.values():
+            guard.score(texts[0])  # the policy is evaluated here, once
+        for text in texts:
+            for name, guard in guards.items():
+                times[name].append(seconds(lambda g=guard, t=text: g.score(t)))
+        prompts = [common.prompt_ids(first, text) for text in texts[: args.loop_records]]
+        loop = optimum_loop(folder, paths["f32"], args.threads or len(os.sched_getaffinity(0)))
+        loop(prompts[0])
+        full = [seconds(lambda p=ids: loop(p)) for ids in prompts]
+    report(times, np.array(full))
+
+
+def report(times: dict[str, list[float]], full: np.ndarray) -> None:
+    rates = {name: np.array(values) for name, values in times.items()}
+    for name, values in rates.items():
+        print(f"{name}: {common.spread(1 / values, ' records/s')}")
+    print(f"ORTModelForCausalLM loop, full prompt, fp32: {common.spread(1 / full, ' records/s')}")
+    print("all three estimators over that loop")
+    for name in ONNX:
+        print(f"   {name}: {common.spread(full / rates[name][: len(full)], '×')}")
+    print("an ONNX variant's rate over that of the GGUF of about its size")
+    for name, like in LIKE.items():
+        print(f"   {name} over {like}: {common.spread(rates[like] / rates[name], '×')}")
+
+
+def optimum_loop(folder: Path, f32: Path, threads: int) -> Any:
+    """A function of token ids: the greedy answer with the logits of its tokens."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
+    import onnxruntime
+    import torch
+    from optimum.onnxruntime import ORTModelForCausalLM
+    from transformers import AutoModelForCausalLM, logging
+
+    from edgeguard import gguf
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    checkpoint = folder / "checkpoint"
+    if not (checkpoint / "config.json").exists():
+        model = AutoModelForCausalLM.from_pretrained(f32.parent, gguf_file=f32.name, dtype=torch.float32)
+        model.save_pretrained(checkpoint)
+        for name, data in tokenizer_files(gguf.read_header(f32)).items():
+            (checkpoint / name).write_bytes(data)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    ort = ORTModelForCausalLM.from_pretrained(checkpoint, export=True, session_options=options)
+
+    def loop(ids: tuple[int, ...]) -> object:
+        given = torch.tensor([ids])
+        mask = torch.ones_like(given)
+        more = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 2}
+        return ort.generate(given, attention_mask=mask, max_new_tokens=16, do_sample=False, **more)
+
+    return loop
+
+
+def seconds(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
