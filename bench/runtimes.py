@@ -33,45 +33,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=24)
     parser.add_argument("--loop-records", type=int, default=12)
-    parser.add_argument("--policy", type=int, default=400, help="tokens of policy at most")
+    parser.add_argument("--policy", type=int, nargs="+", default=[400, 1000], help="tokens of policy at most")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--variants", type=Path, default=None, help="folder to keep the converted models in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, model = args.variants or Path(temporary), default_model()
         paths = common.make_variants(folder, model, [*GGUF, *ONNX])
-        guards = {}
-        for name, path in paths.items():
-            base = Guard.load(path, profile="instruct", n_ctx=2048, threads=args.threads)
-            guards[name] = Guard(base.backend, common.short_policy(base, args.policy), min_grammar_mass=0)
-        first = guards["f32"]
-        texts = common.messages(first.backend.vocabulary, args.records)
-        preamble = first._prompter.preamble(["user"])
-        print(f"model {model.stem}, {len(texts)} records, policy {len(preamble)} tokens, messages 20 to 60 tokens")
-        times: dict[str, list[float]] = {name: [] for name in guards}
-        for guard in guards.values():
-            guard.score(texts[0])  # the policy is evaluated here, once
-        for text in texts:
-            for name, guard in guards.items():
-                times[name].append(seconds(lambda g=guard, t=text: g.score(t)))
-        prompts = [common.prompt_ids(first, text) for text in texts[: args.loop_records]]
         loop = optimum_loop(folder, paths["f32"], args.threads or len(os.sched_getaffinity(0)))
-        loop(prompts[0])
-        full = [seconds(lambda p=ids: loop(p)) for ids in prompts]
-    report(times, np.array(full))
+        opened = {n: Guard.load(p, profile="instruct", n_ctx=2048, threads=args.threads) for n, p in paths.items()}
+        texts = common.messages(opened["f32"].backend.vocabulary, args.records)
+        print(f"model {model.stem}, {len(texts)} records, messages 20 to 60 tokens")
+        for policy in args.policy:
+            guards = {
+                n: Guard(g.backend, common.short_policy(g, policy), min_grammar_mass=0) for n, g in opened.items()
+            }
+            compare(guards, texts, loop, args.loop_records)
 
 
-def report(times: dict[str, list[float]], full: np.ndarray) -> None:
-    rates = {name: np.array(values) for name, values in times.items()}
-    for name, values in rates.items():
-        print(f"{name}: {common.spread(1 / values, ' records/s')}")
-    print(f"ORTModelForCausalLM loop, full prompt, fp32: {common.spread(1 / full, ' records/s')}")
-    print("all three estimators over that loop")
-    for name in ONNX:
-        print(f"   {name}: {common.spread(full / rates[name][: len(full)], '×')}")
-    print("an ONNX variant's rate over that of the GGUF of about its size")
+def compare(guards: dict[str, Guard], texts: list[str], loop: Any, n_loop: int) -> None:
+    first = guards["f32"]
+    print(f"policy {len(first._prompter.preamble(['user']))} tokens")
+    walks = {n: Guard(g.backend, g.profile, estimator="conditional", min_grammar_mass=0) for n, g in guards.items()}
+    for guard in (*guards.values(), *walks.values()):
+        guard.score(texts[0])  # the policy is evaluated here, once
+    all_three = timed(guards, texts)
+    walking = timed({n: walks[n] for n in ONNX}, texts)
+    prompts = [common.prompt_ids(first, text) for text in texts[:n_loop]]
+    full = np.array([seconds(lambda p=prompt: loop(p)) for prompt in prompts])
+    for name, values in all_three.items():
+        print(f"   {name}: {common.spread(1 / values, ' records/s')}")
+    print(f"   ORTModelForCausalLM loop, full prompt, fp32: {common.spread(1 / full, ' records/s')}")
+    for what, times in (("all three estimators", all_three), ("conditional alone", walking)):
+        print(f"   {what} over that loop")
+        for name in ONNX:
+            print(f"      {name}: {common.spread(full / times[name][:n_loop], '×')}")
+    print("   an ONNX variant's rate over that of the GGUF of about its size")
     for name, like in LIKE.items():
-        print(f"   {name} over {like}: {common.spread(rates[like] / rates[name], '×')}")
+        print(f"      {name} over {like}: {common.spread(all_three[like] / all_three[name], '×')}", flush=True)
+
+
+def timed(guards: dict[str, Guard], texts: list[str]) -> dict[str, np.ndarray]:
+    """Seconds of every record, by every guard in turn."""
+    times: dict[str, list[float]] = {name: [] for name in guards}
+    for text in texts:
+        for name, guard in guards.items():
+            times[name].append(seconds(lambda g=guard, t=text: g.score(t)))
+    return {name: np.array(values) for name, values in times.items()}
 
 
 def optimum_loop(folder: Path, f32: Path, threads: int) -> Any:
@@ -87,6 +95,7 @@ def optimum_loop(folder: Path, f32: Path, threads: int) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    os.environ["TQDM_DISABLE"] = "1"
     checkpoint = folder / "checkpoint"
     if not (checkpoint / "config.json").exists():
         model = AutoModelForCausalLM.from_pretrained(f32.parent, gguf_file=f32.name, dtype=torch.float32)

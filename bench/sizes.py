@@ -3,7 +3,7 @@
     python bench/sizes.py                         # a few minutes on 2 cores
 
 Each variant is loaded and scores a few records in a process of its own, several times. Memory is the process's peak,
-less that of one that loads nothing; mapped weight files count as far as they were read.
+less what it had before it loaded the model; mapped weight files count as far as they were read. Linux only.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ VARIANTS = (
 )  # fmt: skip
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 from edgeguard.guard import Guard
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():  # of this program alone: getrusage's number begins with that of the process that started it
+    said = Path("/proc/self/status").read_text()
+    return int(said.split("VmHWM:")[1].split()[0]) / 1024
+
+base = peak()
 began = time.perf_counter()
 guard = Guard.load(sys.argv[1], profile="instruct", n_ctx=2048, min_grammar_mass=0)
 loaded = time.perf_counter() - began
 for n in range(3):
     guard.score(f"How do I get rid of {n} wasps?")
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"load": loaded, "peak": (peak - base) / 1024}))
+print(json.dumps({"load": loaded, "peak": peak() - base}))
 """
 
 
