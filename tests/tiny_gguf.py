@@ -116,16 +116,16 @@ def write_tiny_llama(
     shape = (n_layer, n_embd, n_rot * n_head_kv, n_ff)
     weights = _weights(np.random.default_rng(seed), shape, len(tokens), logit_std)
     if bias is not None:
-        arch, by_id = arch or "qwen2", np.zeros(len(tokens), dtype=np.float32)
+        by_id = np.zeros(len(tokens), dtype=np.float32)
         for text, nats in bias.items():
             by_id[tokens.index(text if text in tokens else _to_gpt2(text))] += nats
         weights["output.bias"] = by_id
-    arch = arch or "llama"
+    weights |= _more_weights(np.random.default_rng(seed + 1), arch, shape, n_rot)
+    arch = arch or ("llama" if bias is None else "qwen2")
     if tied:
         weights["token_embd.weight"] = weights.pop("output.weight")
     if rope_factors:
         weights["rope_freqs.weight"] = np.array(rope_factors, dtype=np.float32)
-    weights |= _more_weights(np.random.default_rng(seed + 1), arch, shape, n_rot)
     keys |= {f"llama.{key}": value for key, value in _MORE_KEYS.get(arch, {}).items()}
     keys = {key.replace("llama.", f"{arch}.", 1) if key.startswith("llama.") else key: v for key, v in keys.items()}
     return write(path, arch, keys, weights, ftype=ftype)
@@ -304,7 +304,7 @@ _MORE_KEYS: dict[str, dict[str, float]] = {
 
 
 def _more_weights(
-    rng: np.random.Generator, arch: str, shape: tuple[int, int, int, int], n_rot: int
+    rng: np.random.Generator, arch: str | None, shape: tuple[int, int, int, int], n_rot: int
 ) -> dict[str, np.ndarray]:
     """What an architecture has beside a llama's weights."""
     n_layer, n_embd, n_kv, _ = shape
