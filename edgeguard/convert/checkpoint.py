@@ -16,25 +16,22 @@ checkpoint is a stranger's file.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.convert import process
+from edgeguard.convert.store import Store
 from edgeguard.errors import ModelError, OutputError, printable
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -53,8 +50,6 @@ MAX_DIFFERENCE = {
 }  # nats between a right graph's logits and torch's, and far below a wrong one's
 
 _MAX_JSON = 16 << 20  # bytes
-_INLINE = 1024  # bytes; smaller arrays stay in the graph's own file
-_PAGE = 4096  # the runtime maps weights that begin on a page
 _ACCURACY = {"float": 1, "int8": 4}  # MatMulNBits' accuracy_level
 _BLOCK = 32
 _SLOW_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -253,8 +248,7 @@ def _last_part(path: str) -> str:
 
 # The process that torch runs in
 
-# This process's path, and not the folder it stands in: a file of a stranger's there must not be imported.
-_START = "import sys; sys.path[:] = sys.argv[1:]; from edgeguard.convert.checkpoint import _child; _child()"
+_START = process.start("edgeguard.convert.checkpoint")
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -263,30 +257,11 @@ _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # sets in the same order: the same bytes
 }
 _REFUSED = 3  # exit status: the last line of stderr is a message for the user, in JSON
-_LAST_LINES = 8
 
 
 def _run(job: Mapping[str, Any], failed: str) -> None:
     """Do `job` in a process of its own, which ends when this one does. Raises ModelError."""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", _START, *sys.path],
-        env={**os.environ, **_ENVIRONMENT},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stderr is not None
-        try:
-            with suppress(BrokenPipeError):  # it ended before it read; its last words say why
-                child.stdin.write(json.dumps(job).encode() + b"\n")
-                child.stdin.flush()
-            lines = (line.decode(errors="replace").strip() for line in child.stderr)
-            last = deque((line for line in lines if any(map(str.isalnum, line))), maxlen=_LAST_LINES)
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            raise
+    code, last = process.run(_START, job, _ENVIRONMENT)
     if code == _REFUSED:
         raise ModelError(printable(str(json.loads(last[-1]))))
     if code != 0:
@@ -298,26 +273,16 @@ def _run(job: Mapping[str, Any], failed: str) -> None:
 
 
 def _child() -> NoReturn:
-    """Do the job that the first line of stdin describes."""
-    job = json.loads(sys.stdin.buffer.readline())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    code = 1
+    process.serve(_serve)
+
+
+def _serve(job: Mapping[str, Any]) -> int:
     try:
         _export(_job(job))
-        code = 0
     except ModelError as error:
-        code = _REFUSED
         sys.stderr.write(f"\n{json.dumps(str(error))}\n")
-    except Exception as error:
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-    sys.stderr.flush()
-    os._exit(code)  # the thread still waits
-
-
-def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing ever comes; it returns when the other end is closed
-    os._exit(1)
+        return _REFUSED
+    return 0
 
 
 @dataclass(frozen=True)
@@ -353,7 +318,7 @@ def _export(job: Job) -> None:
     whole = traced.with_name("cut.onnx")  # beside the traced weights, which it shares
     whole.write_bytes(graph.SerializeToString(deterministic=True))
     check.refuse_other(check.graph_logits(whole), expected, MAX_DIFFERENCE[floats])
-    with Store(job.out / "model.onnx.data", traced.parent) as weights:
+    with Moving(job.out / "model.onnx.data", traced.parent) as weights:
         if job.to in ("int8", "int4"):
             quantize(graph, weights, head=head, bits=8 if job.to == "int8" else 4, activations=job.activations)
         weights.move(graph)
@@ -535,15 +500,12 @@ def _plain(model: Any, folder: Path) -> None:
                 del attribute.t.external_data[:]
 
 
-class Store:
-    """The file beside the graph that holds its large arrays, written one after the other.
-
-    folder   where the arrays of the graph lie that is read
-    """
+class Moving(Store):
+    """A store that takes over a traced graph's arrays, which lie in `folder`."""
 
     def __init__(self, path: Path, folder: Path) -> None:
-        self._path, self._folder = path, folder
-        self._file: BinaryIO = path.open("wb")
+        super().__init__(path)
+        self._folder = folder
 
     def array(self, tensor: Any) -> npt.NDArray[Any]:
         """A tensor's values."""
@@ -554,37 +516,12 @@ class Store:
         values: npt.NDArray[Any] = onnx.numpy_helper.to_array(copy, base_dir=str(self._folder))
         return values
 
-    def tensor(self, name: str, array: npt.NDArray[Any]) -> Any:
-        """The array as a TensorProto, its values in the file if they are many."""
-        import onnx
-
-        array = np.ascontiguousarray(array)
-        if array.nbytes < _INLINE:
-            return onnx.numpy_helper.from_array(array, name)
-        self._file.write(b"\0" * (-self._file.tell() % _PAGE))
-        tensor = onnx.TensorProto(
-            name=name,
-            dims=array.shape,
-            data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        for key, value in (("location", self._path.name), ("offset", self._file.tell()), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        array.tofile(self._file)
-        return tensor
-
     def move(self, model: Any) -> None:
         """Take over all arrays that are not in this file yet."""
         for i, tensor in enumerate(model.graph.initializer):
             said = {entry.key: entry.value for entry in tensor.external_data}
-            if said.get("location") != self._path.name:
+            if said.get("location") != self.name:
                 model.graph.initializer[i].CopyFrom(self.tensor(tensor.name, self.array(tensor)))
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 # Blocks of weights
@@ -606,7 +543,7 @@ def blocks(rows: Floats, bits: int) -> tuple[npt.NDArray[np.uint8], Floats]:
     return (q if bits == 8 else q[..., 0::2] | (q[..., 1::2] << 4)), scale.astype(np.float32)
 
 
-def quantize(model: Any, weights: Store, *, head: str, bits: int, activations: Activations) -> None:
+def quantize(model: Any, weights: Moving, *, head: str, bits: int, activations: Activations) -> None:
     """Make the matrices blocks of `bits` bits, the embedding and the output layer of 8. Changes `model` in place.
 
     A scale is of a block of weights, never of activations over a batch: scores do not depend on the company.
@@ -629,7 +566,7 @@ def quantize(model: Any, weights: Store, *, head: str, bits: int, activations: A
 class _Quantizing:
     """A graph's matrices, and the blocks made of them so far. An embedding that is the output layer too is one."""
 
-    def __init__(self, graph: Any, weights: Store) -> None:
+    def __init__(self, graph: Any, weights: Moving) -> None:
         self.graph, self.weights = graph, weights
         self.floats = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
         self.turned = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose"}

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeguard.convert.blocks import CARRIED, SIZE, Blocks, carry
 from edgeguard.convert.decoder import Decoder, read_decoder
+from edgeguard.convert.store import Store
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
 
@@ -32,8 +32,6 @@ Activations = Literal["int8", "float"]
 OPSET = 23  # the first with Attention and RotaryEmbedding
 IR_VERSION = 11
 _MS = "com.microsoft"
-_INLINE = 1024  # bytes; smaller arrays stay in the graph's own file
-_PAGE = 4096  # the runtime maps weights that begin on a page
 _ACCURACY = {"float": 1, "int8": 4}  # MatMulNBits' accuracy_level
 
 _HEAD = "token_embd.weight"
@@ -57,53 +55,18 @@ def write_graph(
     Raises ModelError for an architecture, a key or a tensor that is not known, or one that is missing.
     """
     decoder = read_decoder(weights)
-    with _Store(folder / "model.onnx.data") as store:
+    with Store(folder / "model.onnx.data") as store:
         graph = _Graph(weights, decoder, store, precision, activations)
         graph.build()
         graph.save(folder / "model.onnx", metadata)
     return graph.kinds
 
 
-class _Store:
-    """The file beside the graph that holds its large arrays, one after the other."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("wb")
-
-    def tensor(self, name: str, array: npt.NDArray[Any]) -> Any:
-        """The array as a TensorProto."""
-        import onnx
-
-        array = np.ascontiguousarray(array)
-        if array.nbytes < _INLINE:
-            return onnx.numpy_helper.from_array(array, name)
-        self._file.write(b"\0" * (-self._file.tell() % _PAGE))
-        tensor = onnx.TensorProto(
-            name=name,
-            dims=array.shape,
-            data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        for key, value in (("location", self._path.name), ("offset", self._file.tell()), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        array.tofile(self._file)
-        return tensor
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
 class _Graph:
     """The nodes, in the order in which they run."""
 
     def __init__(
-        self, weights: Weights, decoder: Decoder, store: _Store, precision: Precision, activations: Activations
+        self, weights: Weights, decoder: Decoder, store: Store, precision: Precision, activations: Activations
     ) -> None:
         self.weights, self.decoder, self.store = weights, decoder, store
         self.precision, self.activations = precision, activations

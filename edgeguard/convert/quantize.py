@@ -6,15 +6,11 @@ llama.cpp runs in a process of its own: it ends the whole process at some files,
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
-import subprocess
 import sys
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from edgeguard import gguf
+from edgeguard.convert import process
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.weights import refuse_parts
 from edgeguard.errors import ModelError, OutputError, printable
@@ -191,34 +188,13 @@ def _available_cores() -> int:
 
 # The process that llama.cpp runs in
 
-# This process's path, and not the folder it stands in: a file of a stranger's there must not be imported.
-_START = "import sys; sys.path[:] = sys.argv[1:]; from edgeguard.convert.quantize import _child; _child()"
-_LAST_LINES = 8
+_START = process.start("edgeguard.convert.quantize")
 
 
 def _run(job: Mapping[str, Any], failed: str) -> None:
     """Do `job` in a process of its own, which ends when this one does. Raises ModelError, OutputError."""
     # Without the variable llama.cpp starts a debugger, if there is one, before it aborts.
-    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", _START, *sys.path],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stderr is not None
-        try:
-            with suppress(BrokenPipeError):  # it ended before it read; its last words say why
-                child.stdin.write(json.dumps(job).encode() + b"\n")
-                child.stdin.flush()
-            lines = (line.decode(errors="replace").strip() for line in child.stderr)
-            last = deque((line for line in lines if any(map(str.isalnum, line))), maxlen=_LAST_LINES)
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            raise
+    code, last = process.run(_START, job, {"GGML_NO_BACKTRACE": "1"})
     if code != 0:
         said = printable("; ".join(last))[-1000:] or "it gave no reason"
         if "iostream error" in said:
@@ -228,22 +204,7 @@ def _run(job: Mapping[str, Any], failed: str) -> None:
 
 
 def _child() -> NoReturn:
-    """Do the job that the first line of stdin describes."""
-    job = json.loads(sys.stdin.buffer.readline())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    code = 1
-    try:
-        code = _quantize(job)
-    except Exception as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    sys.stderr.flush()
-    os._exit(code)  # the thread still waits
-
-
-def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing ever comes; it returns when the other end is closed
-    os._exit(1)
+    process.serve(_quantize)
 
 
 def _quantize(job: Mapping[str, Any]) -> int:

@@ -1,0 +1,69 @@
+"""A job in a process of its own: what it imports may print, abort, take gigabytes, or not hear Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+_LAST_LINES = 8
+
+
+def start(module: str) -> str:
+    """Python that runs a module's `_child`.
+
+    With this process's path, and not the folder it stands in: a file of a stranger's there must not be imported.
+    """
+    return f"import sys; sys.path[:] = sys.argv[1:]; from {module} import _child; _child()"
+
+
+def run(code: str, job: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[int, list[str]]:
+    """Run Python `code`, which serves `job`: its exit status, and its last lines on stderr.
+
+    The process is ended when this one is interrupted or ends; its stdout is thrown away.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *sys.path],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stderr is not None
+        try:
+            with suppress(BrokenPipeError):  # it ended before it read; its last words say why
+                child.stdin.write(json.dumps(job).encode() + b"\n")
+                child.stdin.flush()
+            lines = (line.decode(errors="replace").strip() for line in child.stderr)
+            last = deque((line for line in lines if any(map(str.isalnum, line))), maxlen=_LAST_LINES)
+            return child.wait(), list(last)
+        except BaseException:
+            child.kill()
+            raise
+
+
+def serve(work: Callable[[Any], int]) -> NoReturn:
+    """In the process: do the job that the first line of stdin describes, and exit with what `work` returns."""
+    job = json.loads(sys.stdin.buffer.readline())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    code = 1
+    try:
+        code = work(job)
+    except Exception as error:
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+    sys.stderr.flush()
+    os._exit(code)  # the thread still waits
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing ever comes; it returns when the other end is closed
+    os._exit(1)
