@@ -20,10 +20,15 @@ test: .venv/test.done
 docs: .venv/test.done
 	$(BIN)/python docs/generate.py --examples
 
-# Half an hour on a quiet machine with 2 cores. TEXTS: a JSONL file of more texts for the bounds.
+# An hour on a quiet machine with 2 cores. TEXTS: a JSONL file of more texts for the bounds and the parity.
+VARIANTS := .venv/variants
 figures: .venv/test.done
 	mkdir -p bench/results
 	$(BIN)/python bench/throughput.py > bench/results/throughput.txt
+	$(BIN)/python bench/runtimes.py --variants $(VARIANTS) > bench/results/runtimes.txt
+	$(BIN)/python bench/sizes.py --variants $(VARIANTS) > bench/results/sizes.txt
+	$(BIN)/python bench/neighbours.py --variants $(VARIANTS) > bench/results/neighbours.txt
+	$(BIN)/python bench/parity.py examples/messages.jsonl $(TEXTS) --variants $(VARIANTS) > bench/results/parity.txt
 	$(BIN)/python bench/memory.py > bench/results/memory.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt

@@ -9,7 +9,7 @@ How a record is evaluated, and why so:
 - Other graphs take rows. A record is a row of its own, then its branches are rows on a copy of its past,
   the short ones with the short ones, filled up on the right. Kernels that cannot do that get one row.
 - Records are never in one call. With a kernel that scales activations over all it is given (dynamic
-  quantization) a record's scores would depend on its neighbours: by up to 0.4 on a probability.
+  quantization) a record's scores would depend on its neighbours: bench/neighbours.py shows by how much.
 """
 
 from __future__ import annotations
