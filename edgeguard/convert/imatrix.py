@@ -30,7 +30,11 @@ def read_imatrix(path: str | Path, model: gguf.Header) -> Mapping[str, Floats]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            np.errstate(all="ignore"),  # numbers that are none are refused by name below
+        ):
             found = dict(_read_gguf(path, data) if data[:4] == b"GGUF" else _read_dat(path, data))
     except (OSError, ValueError) as error:  # ValueError: an empty file, a NUL in the path
         raise ModelError(f"{path} cannot be read: {error}; give an importance matrix") from error
