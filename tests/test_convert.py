@@ -208,8 +208,6 @@ def test_an_importance_matrix_is_for_quantized_gguf_types(source, tmp_path):
 
 
 def test_a_missing_tensor_is_named(tmp_path):
-    import gguf as library
-
     whole = write_tiny_llama(tmp_path / "whole.gguf", tied=True)
     data = whole.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")
     (tmp_path / "odd.gguf").write_bytes(data)
@@ -219,7 +217,6 @@ def test_a_missing_tensor_is_named(tmp_path):
     (tmp_path / "odd.gguf").write_bytes(data)
     with pytest.raises(ModelError, match=r"has no tensor 'blk\.1\.ffn_norm\.weight'"):
         convert(tmp_path / "odd.gguf", tmp_path / "out", to="onnx")
-    assert library  # the writer of the whole model
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 

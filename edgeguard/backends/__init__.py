@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
-from edgeguard.backend import Backend
+from edgeguard.backend import Backend, available_cores
 from edgeguard.errors import ModelError
 from edgeguard.model_file import find_model
 
@@ -57,14 +56,6 @@ def open_backend(
         raise ModelError(
             f"{what} models need {package}, which is not installed; pip install 'edgeguard[{extra}]'"
         ) from None
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _refuse_gguf_options(path: str | Path, gpu_layers: int | None, kv_type: KvType | None) -> None:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from edgeguard import gguf
+from edgeguard.backend import available_cores
 from edgeguard.convert import process
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.weights import refuse_parts
@@ -121,7 +122,7 @@ def quantize(
         "out": str(out),
         "file_type": FILE_TYPES[to],
         "imatrix": None if imatrix is None else str(imatrix),
-        "threads": threads or _available_cores(),
+        "threads": threads or available_cores(),
         "pure": pure,
         "metadata": dict(metadata),
     }
@@ -177,13 +178,6 @@ def _fell_back(tensor: gguf.TensorInfo, plain: str) -> bool:
     # In the mixes of the older types only output.weight is meant to have large blocks.
     instead = frozenset({"Q8_0"}) if plain in ("Q4_0", "Q4_1", "Q5_0", "Q5_1") else _INSTEAD
     return tensor.type_name in instead and tensor.shape[0] % _LARGE != 0
-
-
-def _available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 # The process that llama.cpp runs in
