@@ -21,6 +21,7 @@ def open_backend(
     device: Device = "cpu",
     gpu_layers: int | None = None,
     kv_type: KvType | None = None,
+    adapter: str | Path | None = None,
 ) -> Backend:
     """Load a model with the runtime it is for, told by content: a GGUF or ONNX file, or a folder with one.
 
@@ -29,6 +30,7 @@ def open_backend(
     device      "cuda" or an error; "auto": CUDA where the runtime was built with it
     gpu_layers  GGUF: layers to put on the GPU, -1 for all; None: as `device` says
     kv_type     GGUF: precision of the KV memory; None: F16
+    adapter     GGUF: a LoRA adapter, a GGUF file too, to apply beside the weights
 
     Raises ModelError.
     """
@@ -42,9 +44,15 @@ def open_backend(
             from edgeguard.backends.llama_cpp import LlamaCpp  # on demand: a runtime takes its time to import
 
             return LlamaCpp(
-                model.path, n_ctx=n_ctx, threads=cores, device=device, gpu_layers=gpu_layers, kv_type=kv_type or "f16"
+                model.path,
+                n_ctx=n_ctx,
+                threads=cores,
+                device=device,
+                gpu_layers=gpu_layers,
+                kv_type=kv_type or "f16",
+                adapter=adapter,
             )
-        _refuse_gguf_options(path, gpu_layers, kv_type)
+        _refuse_gguf_options(path, gpu_layers, kv_type, adapter)
         from edgeguard.backends.onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(model.path, n_ctx=n_ctx, threads=cores, device=device)
@@ -58,7 +66,14 @@ def open_backend(
         ) from None
 
 
-def _refuse_gguf_options(path: str | Path, gpu_layers: int | None, kv_type: KvType | None) -> None:
+def _refuse_gguf_options(
+    path: str | Path, gpu_layers: int | None, kv_type: KvType | None, adapter: str | Path | None
+) -> None:
+    if adapter is not None:
+        raise ModelError(
+            f"{path} is an ONNX model, which takes no adapter at load; merge it: "
+            f"edgeguard convert BASE.gguf --lora {adapter} --to onnx"
+        )
     if gpu_layers is not None:
         raise ModelError(
             f"{path} is an ONNX model, which has no GPU layers; use --device cuda in place of --gpu-layers"

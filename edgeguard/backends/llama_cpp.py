@@ -75,13 +75,20 @@ class LlamaCpp:
         device: Device = "cpu",
         gpu_layers: int | None = None,
         kv_type: KvType = "f16",
+        adapter: str | Path | None = None,
     ) -> None:
-        """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError."""
+        """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError.
+
+        `adapter` is a LoRA in a GGUF file, applied beside the weights; the model's sha256 is then that of both files.
+        """
         self._path = Path(path)
         header = gguf.read_header(self._path)
         gguf.check_model(header)
         _refuse_uncuttable(self._path, gguf.memory_kind(header))
-        self._digest = Digest([self._path])
+        lora = None if adapter is None else Path(adapter)
+        if lora is not None:
+            gguf.check_adapter(gguf.read_header(lora), header)
+        self._digest = Digest([self._path] if lora is None else [self._path, lora])
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
@@ -94,6 +101,8 @@ class LlamaCpp:
                     f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for; lower --context"
                 )
             self._open_context(threads, kv_type)
+            if lora is not None:
+                self._apply(lora)
         except BaseException:
             self.close()
             raise
@@ -192,6 +201,16 @@ class LlamaCpp:
             raise ModelError(f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; lower --context")
         self._memory = lc.llama_get_memory(self._ctx)
         self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
+
+    def _apply(self, adapter: Path) -> None:
+        """Add a LoRA to the context. It is freed with the model."""
+        _last_words.clear()
+        loaded = lc.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not loaded:
+            raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
+        given, scales = (lc.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if lc.llama_set_adapters_lora(self._ctx, given, 1, scales) != 0:
+            raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
 
     # Evaluation
 

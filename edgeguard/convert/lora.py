@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError, OutputError
-from edgeguard.gguf import Array, Header, TensorInfo, read_header
+from edgeguard.gguf import OTHER_ADAPTER, Array, Header, TensorInfo, check_adapter, pair_halves, read_header
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,8 +35,6 @@ _ROWS = 16  # rows of a product at a time: their float64 sums stay in the proces
 _F32, _ALL_F32 = 0, 0  # ggml type, llama file type
 _U32, _STRING, _ARRAY = 4, 8, 9  # GGUF value types
 _NUMBER_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-
-_OTHER = "give the adapter that was trained for this model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +105,12 @@ def write_merged(weights: Weights, out: Path, *, metadata: Mapping[str, str]) ->
 
 def _read_gguf(path: Path, base: Header, scale: float) -> dict[str, Change]:
     header = read_header(path)
-    _check_kind(header, base)
+    names = check_adapter(header, base)
     alpha = header.metadata.get("adapter.lora.alpha", 0.0)
-    if not isinstance(alpha, float) or not math.isfinite(alpha):
-        raise ModelError(f"{path}: adapter.lora.alpha is {alpha!r}, a finite number is needed; convert it again")
+    assert isinstance(alpha, float)  # check_adapter has refused all else
     weights, tensors = Weights(header), {tensor.name: tensor for tensor in base.tensors}
     changes = {}
-    for name in _paired(path, [tensor.name for tensor in header.tensors]):
+    for name in names:
         a, b = weights.float32(f"{name}.lora_a"), weights.float32(f"{name}.lora_b")
         if name == "token_embd.weight":  # llama.cpp looks a token up in A, so A stands transposed, (n_vocab, rank)
             left, right = a, b.T
@@ -125,42 +122,9 @@ def _read_gguf(path: Path, base: Header, scale: float) -> dict[str, Change]:
     return changes
 
 
-def _check_kind(header: Header, base: Header) -> None:
-    path, metadata = header.path, header.metadata
-    if metadata.get("general.type") != "adapter":
-        kind = metadata.get("general.type", "model")
-        raise ModelError(f"{path} is no adapter, its general.type is {kind!r}; give a LoRA adapter")
-    if metadata.get("adapter.type") != "lora":
-        raise ModelError(f"{path} is an adapter of type {metadata.get('adapter.type')!r}; only 'lora' can be merged")
-    if "adapter.alora.invocation_tokens" in metadata:
-        raise ModelError(
-            f"{path} is an activated LoRA (aLoRA), which changes the model from a token of the prompt on; "
-            "it cannot be merged, give a plain LoRA adapter"
-        )
-    if header.architecture != base.architecture:
-        raise ModelError(f"{path} is for {header.architecture} models, {base.path} is {base.architecture}; {_OTHER}")
-
-
-def _paired(path: Path, names: list[str]) -> list[str]:
-    """The base's tensors that an adapter changes, each with its A and its B there."""
-    found: dict[str, set[str]] = {}
-    for full in names:
-        name, _, part = full.rpartition(".")
-        if part not in ("lora_a", "lora_b"):
-            raise ModelError(
-                f"{path}: tensor {full} is neither lora_a nor lora_b, and would be lost; give a plain LoRA adapter"
-            )
-        found.setdefault(name, set()).add(part)
-    for name, parts in found.items():
-        if len(parts) < 2:
-            missing = ({"lora_a", "lora_b"} - parts).pop()
-            raise ModelError(f"{path} has no {name}.{missing} to its other half; convert the adapter again")
-    return list(found)
-
-
 def _check_shapes(path: Path, base: Header, tensor: TensorInfo | None, name: str, left: Floats, right: Floats) -> None:
     if tensor is None:
-        raise ModelError(f"{path} changes {name}, which {base.path} does not have; {_OTHER}")
+        raise ModelError(f"{path} changes {name}, which {base.path} does not have; {OTHER_ADAPTER}")
     if len(tensor.shape) != 2:
         raise ModelError(f"{path} changes {name} of shape {tensor.shape[::-1]}; only matrices can be merged")
     rows, cols = tensor.shape[::-1]
@@ -168,7 +132,7 @@ def _check_shapes(path: Path, base: Header, tensor: TensorInfo | None, name: str
     if (left.shape, right.shape) != ((rows, rank), (rank, cols)) or rank < 1:
         raise ModelError(
             f"{path}: {name} is a product of {left.shape} and {right.shape}; "
-            f"({rows}, rank) and (rank, {cols}) are needed for {base.path}; {_OTHER}"
+            f"({rows}, rank) and (rank, {cols}) are needed for {base.path}; {OTHER_ADAPTER}"
         )
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         raise ModelError(f"{path}: {name} holds numbers that are not finite; train or download the adapter again")
@@ -236,7 +200,7 @@ def _read_peft(path: Path, base: Header, scale: float) -> dict[str, Change]:
     tensors = {tensor.name: tensor for tensor in base.tensors}
     modules = _modules(path, arrays)
     changes = {}
-    for name in _paired(path, [f"{name}.{half}" for name, half in modules]):
+    for name in pair_halves(path, [f"{name}.{half}" for name, half in modules]):
         module, a = modules[name, "lora_a"]
         _, b = modules[name, "lora_b"]
         _check_shapes(path, base, tensors.get(name), name, b, a)
