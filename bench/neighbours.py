@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 
 from edgeguard.guard import Guard
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 
 VARIANTS = ("q8_0", "q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--variants", type=Path, default=None, help="folder to keep the converted models in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, model = args.variants or Path(temporary), default_model()
+        folder, model = args.variants or Path(temporary), base_model()
         paths = {"default model": model, **common.make_variants(folder, model, VARIANTS)}
         paths["dynamic int8"] = dynamic(folder, paths["onnx-fp32"])
         print(f"model {model.stem}, {args.records} records")

@@ -23,7 +23,7 @@ import numpy as np
 from edgeguard.backend import Prefix, Rows
 from edgeguard.estimators import ESTIMATORS
 from edgeguard.guard import Guard
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 from edgeguard.tree import STOP, Tree, explore
 
 PAIRS = (
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--variants", type=Path, default=None, help="folder to keep the converted models in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, model = args.variants or Path(temporary), args.model or default_model()
+        folder, model = args.variants or Path(temporary), args.model or base_model()
         names = [*dict.fromkeys(name for pair in PAIRS for name in pair)]
         paths = common.make_variants(folder, model, names)
         texts: list[str] = []

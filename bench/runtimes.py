@@ -21,7 +21,7 @@ import common
 import numpy as np
 
 from edgeguard.guard import Guard
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 from edgeguard.tokenizer import tokenizer_files
 
 GGUF = ("f32", "q8_0", "q4_0")
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--variants", type=Path, default=None, help="folder to keep the converted models in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, model = args.variants or Path(temporary), default_model()
+        folder, model = args.variants or Path(temporary), base_model()
         paths = common.make_variants(folder, model, [*GGUF, *ONNX])
         loop = optimum_loop(folder, paths["f32"], args.threads or len(os.sched_getaffinity(0)))
         opened = {n: Guard.load(p, profile="instruct", n_ctx=2048, threads=args.threads) for n, p in paths.items()}

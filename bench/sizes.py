@@ -18,7 +18,7 @@ from pathlib import Path
 import common
 import numpy as np
 
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 
 VARIANTS = (
     "f32", "f16", "q8_0", "q4_1", "q4_0", "onnx-fp32", "onnx-fp16", "onnx-int8", "onnx:q4_1", "onnx-int4",
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--variants", type=Path, default=None, help="folder to keep the converted models in")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        model = default_model()
+        model = base_model()
         paths = common.make_variants(args.variants or Path(temporary), model, VARIANTS)
         print(f"model {model.stem}, {args.runs} runs each; over the F32 GGUF in brackets")
         found = {}

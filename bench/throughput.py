@@ -26,7 +26,7 @@ from published import any_place
 
 from edgeguard.backend import Prefix
 from edgeguard.guard import Guard
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 from edgeguard.output import to_json_line
 
 RUNTIME_CALLS = (
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--policy-tokens", type=int, default=400)
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
-    model = args.model or default_model()
+    model = args.model or base_model()
 
     with Guard.load(model, profile="instruct", threads=args.threads, n_ctx=2048) as base:
         profile = common.short_policy(base, args.policy_tokens)

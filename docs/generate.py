@@ -32,15 +32,23 @@ def cli_page() -> str:
     sized = {"terminal_width": WIDTH, "max_content_width": WIDTH}
     context = click.Context(main, info_name="edgeguard", **main.context_settings, **sized)
     parts.append(_section("edgeguard", main, context))
-    for name in main.list_commands(context):
-        command = main.commands[name]
-        inner = click.Context(command, info_name=name, parent=context, **sized)
-        parts.append(_section(f"edgeguard {name}", command, inner))
+    parts += _commands(main, context, sized)
     parts.append(
         "## Exit codes\n\n0 done; 1 some record could not be scored, or the run failed; 2 misused; "
         "3 a record exceeded `--fail-over` (whatever else happened).\n"
     )
     return "\n".join(parts)
+
+
+def _commands(group: click.Group, context: click.Context, sized: dict[str, int]) -> list[str]:
+    found = []
+    for name in group.list_commands(context):
+        command = group.commands[name]
+        inner = click.Context(command, info_name=name, parent=context, **sized)
+        found.append(_section(inner.command_path, command, inner))
+        if isinstance(command, click.Group):
+            found += _commands(command, inner, sized)
+    return found
 
 
 def _section(title: str, command: click.Command, context: click.Context) -> str:
@@ -84,7 +92,7 @@ def examples() -> dict[str, str]:
 
 def pages(sections: dict[str, str]) -> dict[Path, str]:
     """Every generated page as it should be."""
-    filled = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    filled = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
     found = {path: fill(path.read_text(encoding="utf-8"), sections) for path in filled}
     found[ROOT / "docs" / "cli.md"] = cli_page()
     return found

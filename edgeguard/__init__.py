@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeguard.calibration import Calibration as Calibration
+    from edgeguard.calibration import read_calibration as read_calibration
+    from edgeguard.errors import CalibrationError as CalibrationError
     from edgeguard.errors import ContextOverflow as ContextOverflow
     from edgeguard.errors import EdgeguardError as EdgeguardError
     from edgeguard.errors import InputError as InputError
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     from edgeguard.records import Record as Record
 
 _PUBLIC = {
+    "edgeguard.calibration": ("Calibration", "read_calibration"),
     "edgeguard.errors": (
+        "CalibrationError",
         "ContextOverflow",
         "EdgeguardError",
         "InputError",
@@ -46,6 +51,8 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [
     "BadRecord",
+    "Calibration",
+    "CalibrationError",
     "ContextOverflow",
     "EdgeguardError",
     "Failure",
@@ -63,6 +70,7 @@ __all__ = [
     "Thresholds",
     "list_profiles",
     "load_profile",
+    "read_calibration",
     "read_records",
 ]
 

@@ -6,6 +6,7 @@ EdgeguardError
 ├── RecordError           one input record that cannot be scored; the others go on
 │   ├── ContextOverflow   its prompt is longer than the model's context
 │   └── OffGrammar        the model does not answer in the profile's grammar
+├── CalibrationError      a calibration file with a mistake, or one of another guard
 ├── InputError            an input file that cannot be read at all
 └── OutputError           an output that cannot be written, or must not be overwritten
 
@@ -55,6 +56,10 @@ class OffGrammar(RecordError):
     """Too little of the model's probability lies on answers the profile can read."""
 
     kind = "off_grammar"
+
+
+class CalibrationError(EdgeguardError):
+    """The calibration has a mistake, or was fitted on another guard."""
 
 
 class InputError(EdgeguardError):

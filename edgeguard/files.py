@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeguard.errors import ModelError
@@ -23,7 +23,12 @@ def sha256_of_all(paths: Sequence[Path]) -> str:
     """One file's own hash; of several, the hash of what `sha256sum` would print for them, by name."""
     if len(paths) == 1:
         return sha256(paths[0])
-    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(paths, key=lambda path: path.name)]
+    return combined({path.name: sha256(path) for path in paths})
+
+
+def combined(hashes: Mapping[str, str]) -> str:
+    """The hash of several files, by name, from the hash of each."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

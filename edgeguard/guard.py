@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +13,14 @@ import numpy as np
 from edgeguard.answers import Answers
 from edgeguard.backend import Backend, Prefix
 from edgeguard.backends import open_backend
+from edgeguard.calibration import SMALLEST, Calibration, logit, read_calibration
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds, marginal
-from edgeguard.models import DEFAULT_PROFILE, default_model
+from edgeguard.models import find_built_in
 from edgeguard.profile import Profile, detect_profile, load_profile
 from edgeguard.prompt import compile_prompt
 from edgeguard.records import BadRecord, Message, Record, make_record
-from edgeguard.tree import Tree, explore
+from edgeguard.tree import Floats, Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
@@ -46,6 +47,12 @@ class Thresholds:
         """The threshold of a label."""
         return self.labels.get(label, self.default)
 
+    def replaced(self, numbers: Mapping[str, float]) -> Thresholds:
+        """These with others in their place, label → number; a "default" replaces all that are not named beside it."""
+        if "default" in numbers:
+            return Thresholds(numbers["default"], {k: v for k, v in numbers.items() if k != "default"})
+        return Thresholds(self.default, {**self.labels, **numbers})
+
 
 @dataclass(frozen=True)
 class Score:
@@ -53,10 +60,11 @@ class Score:
 
     flagged          unsafe, or any category, is at or over its threshold
     unsafe           P(the answer says unsafe), summed over all answers looked into, by every estimator
-    margin           log P(unsafe) - log P(safe)
+    margin           log P(unsafe) - log P(safe), the model's own, calibrated or not
     categories       codes at or over their threshold
     category_scores  every code of the taxonomy → the estimator's probability
-    bounds           "unsafe" and every code → certified [lower, upper] of P(the answer names it)
+    bounds           "unsafe" and every code → certified [lower, upper] of P(the answer names it), through the
+                     calibration's map where there is one
     unexplored       mass of the answers not looked into
     off_grammar      mass seen to leave the profile's grammar
     tokens           prompt: its length; reused: of these, the shared preamble; answer: tokens tried
@@ -146,6 +154,8 @@ class Guard:
         tolerance: float = 0.01,
         max_nodes: int = 64,
         min_grammar_mass: float | None = None,
+        calibration: Calibration | None = None,
+        name: str | None = None,
     ) -> None:
         """Fit a profile to an open model. Raises ProfileError where they do not fit.
 
@@ -153,17 +163,27 @@ class Guard:
         tolerance         widest bound to accept, as a probability
         max_nodes         places of the tree to look into at most
         min_grammar_mass  under it a record is an OffGrammar error; None: the profile's own
+        thresholds        None: the calibration's, 0.5 where it has none
+        calibration       maps the scores; it is not held against the model here, see `Calibration.check`
+        name              what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
         if not 0 <= tolerance <= 1 or max_nodes < 1:
             raise ValueError(f"tolerance {tolerance} must lie in [0, 1] and max_nodes {max_nodes} be at least 1")
         self.backend, self.profile, self.estimator = backend, profile, estimator
-        self.thresholds = thresholds or Thresholds()
+        self.calibration, self._name = calibration, name
+        own = Thresholds(labels=calibration.thresholds if calibration else {})
+        self.thresholds = own if thresholds is None else thresholds
         if unknown := set(self.thresholds.labels) - {"unsafe", *(c.code for c in profile.categories)}:
             raise ProfileError(
                 f"a threshold is given for {', '.join(sorted(unknown))}, which profile {profile.name} has not; "
                 f"its labels are unsafe, {', '.join(c.code for c in profile.categories)}"
+            )
+        if calibration and (unknown := set(calibration.maps) - {"unsafe", *(c.code for c in profile.categories)}):
+            raise ProfileError(
+                f"{calibration.source or 'the calibration'} has a map for {', '.join(sorted(unknown))}, "
+                f"which profile {profile.name} has not"
             )
         self._tolerance, self._max_nodes = tolerance, max_nodes
         self._min_mass = profile.min_grammar_mass if min_grammar_mass is None else min_grammar_mass
@@ -179,7 +199,7 @@ class Guard:
         *,
         profile: str | Path | Profile | None = None,
         estimator: EstimatorName = "marginal",
-        thresholds: Thresholds | None = None,
+        thresholds: Thresholds | Mapping[str, float] | None = None,
         tolerance: float = 0.01,
         max_nodes: int = 64,
         min_grammar_mass: float | None = None,
@@ -188,30 +208,59 @@ class Guard:
         device: Literal["cpu", "cuda", "auto"] = "cpu",
         gpu_layers: int | None = None,
         kv_type: Literal["f16", "f32"] | None = None,
+        adapter: str | Path | None = None,
+        calibration: str | Path | Calibration | bool = True,
+        force_calibration: bool = False,
     ) -> Self:
         """Open a model file and fit a profile to it.
 
-        model    a GGUF or ONNX file, or a folder with one; None for the default model
-        profile  a built-in's name, a TOML file, a Profile; None to tell it from the model file
+        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name; None for the default guard.
+                     With a `profile` that is not the default guard's, None is the model that it stands on
+        profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
+        thresholds   in place of the calibration's; a mapping of some labels replaces these alone
+        adapter      a LoRA adapter for a GGUF model
+        calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities
+        force_calibration  take a calibration of another guard, profile, estimator or model file
 
-        Raises ModelError, or ProfileError where the model file does not say for certain which guard it is.
+        Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
+        it is.
         """
-        path = default_model() if model is None else Path(model)
-        if model is None and profile is None:
-            profile = DEFAULT_PROFILE
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+        built = find_built_in(model)
+        if built is not None and model is None and given is not None and given.name != built.profile:
+            model, built = built.base_path, None
+        if built is not None:
+            model, adapter = built.base_path, adapter or built.adapter_path
+            given = given or load_profile(built.profile)
+        assert model is not None
         backend = open_backend(
-            path, n_ctx=n_ctx, threads=threads, device=device, gpu_layers=gpu_layers, kv_type=kv_type
+            model,
+            n_ctx=n_ctx,
+            threads=threads,
+            device=device,
+            gpu_layers=gpu_layers,
+            kv_type=kv_type,
+            adapter=adapter,
         )
         try:
+            given = given or _detected(backend)
+            if built is not None and adapter == built.adapter_path:
+                built.check(backend.info.sha256)
+                calibration = built.calibration(estimator) if calibration is True else calibration
+            maps = _calibration(calibration, given, estimator, backend, force=force_calibration)
+            if not isinstance(thresholds, Thresholds):
+                own = Thresholds(labels=maps.thresholds if maps else {})
+                thresholds = own.replaced(thresholds or {})
             return cls(
                 backend,
-                given or _detected(backend),
+                given,
                 estimator=estimator,
                 thresholds=thresholds,
                 tolerance=tolerance,
                 max_nodes=max_nodes,
                 min_grammar_mass=min_grammar_mass,
+                calibration=maps,
+                name=None if built is None else built.name,
             )
         except BaseException:
             backend.close()
@@ -219,7 +268,11 @@ class Guard:
 
     @property
     def name(self) -> str:
-        """The model file's name without its ending, or its folder's: it tells one quantization from another."""
+        """A built-in's own; else the model file's name without its ending, or its folder's, which tells one
+        quantization from another.
+        """
+        if self._name is not None:
+            return self._name
         path = self.backend.info.path
         return path.resolve().parent.name if path.name == "model.onnx" else path.stem
 
@@ -306,9 +359,12 @@ class Guard:
         margin = log_odds(tree)
         if not np.isfinite(margin):
             raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
-        p = ESTIMATORS[self.estimator](tree)
-        limits = bounds(tree).tolist()
-        unsafe = float(marginal(tree)[self._answers.unsafe])
+        labels = self._answers.labels
+        p, limits = ESTIMATORS[self.estimator](tree), bounds(tree)
+        p[self._answers.unsafe] = marginal(tree)[self._answers.unsafe]
+        if self.calibration is not None:
+            p, limits = _calibrated(self.calibration, labels, p, limits, margin)
+        unsafe = float(p[self._answers.unsafe])
         scores = {code: float(p[i]) for i, code in enumerate(self.labels)}
         named = tuple(code for code, value in scores.items() if value >= self.thresholds.of(code))
         return Score(
@@ -319,14 +375,14 @@ class Guard:
             categories=named,
             category_scores=scores,
             bounds={
-                label: (limits[i][0], limits[i][1])
-                for i, label in sorted(enumerate(self._answers.labels), key=lambda pair: pair[1] != "unsafe")
+                label: (float(limits[i, 0]), float(limits[i, 1]))
+                for i, label in sorted(enumerate(labels), key=lambda pair: pair[1] != "unsafe")
                 if label != "safe"
             },
             unexplored=tree.unexplored,
             off_grammar=tree.off_grammar,
             estimator=self.estimator,
-            calibrated=False,
+            calibrated=self.calibration is not None,
             guard=self.name,
             profile=self.profile.name,
             model_sha256=self.backend.info.sha256,
@@ -358,6 +414,40 @@ def _detected(backend: Backend) -> Profile:
             "pass --profile with a name from `edgeguard profiles`, `instruct` for a general chat model, or a TOML file"
         )
     return load_profile(name)
+
+
+def _calibration(
+    given: str | Path | Calibration | bool, profile: Profile, estimator: str, backend: Backend, *, force: bool
+) -> Calibration | None:
+    if isinstance(given, bool):  # there is none to go with a model file
+        return None
+    found = given if isinstance(given, Calibration) else read_calibration(given)
+    if not force:
+        found.check(profile=profile.name, estimator=estimator, model_sha256=backend.info.sha256)
+    return found
+
+
+def _calibrated(
+    calibration: Calibration, labels: Sequence[str], p: Floats, limits: Floats, margin: float
+) -> tuple[Floats, Floats]:
+    """(n_labels,) probabilities and their (n_labels, 2) bounds through the calibration's maps.
+
+    `unsafe` goes by the margin, which does not tie near 0 and 1; its bounds are those of P(unsafe) over
+    P(unsafe) + P(safe), which the margin is the log-odds of.
+    """
+    p, limits = p.copy(), limits.copy()
+    unsafe, safe = labels.index("unsafe"), labels.index("safe")
+    low = limits[unsafe, 0] / max(limits[unsafe, 0] + limits[safe, 1], SMALLEST)
+    high = limits[unsafe, 1] / max(limits[unsafe, 1] + limits[safe, 0], SMALLEST)
+    odds, ends = logit(p), logit(limits)
+    odds[unsafe], ends[unsafe] = margin, logit([low, high])
+    for i, label in enumerate(labels):
+        if label in calibration.maps:
+            map_ = calibration.maps[label]
+            p[i], limits[i] = map_(odds[i]), map_(ends[i])
+    # The margin and the bounds are rounded apart: the last digit must not put the one outside of the other.
+    limits[unsafe] = min(limits[unsafe, 0], p[unsafe]), max(limits[unsafe, 1], p[unsafe])
+    return p, limits
 
 
 def _digits(x: float) -> float:

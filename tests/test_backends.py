@@ -15,7 +15,7 @@ from edgeguard.backend import Backend, Prefix
 from edgeguard.backends import open_backend
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ContextOverflow, ModelError
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 from edgeguard.testing import Recompute
 
 FLOATS = 1e-3  # nats; the adapters' docstrings state it
@@ -55,7 +55,7 @@ def tiny(request, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SMOLLM2)
 def smollm2(request, tmp_path_factory):
-    path = default_model()
+    path = base_model()
     if request.param != "gguf":
         path = convert(path, tmp_path_factory.mktemp("smollm2") / request.param, to=request.param).path
     backend = open_backend(path, n_ctx=1024, threads=1)  # two wait for each other on a busy machine

@@ -605,8 +605,8 @@ def test_the_json_has_the_same_keys_for_every_kind(
         assert whole == row
 
 
-def test_the_default_is_the_default_model(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeguard.models.default_model", lambda: model)
+def test_the_default_is_the_base_model(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeguard.models.base_model", lambda: model)
     assert json.loads(run("inspect", "--json").stdout)["path"] == str(model)
 
 

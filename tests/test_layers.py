@@ -15,12 +15,13 @@ PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"errors"},
     {"backend"},
-    {"profile", "gguf", "onnx_file", "model_file", "files", "models"},
-    {"tokenizer"},
+    {"profile", "gguf", "onnx_file", "model_file", "files"},
+    {"tokenizer", "models"},
     {"answers", "records", "backends", "convert"},
     {"tree", "prompt", "inputs", "inspection"},
-    {"estimators", "output"},
+    {"estimators", "output", "calibration"},
     {"guard"},
+    {"evaluation"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -19,7 +19,7 @@ from edgeguard import gguf
 from edgeguard.backend import Vocabulary
 from edgeguard.backends import open_backend
 from edgeguard.errors import ModelError
-from edgeguard.models import default_model
+from edgeguard.models import base_model
 from edgeguard.tokenizer import read_chat_template, read_vocabulary, tokenizer_files
 
 pytest.importorskip("tokenizers")
@@ -113,7 +113,7 @@ def test_every_text_has_the_ids_that_llama_cpp_gives_it(pair, text):
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     path = tmp_path_factory.mktemp("smollm2") / "smollm2.gguf"
-    path.symlink_to(default_model())
+    path.symlink_to(base_model())
     with vocabularies(path) as pair:
         yield pair
 

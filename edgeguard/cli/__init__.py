@@ -13,6 +13,7 @@ from edgeguard.cli.check import check
 from edgeguard.cli.convert import convert
 from edgeguard.cli.explain import explain
 from edgeguard.cli.inspect import inspect
+from edgeguard.cli.models import models
 from edgeguard.cli.profiles import profiles
 from edgeguard.cli.score import score
 
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (score, explain, check, convert, inspect, profiles):
+for command in (score, explain, check, convert, inspect, profiles, models):
     main.add_command(command)

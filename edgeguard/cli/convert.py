@@ -55,28 +55,31 @@ def convert(
 ) -> None:
     """Convert MODEL: GGUF to another GGUF type, GGUF to ONNX, a Hugging Face checkpoint to ONNX.
 
-    Without MODEL, the default model. Prints the path it wrote. The output carries its provenance: what it was made
+    MODEL may be a built-in guard's name, and is the default guard where it is left out. Prints the path it wrote. The output carries its provenance: what it was made
     from, with which tools and options, in its own metadata and in a manifest. Converting twice gives the same bytes.
     """
     with reported_errors():
         from edgeguard.convert import TYPES, Options, default_output
         from edgeguard.convert import convert as run
-        from edgeguard.models import default_model
+        from edgeguard.models import base_model, find_built_in
 
         kind = to.lower()
         if kind not in TYPES:
             raise click.BadParameter(f"{to!r} is none of {', '.join(TYPES)}", param_hint="--to")
         signal.signal(signal.SIGTERM, _interrupt)
-        given = default_model() if model is None else model
+        built = None if lora is not None and model is None else find_built_in(model)
+        given = (base_model() if model is None else model) if built is None else built.base_path
+        named = given if built is None else Path(f"{built.name}.gguf")
         options = Options(
-            lora=lora,
+            lora=lora or (None if built is None else built.adapter_path),
+            name=None if built is None or lora is not None else built.name,
             lora_scale=lora_scale,
             imatrix=imatrix,
             activations=activations,  # type: ignore[arg-type]  # click.Choice has checked it
             threads=threads,
             overwrite=overwrite,
         )
-        done = run(given, output or default_output(given, kind), to=kind, options=options)
+        done = run(given, output or default_output(named, kind), to=kind, options=options)
         for notice in done.notices:
             click.echo(f"edgeguard: {printable(notice)}", err=True)
         for made in done.manifest["outputs"]:

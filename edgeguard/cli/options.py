@@ -15,7 +15,7 @@ import click
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Guard, Thresholds
+    from edgeguard.guard import Guard
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,8 +24,9 @@ _MODEL_OPTIONS = (
         "--model",
         "-m",
         type=click.Path(path_type=Path),
-        help="GGUF or ONNX file, or a folder with one [default: SmolLM2-135M, if installed]",
+        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models` [default: edgeguard-135m]",
     ),
+    click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
     click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
@@ -65,8 +66,17 @@ _SEARCH_OPTIONS = (
         "--threshold",
         multiple=True,
         metavar="P|LABEL=P|FILE",
-        help="0.4, or S1=0.3 (repeatable), or a TOML or JSON file",
+        help="0.4, or S1=0.3 (repeatable), or a TOML or JSON file [default: the calibration's, else 0.5]",
     ),
+)
+_CALIBRATION_OPTIONS = (
+    click.option(
+        "--calibration",
+        type=click.Path(path_type=Path),
+        help="File with maps and thresholds [default: the one that a built-in guard comes with]",
+    ),
+    click.option("--no-calibration", is_flag=True, help="The model's own probabilities"),
+    click.option("--force-calibration", is_flag=True, help="Take a calibration that was fitted on another guard"),
 )
 
 
@@ -76,6 +86,7 @@ def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 
 model_options = _all(_MODEL_OPTIONS)
 search_options = _all(_SEARCH_OPTIONS)
+calibration_options = _all(_CALIBRATION_OPTIONS)
 
 
 def load_guard(
@@ -87,14 +98,21 @@ def load_guard(
     device: str,
     gpu_layers: int | None,
     kv_cache: str | None,
+    lora: Path | None = None,
     tolerance: float = 0.01,
     max_nodes: int = 64,
     min_grammar_mass: float | None = None,
     threshold: tuple[str, ...] = (),
     estimator: str = "marginal",
+    calibration: Path | None = None,
+    no_calibration: bool = False,
+    force_calibration: bool = False,
 ) -> Guard:
     """The guard that the options ask for."""
     from edgeguard.guard import Guard
+
+    if no_calibration and (calibration or force_calibration):
+        raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
 
     return Guard.load(
         model,
@@ -109,21 +127,24 @@ def load_guard(
         device=device,  # type: ignore[arg-type]
         gpu_layers=gpu_layers,
         kv_type=kv_cache,  # type: ignore[arg-type]
+        adapter=lora,
+        calibration=calibration or not no_calibration,
+        force_calibration=force_calibration,
     )
 
 
-def read_thresholds(given: tuple[str, ...]) -> Thresholds:
-    """`0.4`, `S1=0.3`, `labels.toml`, later ones over earlier ones."""
+def read_thresholds(given: tuple[str, ...]) -> dict[str, float]:
+    """`0.4`, `S1=0.3`, `labels.toml`, later ones over earlier ones; a lone number is that of "default"."""
     from edgeguard.guard import Thresholds
 
     numbers: dict[str, float] = {}
     for text in given:
         numbers |= _threshold_table(text)
-    default = numbers.pop("default", 0.5)
     try:
-        return Thresholds(default, numbers)
+        Thresholds().replaced(numbers)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--threshold") from None
+    return numbers
 
 
 def _threshold_table(text: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeguard.cli.options import (
+    calibration_options,
     drop_stdout,
     load_guard,
     model_options,
@@ -71,6 +72,7 @@ Examples:
     help="How a category's probability is estimated",
 )
 @search_options
+@calibration_options
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",

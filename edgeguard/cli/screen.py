@@ -21,6 +21,7 @@ from edgeguard.tree import ROOT, STOP, Tree
 
 if TYPE_CHECKING:
     from edgeguard.answers import Ints
+    from edgeguard.models import BuiltIn, ModelFile
 
 
 @contextmanager
@@ -161,6 +162,25 @@ def print_profiles(profiles: Sequence[Profile]) -> None:
         taxonomy = f"{profile.taxonomy} v{profile.taxonomy_version}"
         table.add_row(profile.name, taxonomy, str(len(profile.categories)), Text(printable(profile.description)))
     Console().print(table)
+
+
+def print_models(guards: Sequence[tuple[BuiltIn, Sequence[ModelFile]]]) -> None:
+    """What each built-in guard is and what it is made of."""
+    console = Console()
+    for guard, files in guards:
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(no_wrap=True, style="bold")
+        facts.add_column(overflow="fold")
+        facts.add_row(guard.name, Text(printable(f"version {guard.version}. {guard.description}")))
+        facts.add_row("profile", guard.profile)
+        for file in files:
+            size = "" if file.path is None else f", {file.n_bytes / 1e6:.1f} MB"
+            facts.add_row(file.role, Text(printable(f"{file.file}{size}, {file.license}")))
+            facts.add_row("", f"sha256 {file.sha256}")
+            facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text("there, hash right"))
+        facts.add_row("sha256", f"{guard.model_sha256} (of both, the model_sha256 of its scores)")
+        facts.add_row("card", Text(printable(str(guard.card))))
+        console.print(facts)
 
 
 def print_categories(profile: Profile) -> None:

@@ -51,6 +51,7 @@ class Options:
     imatrix      importance matrix, for quantized GGUF types
     activations  ONNX int8 and int4: what the blocks are multiplied with
     threads      CPU threads for quantizing; no effect on the result
+    name         what the output says it is called; None: what the model is called
     """
 
     lora: Path | None = None
@@ -59,6 +60,7 @@ class Options:
     activations: Activations = "int8"
     threads: int | None = None
     overwrite: bool = False
+    name: str | None = None
 
 
 def convert(model: str | Path, out: str | Path, *, to: str, options: Options | None = None) -> Converted:
@@ -107,7 +109,7 @@ def _to_onnx(weights: Weights, out: Path, to: str, options: Options) -> Converte
     header, precision = weights.header, ONNX_TYPES[to]
     made = _provenance(header.path, to, options, _PACKAGES)
     tokenizer = tokenizer_files(header)
-    name = str(header.metadata.get("general.name", "") or header.path.stem)
+    name = options.name or str(header.metadata.get("general.name", "") or header.path.stem)
     with _staged(out, header.path, to, options, _room(header, precision)) as stage:
         folder = stage / out.name
         folder.mkdir()
@@ -161,14 +163,15 @@ def _onnx_notices(weights: Weights, precision: Precision) -> tuple[str, ...]:
 def _to_gguf(weights: Weights, out: Path, to: str, options: Options) -> Converted:
     header = weights.header
     made = _provenance(header.path, to, options, ("gguf", "llama-cpp-python", "numpy"))
-    merge = to == "f32" or options.lora is not None
+    merge = to == "f32" or options.lora is not None or options.name is not None
     room = _room(header, to) + (_room(header, "f32") if merge and to != "f32" else 0)
     with _staged(out, header.path, to, options, room) as stage:
         file, given = stage / out.name, header.path
         notices: tuple[str, ...] = ()
         if merge:
             given = stage / "merged.gguf"
-            write_merged(weights, given, metadata=artifact.as_metadata(made))
+            said = artifact.as_metadata(made) | ({"general.name": options.name} if options.name else {})
+            write_merged(weights, given, metadata=said)
         else:
             notices = _requantizing(weights, to)
         if to == "f32":
