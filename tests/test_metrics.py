@@ -1,0 +1,132 @@
+"""Metrics agree with scikit-learn where it has them, and keep their laws where it has not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from edgeguard import metrics
+
+
+@st.composite
+def labelled(draw, classes=2):
+    """Truth with both classes, scores with ties, integer weights as a bootstrap draws them."""
+    n = draw(st.integers(4, 40))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    truth = rng.random(n) < draw(st.floats(0.1, 0.9))
+    truth[:2] = True, False
+    p = np.round(rng.random(n), draw(st.integers(1, 4)))
+    weight = rng.integers(0, 4, n).astype(float) if draw(st.booleans()) else None
+    if weight is not None:
+        weight[:2] = 1
+    return truth, p, weight
+
+
+@given(labelled())
+def test_rankings_agree_with_scikit_learn(case):
+    """Ties must count half, a record drawn twice twice."""
+    truth, p, weight = case
+    options = {"sample_weight": weight}
+    assert metrics.auroc(truth, p, weight) == pytest.approx(sk.roc_auc_score(truth, p, **options), abs=1e-12)
+    assert metrics.auprc(truth, p, weight) == pytest.approx(sk.average_precision_score(truth, p, **options), abs=1e-12)
+    for most in (0.05, 0.3, 1.0):
+        ours = metrics.partial_auroc(truth, p, weight, max_fpr=most)
+        theirs = sk.roc_auc_score(truth, p, max_fpr=None if most == 1 else most, **options)
+        assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+@given(labelled())
+def test_losses_agree_with_scikit_learn(case):
+    truth, p, weight = case
+    options = {"sample_weight": weight}
+    assert metrics.brier_loss(truth, p, weight) == pytest.approx(sk.brier_score_loss(truth, p, **options), abs=1e-12)
+    assert metrics.log_loss(truth, p, weight) == pytest.approx(sk.log_loss(truth, p, labels=[0, 1], **options), rel=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_decisions_agree_with_scikit_learn(seed, weighted):
+    rng = np.random.default_rng(seed)
+    truth, said = rng.random((2, 20, 4)) < 0.3
+    truth[:4, :4] |= np.eye(4, dtype=bool)  # macro averages are over labels that are there
+    weight = rng.integers(1, 4, 20).astype(float) if weighted else None
+    options = {"sample_weight": weight, "zero_division": 0}
+    for ours, theirs in (
+        (metrics.f1, sk.f1_score),
+        (metrics.precision, sk.precision_score),
+        (metrics.recall, sk.recall_score),
+    ):
+        assert ours(truth, said, weight) == pytest.approx(theirs(truth, said, average="micro", **options))
+    assert metrics.macro_f1(truth, said, weight) == pytest.approx(sk.f1_score(truth, said, average="macro", **options))
+    assert metrics.hamming_loss(truth, said, weight) == pytest.approx(sk.hamming_loss(truth, said, sample_weight=weight))
+    assert metrics.micro(metrics.auprc, truth, said.astype(float)) == pytest.approx(
+        sk.average_precision_score(truth, said, average="micro")
+    )
+    assert metrics.macro(metrics.auroc, truth, said.astype(float), weight) == pytest.approx(
+        sk.roc_auc_score(truth, said, average="macro", sample_weight=weight)
+    )
+
+
+@given(labelled())
+def test_the_parts_of_the_brier_loss_sum_to_it(case):
+    truth, p, weight = case
+    parts = metrics.brier_parts(truth, p, weight)
+    whole = parts.reliability - parts.resolution + parts.uncertainty + parts.within
+    assert whole == pytest.approx(metrics.brier_loss(truth, p, weight), abs=1e-12)
+    assert min(parts.reliability, parts.resolution, parts.uncertainty) >= 0
+
+
+@given(labelled())
+def test_a_weight_is_a_record_that_came_up_so_often(case):
+    """A bootstrap by weights must be a bootstrap by records."""
+    truth, p, weight = case
+    if weight is None:
+        return
+    rows = np.repeat(np.arange(len(truth)), weight.astype(int))
+    for metric in (metrics.auroc, metrics.auprc, metrics.brier_loss, metrics.log_loss):
+        assert metric(truth, p, weight) == pytest.approx(metric(truth[rows], p[rows]), abs=1e-9)
+
+
+def test_calibration_error_is_nought_for_what_holds_and_the_gap_for_what_does_not():
+    truth = np.tile([True, False, False, False], 100)
+    assert metrics.ece_loss(truth, np.full(400, 0.25), n_bins=1) == pytest.approx(0)
+    assert metrics.ece_loss(truth, np.full(400, 0.75), n_bins=1) == pytest.approx(0.5)
+    both, p = np.stack([truth, ~truth], axis=1), np.full((400, 2), 0.25)
+    assert metrics.classwise_ece_loss(both, p, n_bins=1) == pytest.approx(0.25)
+    bins = metrics.reliability(truth, np.linspace(0, 1, 400), n_bins=10)
+    assert bins.weight == pytest.approx(np.full(10, 0.1))
+
+
+def test_what_the_records_cannot_tell_is_nan_and_never_a_number():
+    truth, p = np.ones(5, dtype=bool), np.linspace(0, 1, 5)
+    assert np.isnan(metrics.auroc(truth, p))
+    assert np.isnan(metrics.partial_auroc(truth, p, max_fpr=0.1))
+    assert np.isnan(metrics.auprc(~truth, p))
+    assert np.isnan(metrics.false_positive_rate(truth, truth))
+    assert np.isnan(metrics.macro(metrics.auroc, truth[:, None], p[:, None]))
+    assert np.isnan(metrics.macro_f1(~truth[:, None], truth[:, None]))
+
+
+def test_intervals_hold_the_value_and_shrink_with_the_records():
+    rng = np.random.default_rng(0)
+    wide, narrow = (
+        metrics.bootstrap(lambda w, x=rng.random(n): {"mean": float(np.average(x, weights=w))}, n, draws=200)["mean"]
+        for n in (30, 3000)
+    )
+    for found in (wide, narrow):
+        assert found.low < found.value < found.high
+    assert narrow.high - narrow.low < (wide.high - wide.low) / 5
+
+
+def test_the_same_seed_draws_the_same_records():
+    x, y = np.random.default_rng(0).random((2, 50))
+    ends = [metrics.bootstrap(lambda w: {"m": float(np.average(v, weights=w))}, 50, draws=50)["m"] for v in (x, x, y)]
+    assert ends[0] == ends[1] != ends[2]
+
+
+def test_too_few_records_give_no_interval():
+    found = metrics.bootstrap(lambda w: {"m": 1.0}, 9, draws=20)["m"]
+    assert found.value == 1 and np.isnan(found.low) and np.isnan(found.high)
