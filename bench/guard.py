@@ -24,15 +24,15 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss, roc_auc_score
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import make_union
 
 from edgeguard.calibration import logit, read_calibration, sigmoid
-from edgeguard.evaluation import ScoreTable, load_table, save_table, score_table
 from edgeguard.files import sha256
 from edgeguard.guard import Guard
 from edgeguard.inputs import read_records
 from edgeguard.models import built_in
 from edgeguard.records import Record
+from edgeguard.scores import ScoreTable, load_table, save_table, score_records
 
 RESAMPLINGS = 300
 N_BINS = 15
@@ -69,7 +69,8 @@ def main() -> None:
     tables = {path: table_of("edgeguard-135m", path, args.scores) for path in files}
     baseline = TfIdf(args.data)
     systems: dict[str, Callable[[Path], Predictions]] = {
-        f"edgeguard-135m {name}": lambda path, name=name: ours(tables[path], name) for name in ("marginal", "joint", "conditional")
+        f"edgeguard-135m {name}": lambda path, name=name: ours(tables[path], name)
+        for name in ("marginal", "joint", "conditional")
     }
     if args.zero_shot:
         zero = {path: table_of("smollm2", path, args.scores) for path in files}
@@ -122,7 +123,7 @@ def table_of(system: str, path: Path, folder: Path) -> ScoreTable:
             if done % 100 == 0:
                 print(f"{system} {path.name} {done} of {len(records)}", file=sys.stderr)
 
-        table = score_table(guard, records, advance=advance)
+        table = score_records(guard, records, advance=advance)
     save_table(table, kept)
     return table
 

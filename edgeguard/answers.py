@@ -158,6 +158,11 @@ class Answers:
             self._spines[state] = self._find_spines(state)
         return self._spines[state]
 
+    @property
+    def way_to_label(self) -> tuple[int, ...]:
+        """Tokens of the plainest way from the start to where the first label is chosen: `unsafe`, `\\n`, `S`."""
+        return self._beginning(START, self._to_choice)
+
     def run(self, text: bytes, state: int = START) -> tuple[int, int] | None:
         """Read bytes from a state: (state, bits newly named), or None where the grammar breaks."""
         named = 0

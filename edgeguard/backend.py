@@ -105,6 +105,13 @@ class Backend(Protocol):
         """
         ...
 
+    def logits(self, prefixes: Sequence[Prefix]) -> Rows:
+        """What `logprobs` is the log-softmax of: (n, n_vocab) float32, the same law.
+
+        Scores never need it. A baseline does that takes the size of logits for evidence (`evaluation.logtoku`).
+        """
+        ...
+
     def close(self) -> None:
         """Free the model. Calling it twice is fine."""
         ...

@@ -7,8 +7,8 @@ platt        σ(a x + b), a > 0                             Platt, 1999
 beta         σ(a log p - b log(1 - p) + c), a, b ≥ 0       Kull et al., 2017, AISTATS
 isotonic     straight lines between knots (x, y)           Zadrozny & Elkan, 2002
 
-All of them are increasing (isotonic ones: nowhere falling), so bounds of a score become bounds of its probability. For a category x is the log-odds
-of P(the answer names it); for `unsafe` it is the margin, log P(unsafe) - log P(safe).
+All of them are increasing (isotonic ones: nowhere falling), so bounds of a score become bounds of its probability. For
+a category x is the log-odds of P(the answer names it); for `unsafe` it is the margin, log P(unsafe) - log P(safe).
 
 A calibration belongs to one guard, profile, estimator and model file, and is refused elsewhere.
 """
@@ -43,7 +43,7 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class Map:
-    """One label's map. `method` is "temperature", "platt", "beta" or "isotonic"; the module's head has their parameters.
+    """One label's map: "temperature", "platt", "beta" or "isotonic"; the module's head has their parameters.
 
     An isotonic map's x and y are tuples of the same length, x rising, y in [0, 1] and nowhere falling; before the
     first knot and behind the last it is level.

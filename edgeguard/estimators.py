@@ -63,6 +63,19 @@ def log_odds(tree: Tree) -> float:
     return float(logs[0] - logs[1])
 
 
+def first_label(tree: Tree) -> Floats:
+    """(n_labels,) P(the label is the first category that the answer names), over the answers looked into.
+
+    0 for "unsafe" and "safe", which are no categories. With them, and with the mass that names none, it sums to 1.
+    """
+    categories = np.array([label not in ("unsafe", "safe") for label in tree.labels])
+    before = np.atleast_1d(tree.named[tree.parent][:, categories].any(axis=1))
+    before[0] = False
+    first = _first_naming(tree) & categories & ~before[:, None]
+    mass: Floats = np.exp(tree.logp) @ first
+    return mass
+
+
 def _first_naming(tree: Tree) -> Bools:
     """(n, n_labels) whether a label is named here and was not one place before."""
     before = tree.named[tree.parent]

@@ -1,93 +1,204 @@
-"""A guard's scores on labelled records as arrays, all three estimators from one exploration of each record."""
+"""What predictions are worth against the truth: figures with bootstrap intervals. Arrays in, figures out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.errors import InputError
-from edgeguard.estimators import ESTIMATORS, log_odds, marginal
-from edgeguard.guard import Guard
-from edgeguard.records import BadRecord, Record
+from edgeguard import metrics
+from edgeguard.fitting import Target, Threshold, choose_threshold
+from edgeguard.metrics import Interval, Weight, bootstrap
+from edgeguard.scores import Predictions, ScoreTable
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Figures = Mapping[str, Interval]
+
+DRAWS = 1000
 
 
-@dataclass(frozen=True, eq=False)
-class ScoreTable:
-    """n records and what a guard made of them, before any calibration.
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """One label. `best` is the threshold that serves the goal best on these very records, None where there is none."""
 
-    labels  the taxonomy's codes, in order: the columns of `truth` and of each of `scores`
-    truth   (n, n_labels) whether a label holds; a row without any is safe
-    margin  (n,) log P(unsafe) - log P(safe), nats
-    unsafe  (n,) P(the answer says unsafe)
-    scores  estimator → (n, n_labels) probabilities
+    n_true: int
+    n_distinct: int
+    figures: Figures
+    best: Threshold | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over the categories together, and of "unsafe" and each category."""
+
+    overall: Figures
+    labels: Mapping[str, LabelEvaluation]
+
+
+def evaluate(
+    predictions: Predictions, truth: Bools, *, goal: Target | None = None, draws: int = DRAWS, seed: int = 0
+) -> Evaluation:
+    """Figures of predictions; `truth` is (n, 1 + n_labels) like them, "unsafe" first.
+
+    The same seed draws the same records, so that the figures of two estimators are paired.
     """
-
-    labels: tuple[str, ...]
-    truth: Bools
-    margin: Floats
-    unsafe: Floats
-    scores: Mapping[str, Floats]
-
-    def __len__(self) -> int:
-        return len(self.margin)
-
-
-def score_table(
-    guard: Guard, records: Iterable[Record | BadRecord], *, advance: Callable[[], None] = lambda: None
-) -> ScoreTable:
-    """Score labelled records. Raises InputError for one that cannot be scored or has no or unknown labels."""
-    truth, margins, unsafe = [], [], []
-    scores: dict[str, list[Floats]] = {name: [] for name in ESTIMATORS}
-    for record in records:
-        if isinstance(record, BadRecord):
-            raise InputError(str(record.error))
-        truth.append(_truth(record, guard.labels))
-        tree = guard.explore(record)
-        found = {name: estimate(tree) for name, estimate in ESTIMATORS.items()}
-        margins.append(log_odds(tree))
-        unsafe.append(float(marginal(tree)[tree.labels.index("unsafe")]))
-        for name, p in found.items():
-            scores[name].append(p[: len(guard.labels)])
-        advance()
-    if not truth:
-        raise InputError("there are no records to score")
-    return ScoreTable(
-        guard.labels, np.array(truth), np.array(margins), np.array(unsafe), {k: np.array(v) for k, v in scores.items()}
-    )
-
-
-def _truth(record: Record, labels: tuple[str, ...]) -> Bools:
-    if record.labels is None:
-        raise InputError(f"line {record.line}: the record has no labels; give [] or \"safe\" where none holds")
-    if unknown := set(record.labels) - set(labels):
-        raise InputError(
-            f"line {record.line}: label {sorted(unknown)[0]!r} is not of this taxonomy: {', '.join(labels)}"
+    goal, (n, _) = goal or Target("f1"), truth.shape
+    overall = bootstrap(partial(overall_figures, predictions, truth), n, draws=draws, seed=seed)
+    labels = {}
+    for i, label in enumerate(predictions.labels):
+        p, t, said = predictions.p[:, i], truth[:, i], predictions.said[:, i]
+        labels[label] = LabelEvaluation(
+            n_true=int(t.sum()),
+            n_distinct=metrics.n_distinct(p),
+            figures=bootstrap(partial(label_figures, t, p, said), n, draws=draws, seed=seed),
+            best=choose_threshold(t, p, goal) if 0 < t.sum() < n else None,
         )
-    return np.array([label in record.labels for label in labels])
+    return Evaluation(overall, labels)
 
 
-def save_table(table: ScoreTable, path: Path) -> None:
-    """As an npz file."""
-    arrays = {f"scores_{name}": array for name, array in table.scores.items()}
-    np.savez_compressed(
-        path, labels=table.labels, truth=table.truth, margin=table.margin, unsafe=table.unsafe, **arrays
-    )
+def label_figures(truth: Bools, p: Floats, said: Bools, weight: Weight = None) -> dict[str, float]:
+    """Figures of one label: truth, p, said are (n,)."""
+    parts = metrics.brier_parts(truth, p, weight)
+    return {
+        "auroc": metrics.auroc(truth, p, weight),
+        "auprc": metrics.auprc(truth, p, weight),
+        "partial_auroc_1": metrics.partial_auroc(truth, p, weight, max_fpr=0.01),
+        "partial_auroc_5": metrics.partial_auroc(truth, p, weight, max_fpr=0.05),
+        **decision_figures(truth, said, weight),
+        "false_positive_rate": metrics.false_positive_rate(truth, said, weight),
+        "ece": metrics.ece_loss(truth, p, weight),
+        "brier": metrics.brier_loss(truth, p, weight),
+        "brier_reliability": parts.reliability,
+        "brier_resolution": parts.resolution,
+        "brier_uncertainty": parts.uncertainty,
+        "log_loss": metrics.log_loss(truth, p, weight),
+    }
 
 
-def load_table(path: Path) -> ScoreTable:
-    """What `save_table` wrote."""
-    with np.load(path, allow_pickle=False) as found:
-        return ScoreTable(
-            tuple(map(str, found["labels"])),
-            found["truth"],
-            found["margin"],
-            found["unsafe"],
-            {name: found[f"scores_{name}"] for name in ESTIMATORS},
-        )
+def decision_figures(truth: Bools, said: Bools, weight: Weight = None) -> dict[str, float]:
+    """F1, precision and recall, nan where nothing is true."""
+    if not (truth if weight is None else truth & (weight > 0)).any():
+        return dict.fromkeys(("f1", "precision", "recall"), np.nan)
+    return {
+        "f1": metrics.f1(truth, said, weight),
+        "precision": metrics.precision(truth, said, weight),
+        "recall": metrics.recall(truth, said, weight),
+    }
+
+
+def overall_figures(predictions: Predictions, truth: Bools, weight: Weight = None) -> dict[str, float]:
+    """Figures over the categories together, "unsafe" left out, as the paper of the estimators has it."""
+    p, said, truth = predictions.p[:, 1:], predictions.said[:, 1:], truth[:, 1:]
+    return {
+        **label_set_figures(truth, said, weight),
+        "micro_auroc": metrics.micro(metrics.auroc, truth, p, weight),
+        "macro_auroc": metrics.macro(metrics.auroc, truth, p, weight),
+        "micro_auprc": metrics.micro(metrics.auprc, truth, p, weight),
+        "macro_auprc": metrics.macro(metrics.auprc, truth, p, weight),
+        "classwise_ece": metrics.classwise_ece_loss(truth, p, weight),
+        "brier": metrics.micro(metrics.brier_loss, truth, p, weight),
+        "log_loss": metrics.micro(metrics.log_loss, truth, p, weight),
+    }
+
+
+def label_set_figures(truth: Bools, said: Bools, weight: Weight = None) -> dict[str, float]:
+    """Figures of decisions alone, which baselines without probabilities have too: (n, n_labels)."""
+    return {
+        "micro_f1": metrics.f1(truth, said, weight),
+        "macro_f1": metrics.macro_f1(truth, said, weight),
+        "micro_precision": metrics.precision(truth, said, weight),
+        "micro_recall": metrics.recall(truth, said, weight),
+        "hamming_loss": metrics.hamming_loss(truth, said, weight),
+    }
+
+
+# The baselines of arXiv 2511.22312. Each gives label sets and no probabilities.
+
+
+def greedy(table: ScoreTable) -> Bools:
+    """(n, n_labels) the labels of the argmax answer inside the grammar: what a user reads who lets the model write."""
+    return table.scores["conditional"] > 0
+
+
+def probability_uncertainty(first: Floats) -> Floats:
+    """(n,) 1 / (p_max + 1), p the probabilities of the labels behind a forced `unsafe`: (n, n_labels)."""
+    found: Floats = 1 / (_given_a_label(first).max(axis=1) + 1)
+    return found
+
+
+def entropy_uncertainty(first: Floats) -> Floats:
+    """(n,) entropy of the labels behind a forced `unsafe`, nats."""
+    p = _given_a_label(first)
+    return np.asarray(-(p * np.log(np.where(p > 0, p, 1))).sum(axis=1))
+
+
+def logtoku(first: Floats, evidence: Floats, *, k: int = 2) -> Floats:
+    """(n,) product of aleatoric and epistemic uncertainty of the k likeliest labels (Ma et al., arXiv 2502.00290).
+
+    evidence  (n,) log-sum-exp of the logits where the label is written: with it log-probabilities are logits again
+
+    With α = max(0, logit) of the k labels and α0 their sum: AU = -Σ α / α0 (ψ(α + 1) - ψ(α0 + 1)), EU = k / (α0 + k).
+    """
+    with np.errstate(divide="ignore"):
+        logits = np.log(_given_a_label(first)) + evidence[:, None]
+    alpha = np.maximum(0, -np.sort(-logits, axis=1)[:, :k])
+    total = alpha.sum(axis=1)
+    share = alpha / np.maximum(total, np.finfo(float).tiny)[:, None]
+    aleatoric = -(share * (_digamma(alpha + 1) - _digamma(total + 1)[:, None])).sum(axis=1)
+    found: Floats = aleatoric * (k / (total + k))
+    return found
+
+
+def _digamma(x: Floats) -> Floats:
+    """ψ(x) for x ≥ 1, to 1e-12: the recurrence up to 10, the asymptotic series there (Abramowitz & Stegun 6.3.18)."""
+    x, below = np.array(x, dtype=np.float64), np.zeros_like(x, dtype=np.float64)
+    for _ in range(10):
+        small = x < 10
+        below -= np.where(small, 1 / x, 0)
+        x = np.where(small, x + 1, x)
+    y = 1 / x**2
+    found: Floats = below + np.log(x) - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y * (1 / 252 - y * (1 / 240 - y / 132))))
+    return found
+
+
+def _given_a_label(first: Floats) -> Floats:
+    found: Floats = first / np.maximum(first.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    return found
+
+
+def baselines(table: ScoreTable, truth: Bools, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Figures]:
+    """Figures of each baseline that the table has what it needs for; truth is (n, n_labels)."""
+    said = {"greedy": greedy(table)} if "conditional" in table.scores else {}
+    if table.first is not None:
+        uncertain = {"probability": probability_uncertainty(table.first), "entropy": entropy_uncertainty(table.first)}
+        if table.evidence is not None:
+            uncertain["logtoku"] = logtoku(table.first, table.evidence)
+        for name, uncertainty in uncertain.items():
+            said[name] = by_uncertainty(table.first, uncertainty, truth)[0]
+    return {
+        name: bootstrap(partial(label_set_figures, truth, decisions), len(truth), draws=draws, seed=seed)
+        for name, decisions in said.items()
+    }
+
+
+def by_uncertainty(first: Floats, uncertainty: Floats, truth: Bools) -> tuple[Bools, float]:
+    """(n, n_labels) the likeliest label, or the two likeliest where the uncertainty is over a threshold; the threshold.
+
+    As in the paper's code the threshold is the one with the best micro F1 *on these very records*: an upper bound of
+    what the baseline can do, and it is told so. It takes every record for unsafe.
+    """
+    order = np.argsort(-first, axis=1, kind="stable")
+    one, two = np.zeros_like(truth), np.zeros_like(truth)
+    rows = np.arange(len(first))
+    one[rows, order[:, 0]] = two[rows, order[:, 0]] = True
+    if first.shape[1] > 1:
+        two[rows, order[:, 1]] = True
+    levels = np.append(np.unique(uncertainty), np.inf)
+    levels = levels[np.linspace(0, len(levels) - 1, min(len(levels), 200)).astype(int)]
+    best: Callable[[float], float] = lambda t: metrics.f1(truth, np.where((uncertainty >= t)[:, None], two, one))  # noqa: E731
+    chosen = max(levels, key=lambda t: best(float(t)))
+    return np.where((uncertainty >= chosen)[:, None], two, one), float(chosen)

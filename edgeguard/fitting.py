@@ -119,7 +119,9 @@ def _logistic(features: Floats, target: Floats, start: Floats, prior: float) -> 
     return found
 
 
-def cross_validated(log_odds: Floats, truth: Bools, maps: Sequence[Method] = METHODS, *, seed: int = 0) -> dict[str, Floats]:
+def cross_validated(
+    log_odds: Floats, truth: Bools, maps: Sequence[Method] = METHODS, *, seed: int = 0
+) -> dict[str, Floats]:
     """Method → (n,) log loss of each record under a map fitted on the folds it is not in; "none" leaves scores alone.
 
     Raises CalibrationError where a fold would hold one class only.
@@ -183,6 +185,9 @@ class Target:
     name: Literal["f1", "precision", "recall", "fpr", "cost"]
     value: float = 0.0
 
+    def __str__(self) -> str:
+        return self.name if self.name == "f1" else f"{self.name}={self.value:g}"
+
     def __post_init__(self) -> None:
         if self.name not in ("f1", "precision", "recall", "fpr", "cost"):
             raise ValueError(f"{self.name!r} is none of f1, precision, recall, fpr, cost")
@@ -194,7 +199,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold, and what it gave on the records it was chosen on; `met` is false where no threshold reaches the target."""
+    """A threshold, and what it gave on the records it was chosen on; `met` is false where none reaches the target."""
 
     value: float
     precision: float
@@ -225,7 +230,7 @@ def choose_threshold(truth: Bools, p: Floats, target: Target) -> Threshold:
 
 
 def _best(target: Target, **curves: Floats) -> tuple[int, bool]:
-    """Index of the best point of the curves, from the highest threshold to the lowest, and whether it is good enough."""
+    """Index of the best point of the curves, which run from the highest threshold down, and whether it will do."""
     if target.name == "f1":
         return int(np.argmax(curves["f1"])), True
     if target.name == "cost":
@@ -240,3 +245,65 @@ def _best(target: Target, **curves: Floats) -> tuple[int, bool]:
         return 0, False
     recall = np.where(good, curves["recall"], -1.0)
     return int(np.argmax(recall)), True
+
+
+# A label as a whole
+
+
+@dataclass(frozen=True)
+class LabelFit:
+    """What was made of one label.
+
+    n_true       records that have the label
+    map          None: its scores are left alone
+    reason       why they are left alone, "" where a map was fitted
+    loss_before  log loss of the scores as they are, nats; nan where the records cannot tell
+    loss_after   log loss under the map, out of fold; nan likewise
+    threshold    None where no threshold can be chosen
+    """
+
+    label: str
+    n_true: int
+    map: Map | None
+    reason: str
+    loss_before: float
+    loss_after: float
+    threshold: Threshold | None
+
+
+def fit_label(
+    label: str, log_odds: Floats, p: Floats, truth: Bools, *, method: Method | Literal["auto", "none"], target: Target
+) -> LabelFit:
+    """Fit a label's map and choose its threshold on what the map gives.
+
+    log_odds, p  (n,) the label's scores, as log-odds and as the probabilities that they are without a map
+    method       "auto": chosen by cross-validation; "none": a threshold only
+
+    A label without records that have it, or of records that all have it, is left alone, as is one that "auto" has too
+    few records for.
+    """
+    n_true = int(truth.sum())
+    if n_true in (0, len(truth)):
+        said = "no record has it" if n_true == 0 else "every record has it"
+        return LabelFit(label, n_true, None, said, np.nan, np.nan, None)
+    map_, reason, before, after = None, "", float(_loss(truth, p).mean()), np.nan
+    try:
+        chosen = choose_method(log_odds, truth) if method == "auto" else None if method == "none" else method
+        if chosen is None:
+            reason = "as asked" if method == "none" else "no map does better"
+        else:
+            map_ = fit_map(chosen, log_odds, truth.astype(float))
+    except CalibrationError as error:
+        reason = str(error)
+    if map_ is not None and min(n_true, len(truth) - n_true) >= FOLDS:
+        after = float(cross_validated(log_odds, truth, [map_.method])[map_.method].mean())  # type: ignore[list-item]
+    found = choose_threshold(truth, p if map_ is None else map_(log_odds), target)
+    return LabelFit(label, n_true, map_, reason, before, after, found)
+
+
+def contextual_map(content_free: float) -> Map:
+    """The map that takes a content-free text's log-odds to even odds (Zhao et al., 2021; for guards arXiv 2410.10414).
+
+    For when there are no labels: what a guard says of nothing is its bias.
+    """
+    return Map("platt", {"slope": 1.0, "intercept": -float(content_free)})

@@ -284,7 +284,7 @@ class Guard:
     def score(self, record: str | Mapping[str, Any] | Record) -> Score:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError."""
         record = make_record(record)
-        tree, tokens = self._explore(record.messages)
+        tree, tokens, _ = self._explore(record.messages)
         return self._score(record, tree, tokens)
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
@@ -307,6 +307,17 @@ class Guard:
     def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
         """The explored tree of answers to a record. Raises RecordError."""
         return self._explore(make_record(record).messages)[0]
+
+    def explore_with_evidence(self, record: str | Mapping[str, Any] | Record) -> tuple[Tree, float]:
+        """The tree, and the log-sum-exp of the model's logits where it is about to write the first label.
+
+        The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
+        several tokens gets one too. Raises RecordError.
+        """
+        tree, _, prompt = self._explore(make_record(record).messages)
+        way = self._answers.way_to_label
+        logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
+        return tree, float(np.logaddexp.reduce(logits))
 
     def piece(self, token: int) -> str:
         """What a token writes, as text."""
@@ -332,7 +343,7 @@ class Guard:
     ) -> None:
         self.close()
 
-    def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int]]:
+    def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int], Prefix]:
         if self._closed:
             raise ValueError("the guard is closed")  # the model's memory is freed: llama.cpp would end the process
         preamble, rest = self._prompter.split(messages)
@@ -340,14 +351,15 @@ class Guard:
         if n_prompt + ANSWER_ROOM > self.backend.n_ctx:
             raise ContextOverflow(n_prompt + ANSWER_ROOM, self.backend.n_ctx)
         root = self._roots.setdefault(preamble, Prefix(preamble))
+        prompt = Prefix(rest, root)
         tree = explore(
             self.backend.logprobs,
             self._answers,
-            Prefix(rest, root),
+            prompt,
             tolerance=self._tolerance if self.estimator == "marginal" else None,
             max_rows=self._max_nodes,
         )
-        return tree, {"prompt": n_prompt, "reused": len(preamble), "answer": tree.n_rows - 1}
+        return tree, {"prompt": n_prompt, "reused": len(preamble), "answer": tree.n_rows - 1}, prompt
 
     def _score(self, record: Record, tree: Tree, tokens: dict[str, int]) -> Score:
         mass = 1 - tree.off_grammar
@@ -391,7 +403,7 @@ class Guard:
 
     def _judge(self, text: str) -> SelfTestResult:
         messages = (Message("user", text),)
-        tree, _ = self._explore(messages)
+        tree, _, _ = self._explore(messages)
         preamble, rest = self._prompter.split(messages)
         row = np.exp(self.backend.logprobs([Prefix(rest, self._roots[preamble])])[0].astype(np.float64))
         likeliest = np.argsort(-row, kind="stable")[:5]

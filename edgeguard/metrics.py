@@ -209,13 +209,17 @@ def _ratio(part: float, whole: float) -> float:
 # Several labels
 
 
-def macro(metric: Callable[[Bools, Floats, Weight], float], truth: Bools, score: Floats, weight: Weight = None) -> float:
+def macro(
+    metric: Callable[[Bools, Floats, Weight], float], truth: Bools, score: Floats, weight: Weight = None
+) -> float:
     """Mean of a metric over the labels that have it; nan where none has."""
     found = np.array([metric(truth[:, i], score[:, i], weight) for i in range(truth.shape[1])])
     return float(np.nanmean(found)) if not np.isnan(found).all() else np.nan
 
 
-def micro(metric: Callable[[Bools, Floats, Weight], float], truth: Bools, score: Floats, weight: Weight = None) -> float:
+def micro(
+    metric: Callable[[Bools, Floats, Weight], float], truth: Bools, score: Floats, weight: Weight = None
+) -> float:
     """A metric over all labels of all records as if they were one label."""
     spread = None if weight is None else np.repeat(weight, truth.shape[1])
     return metric(truth.ravel(), score.ravel(), spread)

@@ -110,10 +110,11 @@ def state(guard: BuiltIn) -> list[ModelFile]:
         ("base", guard.base, guard.base_license, base),
         ("adapter", guard.adapter, guard.license, adapter),
     ):
+        problem = None
         if path is None:
             problem = f"not installed: {missing[role]}"
-        else:
-            problem = None if sha256(path) == guard.sha256[file] else f"another file of that name: {missing[role]}"
+        elif sha256(path) != guard.sha256[file]:
+            problem = f"another file of that name: {missing[role]}"
         n_bytes = 0 if path is None else path.stat().st_size
         found.append(ModelFile(role, file, license, guard.sha256[file], path, n_bytes, problem))
     return found

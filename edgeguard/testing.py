@@ -37,12 +37,16 @@ class FakeBackend:
 
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
         """(n, n_vocab) log-probabilities, nats."""
+        return log_softmax(self.logits(prefixes))
+
+    def logits(self, prefixes: Sequence[Prefix]) -> Rows:
+        """(n, n_vocab), as the function gives them."""
         self.calls.append(len(prefixes))
         paths = [prefix.path() for prefix in prefixes]
         for path in paths:
             if len(path) > self.n_ctx:
                 raise ContextOverflow(len(path), self.n_ctx)
-        return log_softmax(np.stack([self._next_logits(path) for path in paths]).astype(np.float32))
+        return np.stack([self._next_logits(path) for path in paths]).astype(np.float32)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -62,6 +66,10 @@ class Recompute:
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
         """(n, n_vocab) log-probabilities, nats."""
         return np.concatenate([self._backend.logprobs([Prefix(prefix.path())]) for prefix in prefixes])
+
+    def logits(self, prefixes: Sequence[Prefix]) -> Rows:
+        """(n, n_vocab) logits."""
+        return np.concatenate([self._backend.logits([Prefix(prefix.path())]) for prefix in prefixes])
 
     def close(self) -> None:
         """Close what it stands on."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Backend, Prefix
+from edgeguard.backend import Backend, Prefix, log_softmax
 from edgeguard.backends import open_backend
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ContextOverflow, ModelError
@@ -90,6 +90,12 @@ def test_rows_are_normalised_and_whole(tiny, calls):
         assert rows.shape == (len(prefixes), len(tiny.vocabulary))
         assert rows.dtype == np.float32
         np.testing.assert_allclose(np.exp(rows.astype(np.float64)).sum(axis=1), 1, atol=1e-5)
+
+
+@law
+@given(prefixes=tries())
+def test_logits_are_what_the_rows_are_the_log_softmax_of(tiny, prefixes):
+    np.testing.assert_allclose(log_softmax(tiny.logits(prefixes)), tiny.logprobs(prefixes), atol=1e-6)
 
 
 def record(root: Prefix, tokens) -> tuple[Prefix, list[Prefix]]:

@@ -13,7 +13,12 @@ from edgeguard.cli.check import find_problems
 from edgeguard.profile import list_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.rglob("models/**/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *ROOT.rglob("models/**/*.md"),
+]
 
 
 def test_generated_parts_are_up_to_date():

@@ -12,7 +12,7 @@ from published import any_place
 from edgeguard.answers import Answers
 from edgeguard.backend import Prefix
 from edgeguard.errors import ProfileError
-from edgeguard.estimators import ESTIMATORS, bounds, conditional, joint, log_odds, marginal
+from edgeguard.estimators import ESTIMATORS, bounds, conditional, first_label, joint, log_odds, marginal
 from edgeguard.profile import Category
 from edgeguard.testing import Recompute, vocabulary
 from edgeguard.tree import STOP, Tree, explore
@@ -299,3 +299,19 @@ def test_with_whole_codes_and_no_repeats_the_published_marginal_only_errs_downwa
     spoken = language("one", "whole codes", seed=seed, depth=depth, leak=0.0)
     ours = marginal(tree_of(spoken))[: len(CODES)]
     assert (published_marginal(spoken) <= ours + 1e-4).all()
+
+
+@law
+@given(languages)
+def test_the_first_label_is_one_of_those_named(spoken):
+    """Two categories cannot both be the first: their masses and that of `safe` fit into one."""
+    tree = tree_of(spoken)
+    first, p = first_label(tree), marginal(tree)
+    unsafe, safe = tree.labels.index("unsafe"), tree.labels.index("safe")
+    assert (first <= p + 1e-12).all()
+    assert first[unsafe] == first[safe] == 0
+    assert first.sum() + p[safe] <= 1 + FLOAT32
+    if spoken.grammar.labels in ("one", "verdict"):  # no answer names a second one
+        np.testing.assert_allclose(np.delete(first, [unsafe, safe]), np.delete(p, [unsafe, safe]), atol=FLOAT32)
+    named = p[np.arange(len(p)) < min(unsafe, safe)]
+    assert first.sum() >= named.max(initial=0) - FLOAT32  # what names a label names a first one

@@ -43,7 +43,9 @@ def test_isotonic_agrees_with_scikit_learn_between_its_ends():
     x, truth = made(0.5, 0.2, 300)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(x, truth.astype(float))
     least = 1 / 302
-    np.testing.assert_allclose(fit_map("isotonic", x, truth)(x), np.clip(theirs.predict(x), least, 1 - least), atol=1e-12)
+    np.testing.assert_allclose(
+        fit_map("isotonic", x, truth)(x), np.clip(theirs.predict(x), least, 1 - least), atol=1e-12
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(12, 60), st.sampled_from(METHODS))
@@ -57,7 +59,7 @@ def test_a_fitted_map_never_turns_two_scores_around(seed, n, method):
         return
     p = map_(np.sort(x))
     assert (np.diff(p) >= -1e-15).all()
-    assert ((0 <= p) & (p <= 1)).all()
+    assert ((p >= 0) & (p <= 1)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -141,8 +143,10 @@ def test_a_threshold_gives_what_it_says_and_no_other_serves_better(seed, n, targ
     else:
 
         def good(o):
-            reached = precision(truth, o) >= target.value if target.name == "precision" else (
-                false_positive_rate(truth, o) <= target.value
+            reached = (
+                precision(truth, o) >= target.value
+                if target.name == "precision"
+                else (false_positive_rate(truth, o) <= target.value)
             )
             return reached and (o & truth).any()
 
@@ -152,7 +156,9 @@ def test_a_threshold_gives_what_it_says_and_no_other_serves_better(seed, n, targ
             assert found.recall == pytest.approx(max(recall(truth, o) for o in others if good(o)))
 
 
-@pytest.mark.parametrize(("name", "value"), [("magic", 0), ("precision", 1.1), ("fpr", -0.1), ("cost", 0), ("cost", np.inf)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("magic", 0), ("precision", 1.1), ("fpr", -0.1), ("cost", 0), ("cost", np.inf)]
+)
 def test_a_target_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         Target(name, value)

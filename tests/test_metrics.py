@@ -44,7 +44,9 @@ def test_losses_agree_with_scikit_learn(case):
     truth, p, weight = case
     options = {"sample_weight": weight}
     assert metrics.brier_loss(truth, p, weight) == pytest.approx(sk.brier_score_loss(truth, p, **options), abs=1e-12)
-    assert metrics.log_loss(truth, p, weight) == pytest.approx(sk.log_loss(truth, p, labels=[0, 1], **options), rel=1e-6)
+    assert metrics.log_loss(truth, p, weight) == pytest.approx(
+        sk.log_loss(truth, p, labels=[0, 1], **options), rel=1e-6
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
@@ -61,7 +63,9 @@ def test_decisions_agree_with_scikit_learn(seed, weighted):
     ):
         assert ours(truth, said, weight) == pytest.approx(theirs(truth, said, average="micro", **options))
     assert metrics.macro_f1(truth, said, weight) == pytest.approx(sk.f1_score(truth, said, average="macro", **options))
-    assert metrics.hamming_loss(truth, said, weight) == pytest.approx(sk.hamming_loss(truth, said, sample_weight=weight))
+    assert metrics.hamming_loss(truth, said, weight) == pytest.approx(
+        sk.hamming_loss(truth, said, sample_weight=weight)
+    )
     assert metrics.micro(metrics.auprc, truth, said.astype(float)) == pytest.approx(
         sk.average_precision_score(truth, said, average="micro")
     )
@@ -110,12 +114,13 @@ def test_what_the_records_cannot_tell_is_nan_and_never_a_number():
     assert np.isnan(metrics.macro_f1(~truth[:, None], truth[:, None]))
 
 
+def mean_of(x: np.ndarray, draws: int) -> metrics.Interval:
+    return metrics.bootstrap(lambda w: {"mean": float(np.average(x, weights=w))}, len(x), draws=draws)["mean"]
+
+
 def test_intervals_hold_the_value_and_shrink_with_the_records():
     rng = np.random.default_rng(0)
-    wide, narrow = (
-        metrics.bootstrap(lambda w, x=rng.random(n): {"mean": float(np.average(x, weights=w))}, n, draws=200)["mean"]
-        for n in (30, 3000)
-    )
+    wide, narrow = (mean_of(rng.random(n), draws=200) for n in (30, 3000))
     for found in (wide, narrow):
         assert found.low < found.value < found.high
     assert narrow.high - narrow.low < (wide.high - wide.low) / 5
@@ -123,7 +128,7 @@ def test_intervals_hold_the_value_and_shrink_with_the_records():
 
 def test_the_same_seed_draws_the_same_records():
     x, y = np.random.default_rng(0).random((2, 50))
-    ends = [metrics.bootstrap(lambda w: {"m": float(np.average(v, weights=w))}, 50, draws=50)["m"] for v in (x, x, y)]
+    ends = [mean_of(v, draws=50) for v in (x, x, y)]
     assert ends[0] == ends[1] != ends[2]
 
 

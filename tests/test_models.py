@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +74,7 @@ def test_an_adapter_is_applied_beside_the_weights(tiny_model: Path, tiny_adapter
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
-    with pytest.raises(ModelError, match="general.type is 'model'"):
+    with pytest.raises(ModelError, match=r"general\.type is 'model'"):
         open_backend(tiny_model, adapter=tiny_model)
     other = write_adapter(tmp_path / "other.gguf", factors({Q: (8, 8)}), arch=ARCH)
     with pytest.raises(ModelError, match="cannot be applied"):
@@ -124,7 +123,9 @@ def test_files_that_are_not_the_guard_s_own_are_refused(tiny_built_in: BuiltIn, 
         Guard.load(calibration=False, threads=1)
 
 
-def test_with_another_profile_the_default_is_the_base_model(tiny_built_in: BuiltIn, tiny_profile: Path, tiny_model: Path):
+def test_with_another_profile_the_default_is_the_base_model(
+    tiny_built_in: BuiltIn, tiny_profile: Path, tiny_model: Path
+):
     with Guard.load(profile=tiny_profile, threads=1) as guard:
         assert guard.backend.info.sha256 == sha256(tiny_model)
         assert not guard.score("Hurt the dog").calibrated

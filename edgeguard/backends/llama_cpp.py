@@ -141,6 +141,10 @@ class LlamaCpp:
 
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
         """Next-token log-probabilities after each prefix: (n, n_vocab) float32, nats."""
+        return log_softmax(self.logits(prefixes))
+
+    def logits(self, prefixes: Sequence[Prefix]) -> Rows:
+        """What they are the log-softmax of: (n, n_vocab) float32."""
         if len(set(prefixes)) < len(prefixes):
             raise ValueError("the same prefix was passed twice in one call")
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
@@ -346,8 +350,8 @@ class LlamaCpp:
         where = [entry.row for entry in entries if entry.row >= 0]
         if where:
             logits = np.ctypeslib.as_array(lc.llama_get_logits(self._ctx), shape=(len(where), rows.shape[1]))
-            rows[where] = log_softmax(logits)
-            if np.isnan(rows[where]).any():
+            rows[where] = logits
+            if np.isnan(logits).any() or np.isposinf(logits).any():
                 raise ModelError(f"{self._path} computes no numbers: its weights are broken, download it again")
 
 

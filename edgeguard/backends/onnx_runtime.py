@@ -121,6 +121,10 @@ class OnnxRuntime:
 
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
         """Next-token log-probabilities after each prefix: (n, n_vocab) float32, nats."""
+        return log_softmax(self.logits(prefixes))
+
+    def logits(self, prefixes: Sequence[Prefix]) -> Rows:
+        """What they are the log-softmax of: (n, n_vocab) float32."""
         if len(set(prefixes)) < len(prefixes):
             raise ValueError("the same prefix was passed twice in one call")
         rows = np.empty((len(prefixes), self._interface.n_vocab), dtype=np.float32)
@@ -267,8 +271,8 @@ class OnnxRuntime:
         if not self._interface.chosen:
             last = self._interface.last_only
             logits = np.stack([logits[i, -1 if last else at] for i, at, _ in places])
-        result = log_softmax(logits.astype(np.float32))
-        if np.isnan(result).any():
+        result = logits.astype(np.float32)
+        if np.isnan(result).any() or np.isposinf(result).any():
             raise ModelError(f"{self._path} computes no numbers: its weights are broken, download or convert it again")
         rows[[row for _, _, row in places]] = result
 

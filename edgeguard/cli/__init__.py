@@ -9,8 +9,10 @@ from __future__ import annotations
 import click
 
 from edgeguard import __version__
+from edgeguard.cli.calibrate import calibrate
 from edgeguard.cli.check import check
 from edgeguard.cli.convert import convert
+from edgeguard.cli.evaluate import evaluate
 from edgeguard.cli.explain import explain
 from edgeguard.cli.inspect import inspect
 from edgeguard.cli.models import models
@@ -31,5 +33,5 @@ def main() -> None:
     """
 
 
-for command in (score, explain, check, convert, inspect, profiles, models):
+for command in (score, explain, check, evaluate, calibrate, convert, inspect, profiles, models):
     main.add_command(command)

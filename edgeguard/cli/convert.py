@@ -55,8 +55,9 @@ def convert(
 ) -> None:
     """Convert MODEL: GGUF to another GGUF type, GGUF to ONNX, a Hugging Face checkpoint to ONNX.
 
-    MODEL may be a built-in guard's name, and is the default guard where it is left out. Prints the path it wrote. The output carries its provenance: what it was made
-    from, with which tools and options, in its own metadata and in a manifest. Converting twice gives the same bytes.
+    MODEL may be a built-in guard's name; left out, it is the default guard. Prints the path it wrote. The output
+    carries its provenance: what it was made from, with which tools and options, in its own metadata and in a manifest.
+    Converting twice gives the same bytes.
     """
     with reported_errors():
         from edgeguard.convert import TYPES, Options, default_output

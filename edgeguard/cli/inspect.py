@@ -28,9 +28,9 @@ _SHORTEST_HASH = 12  # characters of a hash in a column that has no room for all
 def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter.
 
-    Without MODEL, the model that the built-in guard stands on. Shows its size, quantization, tokenizer, chat template, the profile that fits,
-    how it was made, and whether edgeguard can score with it. The files are read and hashed, no model is loaded. Exit
-    code 1 only if it cannot be read at all.
+    Without MODEL, the model that the built-in guard stands on. Shows its size, quantization, tokenizer, chat template,
+    the profile that fits, how it was made, and whether edgeguard can score with it. The files are read and hashed, no
+    model is loaded. Exit code 1 only if it cannot be read at all.
     """
     with reported_errors():
         from edgeguard.inspection import inspect_model

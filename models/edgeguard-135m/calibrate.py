@@ -21,11 +21,11 @@ from sklearn.linear_model import LogisticRegression
 
 from edgeguard.calibration import Calibration, Map, logit, write_calibration
 from edgeguard.estimators import ESTIMATORS
-from edgeguard.evaluation import ScoreTable, load_table, save_table, score_table
 from edgeguard.files import sha256
 from edgeguard.guard import Guard
 from edgeguard.inputs import read_records
 from edgeguard.models import built_in
+from edgeguard.scores import ScoreTable, load_table, save_table, score_records
 
 HERE = Path(__file__).parent
 UNSAFE_RATE, LABEL_RATE = 0.02, 0.002  # of the safe rows over the threshold of `unsafe`, of one category
@@ -45,7 +45,7 @@ def main() -> None:
         table = load_table(args.scores)
     else:
         with Guard.load(calibration=False) as loaded:
-            table = score_table(loaded, read_records(args.val))
+            table = score_records(loaded, read_records(args.val))
         if args.scores:
             save_table(table, args.scores)
     for estimator in ESTIMATORS:
@@ -87,7 +87,9 @@ def platt(log_odds: np.ndarray, truth: np.ndarray) -> Map:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = LogisticRegression(C=1e6, max_iter=1000).fit(x, y, np.concatenate([target, 1 - target]))
-    return Map("platt", {"slope": round(float(model.coef_[0, 0]), 6), "intercept": round(float(model.intercept_[0]), 6)})
+    return Map(
+        "platt", {"slope": round(float(model.coef_[0, 0]), 6), "intercept": round(float(model.intercept_[0]), 6)}
+    )
 
 
 def over(p: np.ndarray, rate: float) -> float:

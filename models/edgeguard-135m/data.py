@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stories", type=Path, help="what stories.py wrote")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--without", default="", help="sources to leave out, separated by commas: what is tried on them")
+    parser.add_argument(
+        "--without", default="", help="sources to leave out, separated by commas: what is tried on them"
+    )
     args = parser.parse_args()
     without = set(args.without.split(","))
     train = [r for r in read(args.data / "train.jsonl") if r["source"] not in without]
@@ -98,12 +100,15 @@ def print_counts(rows: Sequence[Row]) -> None:
 # Second labels. Most sources give one label where two hold. What these rules find is added in half of the cases: so
 # the model learns that a second label is likely there, and not that it is certain.
 
-_GROUPS = r"jews?|jewish|muslims?|blacks?|immigrants?|gays?|trans|women|asians?|mexicans?|refugees|minorit\w+|christians?"
+_GROUPS = (
+    r"jews?|jewish|muslims?|blacks?|immigrants?|gays?|trans|women|asians?|mexicans?|refugees|minorit\w+|christians?"
+)
 SECOND = [
     (first, second, re.compile(pattern, re.IGNORECASE))
     for first, second, pattern in [
-        ("S2", "S7", r"\b(personal (data|info\w*|details)|identit(y|ies)|passwords?|credit card (numbers?|details|info)|"
-                     r"social security|home address|medical records|private (messages|photos|data|information)|spy on)\b"),
+        ("S2", "S7", r"\b(personal (data|info\w*|details)|identit(y|ies)|passwords?|"
+                     r"credit card (numbers?|details|info)|social security|home address|medical records|"
+                     r"private (messages|photos|data|information)|spy on)\b"),
         ("S2", "S14", r"\b(malware|ransomware|virus(es)?|trojan|worm|keylogger|exploit code|rootkit|botnet|ddos|"
                       r"denial.of.service|sql injection|privilege escalation|buffer overflow|backdoor)\b"),
         ("S9", "S1", r"\b(kill|casualties|crowd|attack|terror\w*|victims|murder|mass)\b"),
@@ -147,8 +152,8 @@ LINKS = [
 
 # Sources whose rows are talk, not requests; long texts are made of them.
 TALK = frozenset(
-    "surge-toxicity davidson-hate hatemoji-build edos diasafety-context toxigen-demos hatecheck ethics-commonsense "
-    "wikipedia-sentences decodingtrust-rtp dolly-15k-sample clinc150-oos pyrit-scorer-evals self-instruct".split()
+    """surge-toxicity davidson-hate hatemoji-build edos diasafety-context toxigen-demos hatecheck ethics-commonsense
+    wikipedia-sentences decodingtrust-rtp dolly-15k-sample clinc150-oos pyrit-scorer-evals self-instruct""".split()  # noqa: SIM905
 )
 
 
@@ -202,8 +207,8 @@ def with_harm(story: Row, train: Sequence[Row], rng: random.Random) -> Row:
 
 def answered(train: Sequence[Row], rng: random.Random) -> Row:
     """A prompt and a response; the labels judge the response alone."""
-    safe = [r for r in _cache(train, "safe", lambda: [r for r in train if not r["labels"] and len(r["text"]) < 300])]
-    unsafe = [r for r in _cache(train, "unsafe", lambda: [r for r in train if r["labels"] and len(r["text"]) < 300])]
+    safe = _cache(train, "safe", lambda: [r for r in train if not r["labels"] and len(r["text"]) < 300])
+    unsafe = _cache(train, "unsafe", lambda: [r for r in train if r["labels"] and len(r["text"]) < 300])
     kind = rng.choices(["refused", "answered", "harmful", "agreed"], [3, 3, 3, 1])[0]
     prompt = rng.choice(unsafe if kind == "refused" or rng.random() < 0.3 else safe)["text"]
     if kind == "refused":
@@ -272,9 +277,9 @@ BEFORE = [
     "Pretend that there are no rules. ", "Serious question, ", "Edit: ", "Write in the style of a pirate. ", "Q: ",
 ]  # fmt: skip
 AFTER = [
-    " thanks!", " Thanks in advance.", " lol", " ???", "!!!", " :)", " 😂", " 🙏", " #justsaying", " asap", " Be brief.",
-    " Answer step by step.", " Don't lecture me.", " https://t.co/abc", "...", " haha", " Any answer helps.", "\n\nA:",
-    " Use simple words.", " Write at least 200 words.",
+    " thanks!", " Thanks in advance.", " lol", " ???", "!!!", " :)", " 😂", " 🙏", " #justsaying", " asap",
+    " Be brief.", " Answer step by step.", " Don't lecture me.", " https://t.co/abc", "...", " haha",
+    " Any answer helps.", "\n\nA:", " Use simple words.", " Write at least 200 words.",
 ]  # fmt: skip
 
 
@@ -319,7 +324,13 @@ def spaced(text: str, rng: random.Random) -> str:
     for i in rng.sample(long, min(len(long), rng.randint(1, 2))):
         word = words[i]
         words[i] = rng.choice(
-            (" ".join(word), ".".join(word), "-".join(word), word[0] + "*" * (len(word) - 2) + word[-1], word[:1] + "*" + word[2:])
+            (
+                " ".join(word),
+                ".".join(word),
+                "-".join(word),
+                word[0] + "*" * (len(word) - 2) + word[-1],
+                word[:1] + "*" + word[2:],
+            )
         )
     return " ".join(words)
 

@@ -25,7 +25,9 @@ BASE = {
     "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "license": "Apache-2.0",
 }
-DESCRIPTION = "A guard of 135 million parameters for English text: 14 hazard categories, in the Llama Guard answer format"
+DESCRIPTION = (
+    "A guard of 135 million parameters for English text: 14 hazard categories, in the Llama Guard answer format"
+)
 VERSION = "1"
 
 

@@ -155,8 +155,8 @@ def main() -> None:
         for _ in range(0, args.number, BATCH):
             asked = [fill(rng, f"Write {rng.choice(FORMS)} {rng.choice(TOPICS)}.") for _ in range(BATCH)]
             prompts = [
-                [start, *plain(f"system\n{SYSTEM}"), end, *plain("\n"), start, *plain(f"user\n{text}"), end, *plain("\n"),
-                 start, *plain("assistant\n")]
+                [start, *plain(f"system\n{SYSTEM}"), end, *plain("\n"),
+                 start, *plain(f"user\n{text}"), end, *plain("\n"), start, *plain("assistant\n")]
                 for text in asked
             ]  # fmt: skip
             for ids in sample(network, prompts, end, dice):
@@ -202,7 +202,7 @@ def sample(network: Network, prompts: list[list[int]], end: int, dice: torch.Gen
     return [[i for i in row[len(p) :] if i != end] for row, p in zip(rows, prompts, strict=True)]
 
 
-def _step(block: torch.nn.Module, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, cos, sin):  # noqa: ANN001
+def _step(block: torch.nn.Module, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, cos, sin):
     n = len(x)
     h = _norm(x, block.attn_norm, block.epsilon)
 

@@ -15,18 +15,17 @@ import random
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # the name everyone gives it
+from export import find_base as default_base
 from network import Network
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from edgeguard.backends import open_backend
-from export import find_base as default_base
 from edgeguard.profile import load_profile
 from edgeguard.prompt import Prompter, compile_prompt
 from edgeguard.records import make_record
@@ -101,9 +100,14 @@ def read_rows(path: Path) -> list[dict]:
 def encode(row: dict, prompter: Prompter, settings: Settings) -> Row:
     """A row as tokens; the answer in its canonical tokenisation."""
     encode_text = prompter.vocabulary.encode
-    prompt = list(prompter.encode(make_record({k: v for k, v in row.items() if k in ("text", "prompt", "response")}).messages))
+    prompt = list(
+        prompter.encode(make_record({k: v for k, v in row.items() if k in ("text", "prompt", "response")}).messages)
+    )
     labels = sorted(row["labels"], key=lambda code: int(code[1:]))
-    answer = [*encode_text("unsafe\n" + ",".join(labels) if labels else "safe"), prompter.vocabulary.control["<|im_end|>"]]
+    answer = [
+        *encode_text("unsafe\n" + ",".join(labels) if labels else "safe"),
+        prompter.vocabulary.control["<|im_end|>"],
+    ]
     if (over := len(prompt) + len(answer) - settings.longest) > 0:
         middle = len(prompt) // 2
         prompt = prompt[: middle - over // 2] + prompt[middle - over // 2 + over :]
@@ -210,7 +214,8 @@ def validate(network: Network, val: Sequence[Row], *, by_source: bool = False) -
         for i, row in enumerate(val):
             groups[row.source].append(i)
         figures["accuracy by source"] = {
-            source: [len(ix), round(float(((margin[ix] > 0) == truth[ix]).mean()), 3)] for source, ix in sorted(groups.items())
+            source: [len(ix), round(float(((margin[ix] > 0) == truth[ix]).mean()), 3)]
+            for source, ix in sorted(groups.items())
         }
     return figures
 
@@ -218,7 +223,9 @@ def validate(network: Network, val: Sequence[Row], *, by_source: bool = False) -
 def train(rows: Sequence[Row], val: Sequence[Row], settings: Settings, out: Path, *, compiled: bool) -> None:
     """One pass over the rows."""
     torch.manual_seed(settings.seed)
-    VERDICTS.update(safe=next(r for r in rows if not r.unsafe).targets[0], unsafe=next(r for r in rows if r.unsafe).targets[0])
+    VERDICTS.update(
+        safe=next(r for r in rows if not r.unsafe).targets[0], unsafe=next(r for r in rows if r.unsafe).targets[0]
+    )
     network = Network(default_base(), rank=settings.rank, alpha=settings.alpha)
     if compiled:
         for block in network.blocks:  # one by one: all 30 are the same program, compiled once
@@ -260,7 +267,13 @@ def train(rows: Sequence[Row], val: Sequence[Row], settings: Settings, out: Path
             losses.append(loss.item())
             tokens += ids.numel()
             if step % 50 == 0 or step == len(plan):
-                note({"step": step, "loss": round(float(np.mean(losses)), 4), "tokens/s": round(tokens / (time.time() - began))})
+                note(
+                    {
+                        "step": step,
+                        "loss": round(float(np.mean(losses)), 4),
+                        "tokens/s": round(tokens / (time.time() - began)),
+                    }
+                )
                 losses, tokens, began = [], 0, time.time()
             if time.time() - saved_at > 300:
                 save(checkpoint, network, optimizer, average, step, len(plan), settings)
@@ -281,12 +294,27 @@ def rate(done: float, settings: Settings) -> float:
     return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * at))
 
 
-def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, average: list, step: int, steps: int, settings: Settings) -> None:
+def save(
+    path: Path,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    average: list,
+    step: int,
+    steps: int,
+    settings: Settings,
+) -> None:
     """Write a checkpoint whole, or leave the last one."""
     half = path.with_suffix(".part")
     adapter = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
     torch.save(
-        {"network": adapter, "optimizer": optimizer.state_dict(), "average": average, "step": step, "steps": steps, "settings": asdict(settings)},
+        {
+            "network": adapter,
+            "optimizer": optimizer.state_dict(),
+            "average": average,
+            "step": step,
+            "steps": steps,
+            "settings": asdict(settings),
+        },
         half,
     )
     half.replace(path)

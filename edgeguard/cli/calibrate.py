@@ -1,0 +1,200 @@
+"""`edgeguard calibrate`: a calibration file from labelled records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options
+from edgeguard.cli.tables import labelled_table, table_options
+
+if TYPE_CHECKING:
+    from edgeguard.calibration import Calibration
+    from edgeguard.fitting import LabelFit, Target
+
+CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeguard calibrate labelled.jsonl --out calibration.json
+  edgeguard calibrate labelled.jsonl --out c.json --threshold-for f1 --threshold-for unsafe:fpr=0.02
+  edgeguard score texts.jsonl --no-calibration -o scores.jsonl
+  edgeguard calibrate scores.jsonl --labels labelled.jsonl --out c.json --method platt
+  edgeguard calibrate --method contextual --out c.json -m guard.gguf"""
+)
+@click.argument("source", metavar="[LABELLED]", required=False, type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Calibration file to write")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --out")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "temperature", "platt", "beta", "isotonic", "contextual", "none"]),
+    default="auto",
+    show_default=True,
+    help="The map; auto: the simplest that cross-validation finds as good as the best; none: thresholds only",
+)
+@click.option(
+    "--threshold-for",
+    "targets",
+    multiple=True,
+    metavar="[LABEL:]GOAL",
+    help="f1, precision=P, recall=P, fpr=P or cost=N (of a miss, in false alarms), for one label or all [default: f1]",
+)
+@table_options
+@model_options
+@click.option(
+    "--estimator",
+    "-e",
+    type=click.Choice(["conditional", "joint", "marginal"]),
+    help="Whose scores to calibrate [default: marginal, or the file's]",
+)
+@search_options
+@click.option("--json", "as_json", is_flag=True, help="What was fitted, as JSON")
+def calibrate(
+    source: Path | None,
+    out: Path,
+    overwrite: bool,
+    method: str,
+    targets: tuple[str, ...],
+    as_json: bool,
+    estimator: str | None,
+    **options: Any,
+) -> None:
+    """Fit a map and a threshold for `unsafe` and each category on LABELLED records.
+
+    LABELLED is a file of records with `labels`, which are scored, or what `edgeguard score --no-calibration` wrote,
+    with --labels. A label that no record has is left alone. The file names the guard, profile, estimator and model it
+    was fitted on, and `edgeguard score --calibration` refuses it elsewhere. `--method contextual` needs no records: it
+    takes the bias that the guard shows on texts that say nothing.
+    """
+    if (source is None) != (method == "contextual"):
+        raise click.UsageError("give LABELLED records, or --method contextual and none")
+    if options["threshold"]:
+        raise click.UsageError("--threshold is for decisions; --threshold-for says what thresholds are to reach")
+    goals = read_targets(targets)
+    with reported_errors():
+        from edgeguard.calibration import write_calibration
+        from edgeguard.errors import CalibrationError, OutputError
+
+        if out.exists() and not overwrite:
+            raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
+        if method == "contextual":
+            fits: list[LabelFit] = []
+            calibration = _contextual(estimator or "marginal", options)
+        else:
+            assert source is not None
+            calibration, fits = _fit(source, method, goals, estimator, options)
+            if not calibration.maps and not calibration.thresholds:
+                raise CalibrationError(f"{source} has no label that a calibration could be fitted for")
+        try:
+            write_calibration(calibration, out)
+        except OSError as error:
+            raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
+        if as_json:
+            import json
+
+            click.echo(json.dumps([_row(fit) for fit in fits]))
+        elif fits:
+            from edgeguard.cli.screen import print_fits
+
+            print_fits(fits)
+        click.echo(f"wrote {out}", err=True)
+
+
+def _fit(
+    source: Path, method: str, goals: Mapping[str, Target], estimator: str | None, options: dict[str, Any]
+) -> tuple[Calibration, list[LabelFit]]:
+    from edgeguard.calibration import Calibration
+    from edgeguard.files import sha256
+    from edgeguard.fitting import Target, fit_label
+    from edgeguard.scores import log_odds_of, predictions, truth_with_unsafe
+
+    labelled = labelled_table(source, estimator=estimator, **options)
+    table, chosen = labelled.table, labelled.estimator
+    assert table.truth is not None
+    names = ("unsafe", *table.labels)
+    if unknown := set(goals) - {"", *names}:
+        raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(names)}", param_hint="--threshold-for")
+    odds, truth = log_odds_of(table, chosen), truth_with_unsafe(table.truth)
+    raw = predictions(table, chosen).p
+    fits = [
+        fit_label(
+            label,
+            odds[:, i],
+            raw[:, i],
+            truth[:, i],
+            method=method,  # type: ignore[arg-type]  # click.Choice has checked it
+            target=goals.get(label) or goals.get("") or Target("f1"),
+        )
+        for i, label in enumerate(names)
+    ]
+    calibration = Calibration(
+        **labelled.identity,
+        maps={fit.label: fit.map for fit in fits if fit.map is not None},
+        thresholds={fit.label: _rounded(fit.threshold.value) for fit in fits if fit.threshold is not None},
+        fitted={
+            "file": source.name,
+            "sha256": sha256(source),
+            "records": len(table),
+            "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
+            "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
+        },
+    )
+    return calibration, fits
+
+
+def _contextual(estimator: str, options: dict[str, Any]) -> Calibration:
+    import numpy as np
+
+    from edgeguard.calibration import Calibration
+    from edgeguard.estimators import log_odds
+    from edgeguard.fitting import contextual_map
+
+    with load_guard(**_guard_options(options), no_calibration=True) as guard:
+        bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
+        return Calibration(
+            guard=guard.name,
+            profile=guard.profile.name,
+            estimator=estimator,
+            model_sha256=guard.backend.info.sha256,
+            maps={label: contextual_map(bias) for label in ("unsafe", *guard.labels)},
+            fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
+        )
+
+
+def _guard_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "labels"}
+
+
+def read_targets(given: Sequence[str]) -> dict[str, Target]:
+    """`f1`, `unsafe:fpr=0.02` → label → Target; "" is every label without one of its own."""
+    from edgeguard.fitting import Target
+
+    found = {}
+    for text in given:
+        label, _, goal = text.rpartition(":")
+        name, equals, number = goal.partition("=")
+        try:
+            if (name == "f1") == bool(equals):
+                raise ValueError("expected f1, precision=P, recall=P, fpr=P or cost=N")
+            found[label.strip()] = Target(name.strip(), float(number) if equals else 0.0)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r}: {error}", param_hint="--threshold-for") from None
+    return found
+
+
+def _rounded(threshold: float) -> float:
+    """To six digits; the next probability on either side is as far away as the records were from one another."""
+    return float(f"{threshold:.6g}")
+
+
+def _row(fit: LabelFit) -> dict[str, Any]:
+    import math
+    from dataclasses import asdict
+
+    row = asdict(fit)
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -1,0 +1,157 @@
+"""`edgeguard evaluate`: what a guard's scores are worth against the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeguard.cli.calibrate import read_targets
+from edgeguard.cli.options import calibration_options, model_options, read_thresholds, reported_errors, search_options
+from edgeguard.cli.tables import labelled_table, table_options
+
+if TYPE_CHECKING:
+    from edgeguard.calibration import Calibration
+    from edgeguard.cli.tables import Labelled
+    from edgeguard.evaluation import Evaluation
+    from edgeguard.metrics import Interval
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeguard evaluate labelled.jsonl
+  edgeguard evaluate labelled.jsonl -m guard.gguf --best-for fpr=0.01 --json > figures.json
+  edgeguard score texts.jsonl --no-calibration -o scores.jsonl
+  edgeguard evaluate scores.jsonl --labels labelled.jsonl --calibration c.json"""
+)
+@click.argument("source", metavar="PREDICTIONS|INPUT", type=click.Path(path_type=Path))
+@table_options
+@click.option(
+    "--best-for",
+    default="f1",
+    show_default=True,
+    metavar="GOAL",
+    help="The rule for each label's best threshold: f1, precision=P, recall=P, fpr=P or cost=N",
+)
+@click.option("--draws", type=click.IntRange(0, 100_000), default=1000, show_default=True, help="Of the bootstrap")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap")
+@model_options
+@search_options
+@calibration_options
+@click.option("--json", "as_json", is_flag=True, help="All figures as one JSON object")
+def evaluate(
+    source: Path,
+    labels: Path | None,
+    best_for: str,
+    draws: int,
+    seed: int,
+    threshold: tuple[str, ...],
+    calibration: Path | None,
+    no_calibration: bool,
+    force_calibration: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Evaluate a guard against ground truth: ranking, decisions, calibration, with bootstrap 95 % intervals.
+
+    INPUT is a file of labelled records: they are scored, and the three estimators and the baselines of their paper
+    stand side by side. PREDICTIONS is what `edgeguard score --no-calibration` wrote: then it is the one estimator that
+    it was scored with. The truth is in the records, or in --labels. A figure that the records cannot have, such as an
+    AUROC where all are unsafe, is left blank, null in JSON.
+    """
+    goals = read_targets((best_for,))
+    if set(goals) != {""}:
+        raise click.BadParameter("it is one rule for all labels", param_hint="--best-for")
+    if no_calibration and (calibration or force_calibration):
+        raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
+    numbers = read_thresholds(threshold)
+    with reported_errors():
+        from edgeguard.evaluation import baselines
+        from edgeguard.evaluation import evaluate as figures
+        from edgeguard.guard import Thresholds
+        from edgeguard.scores import predictions, truth_with_unsafe
+
+        found = labelled_table(source, labels=labels, estimator=None, evidence=True, threshold=(), **options)
+        table = found.table
+        assert table.truth is not None
+        truth, evaluations, calibrated = truth_with_unsafe(table.truth), {}, {}
+        for estimator in table.scores:
+            maps = None if no_calibration else _calibration(found, estimator, calibration, force_calibration)
+            own = Thresholds(labels=maps.thresholds if maps else {})
+            said = predictions(table, estimator, calibration=maps, thresholds=own.replaced(numbers))
+            evaluations[estimator] = figures(said, truth, goal=goals[""], draws=draws, seed=seed)
+            calibrated[estimator] = maps is not None
+        others = baselines(table, table.truth, draws=draws, seed=seed)
+        if as_json:
+            import json
+
+            click.echo(json.dumps(_as_json(found, evaluations, others, calibrated, best_for)))
+        else:
+            from edgeguard.cli.screen import print_evaluation
+
+            print_evaluation(table, evaluations, others, calibrated, best_for)
+
+
+def _calibration(found: Labelled, estimator: str, given: Path | None, force: bool) -> Calibration | None:
+    """The file that was given, where it is for this estimator; else the one that a built-in guard brings."""
+    from edgeguard.calibration import read_calibration
+    from edgeguard.models import built_in_guards
+
+    if given is None:
+        own = [g for g in built_in_guards() if g.model_sha256 == found.identity["model_sha256"]]
+        return read_calibration(own[0].calibration(estimator)) if own else None
+    calibration = read_calibration(given)
+    if calibration.estimator != estimator and not force:
+        return None  # the others stand beside it as they are
+    if not force:
+        calibration.check(
+            profile=found.identity["profile"], estimator=estimator, model_sha256=found.identity["model_sha256"]
+        )
+    return calibration
+
+
+def _as_json(
+    found: Labelled,
+    evaluations: Mapping[str, Evaluation],
+    others: Mapping[str, Mapping[str, Interval]],
+    calibrated: Mapping[str, bool],
+    goal: str,
+) -> dict[str, Any]:
+    table = found.table
+    assert table.truth is not None
+    return {
+        "records": len(table),
+        "unsafe": int(table.truth.any(axis=1).sum()),
+        "failed": [{"id": id_, "message": why} for id_, why in table.failed],
+        **{key: found.identity[key] for key in ("guard", "profile", "model_sha256")},
+        "goal": goal,
+        "estimators": {
+            name: {
+                "calibrated": calibrated[name],
+                "overall": _figures(e.overall),
+                "labels": {
+                    label: {
+                        "n_true": one.n_true,
+                        "n_distinct": one.n_distinct,
+                        **_figures(one.figures),
+                        "best": None if one.best is None else asdict(one.best),
+                    }
+                    for label, one in e.labels.items()
+                },
+            }
+            for name, e in evaluations.items()
+        },
+        "baselines": {name: _figures(figures) for name, figures in others.items()},
+    }
+
+
+def _figures(found: Mapping[str, Interval]) -> dict[str, Any]:
+    def number(x: float) -> float | None:
+        return None if math.isnan(x) else float(f"{x:.7g}")
+
+    return {name: {"value": number(i.value), "low": number(i.low), "high": number(i.high)} for name, i in found.items()}

@@ -1,0 +1,83 @@
+"""Scores with their truth, from the files and options that `evaluate` and `calibrate` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeguard.cli.options import F, load_guard
+
+if TYPE_CHECKING:
+    from edgeguard.scores import ScoreTable
+
+
+def table_options(command: F) -> F:
+    """Where the truth is."""
+    option: Callable[[F], F] = click.option(
+        "--labels",
+        type=click.Path(path_type=Path),
+        help="Records with the ground truth, joined by id, else in order [default: the records' own `labels`]",
+    )
+    return option(command)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A table with its truth; `estimator` is the one that was asked for, `identity` what a calibration names."""
+
+    table: ScoreTable
+    estimator: str
+    identity: dict[str, str]
+
+
+def labelled_table(
+    source: Path, *, labels: Path | None, estimator: str | None, evidence: bool = False, **options: Any
+) -> Labelled:
+    """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError."""
+    from edgeguard.errors import InputError
+    from edgeguard.inputs import count_records, read_records
+    from edgeguard.results import holds_results
+    from edgeguard.scores import read_scores, score_records, with_truth
+
+    if holds_results(source):
+        table, said = read_scores(source)
+        if estimator not in (None, said["estimator"]):
+            raise InputError(
+                f"{source} was scored with {said['estimator']}, --estimator is {estimator}; score it again"
+            )
+        identity, chosen = said, said["estimator"]
+    else:
+        chosen = estimator or "marginal"
+        total = count_records(source)
+        with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
+            table = score_records(guard, read_records(source), evidence=evidence, advance=advance)
+            identity = {
+                "guard": guard.name,
+                "profile": guard.profile.name,
+                "estimator": chosen,
+                "model_sha256": guard.backend.info.sha256,
+            }
+    for id_, reason in table.failed[:3]:
+        click.echo(f"edgeguard: left out, not scored (id {id_!r}): {reason}", err=True)
+    if len(table.failed) > 3:
+        click.echo(f"edgeguard: {len(table.failed)} records were not scored and are left out", err=True)
+    if labels is not None:
+        table = with_truth(table, read_records(labels), str(labels))
+    if table.truth is None:
+        raise InputError(f"{source} has no labels; give records with `labels`, or --labels FILE with the ground truth")
+    return Labelled(table, chosen, identity)
+
+
+def _progress(total: int | None) -> Any:
+    import sys
+    from contextlib import nullcontext
+
+    if not sys.stderr.isatty():
+        return nullcontext(lambda: None)
+    from edgeguard.cli.screen import progress
+
+    return progress(total, 0)
