@@ -26,12 +26,22 @@ Bools = npt.NDArray[np.bool_]
 Id = str | int | None
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A record that could not be scored: its 0-based place in the input, and why."""
+
+    place: int
+    id: Id
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
     """n records and what a guard made of them, before any calibration.
 
     labels  the taxonomy's codes, in order: the columns of the arrays
     ids     (n,) as the input has them
+    places  (n,) 0-based place of each record in the input, failed ones counted too
     truth   (n, n_labels) whether a label holds, None where not known; a row without any is safe
     margin  (n,) log P(unsafe) - log P(safe), nats
     unsafe  (n,) P(the answer says unsafe)
@@ -39,11 +49,12 @@ class ScoreTable:
     first   (n, n_labels) P(a label is the first one named); None where the scores came from a file
     off     (n,) mass off the grammar
     evidence  (n,) log-sum-exp of the logits where the first label is written; None where it was not asked for
-    failed  (id, reason) of records that could not be scored; they are in none of the arrays
+    failed  records that could not be scored; they are in none of the arrays
     """
 
     labels: tuple[str, ...]
     ids: tuple[Id, ...]
+    places: npt.NDArray[np.int64]
     truth: Bools | None
     margin: Floats
     unsafe: Floats
@@ -51,7 +62,7 @@ class ScoreTable:
     first: Floats | None
     off: Floats
     evidence: Floats | None = None
-    failed: tuple[tuple[Id, str], ...] = ()
+    failed: tuple[Failed, ...] = ()
 
     def __len__(self) -> int:
         return len(self.margin)
@@ -69,17 +80,18 @@ def score_records(
     Raises InputError for a label that is not of the taxonomy.
     """
     ids: list[Id] = []
+    places: list[int] = []
     given: list[tuple[str, ...] | None] = []
     rows: list[tuple[float, float, float]] = []
     first: list[Floats] = []
     found_evidence: list[float] = []
     scores: dict[str, list[Floats]] = {name: [] for name in ESTIMATORS}
-    failed: list[tuple[Id, str]] = []
+    failed: list[Failed] = []
     n = len(guard.labels)
-    for record in records:
+    for place, record in enumerate(records):
         advance()
         if isinstance(record, BadRecord):
-            failed.append((record.id, str(record.error)))
+            failed.append(Failed(place, record.id, str(record.error)))
             continue
         try:
             if evidence:
@@ -88,20 +100,23 @@ def score_records(
             else:
                 tree = guard.explore(record)
         except RecordError as error:
-            failed.append((record.id, str(error)))
+            failed.append(Failed(place, record.id, str(error)))
             continue
         ids.append(record.id)
+        places.append(place)
         given.append(record.labels)
         rows.append((log_odds(tree), float(marginal(tree)[tree.labels.index("unsafe")]), tree.off_grammar))
         first.append(first_label(tree)[:n])
         for name, estimate in ESTIMATORS.items():
             scores[name].append(estimate(tree)[:n])
     if not ids:
-        raise InputError(f"no record could be scored; the first of {len(failed)}: {failed[0][1] if failed else 'none'}")
+        why = f"; the first of {len(failed)}: {failed[0].reason}" if failed else ""
+        raise InputError(f"no record could be scored{why}")
     margin, unsafe, off = np.array(rows).T
     return ScoreTable(
         labels=guard.labels,
         ids=tuple(ids),
+        places=np.array(places),
         truth=truth_of(given, guard.labels, ids),
         margin=margin,
         unsafe=unsafe,
@@ -142,12 +157,13 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
     Raises InputError: rows of two guards, calibrated scores, no rows.
     """
     ids: list[Id] = []
+    places: list[int] = []
     rows: list[Mapping[str, Any]] = []
-    failed: list[tuple[Id, str]] = []
+    failed: list[Failed] = []
     said: dict[str, str] = {}
     for number, row in enumerate(read_rows(path), 1):
         if "error" in row:
-            failed.append((row.get("id"), str(row["error"].get("message"))))
+            failed.append(Failed(number - 1, row.get("id"), str(row["error"].get("message"))))
             continue
         if row["calibrated"]:
             raise InputError(f"{path}: row {number} is calibrated; score again with --no-calibration")
@@ -157,6 +173,7 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
             raise InputError(f"{path}: row {number} has {key} {here[key]}, the first row {said[key]}; score them alike")
         said = here
         ids.append(row.get("id"))
+        places.append(number - 1)
         rows.append(row)
     if not rows:
         raise InputError(f"{path} holds no scored record")
@@ -165,6 +182,7 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
     table = ScoreTable(
         labels=labels,
         ids=tuple(ids),
+        places=np.array(places),
         truth=None,
         margin=np.array([row["margin"] for row in rows], dtype=np.float64),
         unsafe=np.array([row["unsafe"] for row in rows], dtype=np.float64),
@@ -186,7 +204,7 @@ def with_truth(table: ScoreTable, records: Iterable[Record | BadRecord], where: 
         if isinstance(record, BadRecord):
             raise InputError(str(record.error))
     truths: list[Record] = [r for r in found if isinstance(r, Record)]
-    failed = {str(id_) for id_, _ in table.failed}
+    failed = {str(one.id) for one in table.failed}
     if all(r.id is not None for r in truths) and all(id_ is not None for id_ in table.ids):
         by_id = {str(r.id): r for r in truths}
         missing = [id_ for id_ in table.ids if str(id_) not in by_id]
@@ -264,11 +282,14 @@ def save_table(table: ScoreTable, path: Path) -> None:
     """As an npz file, which `load_table` reads. Only a whole file ever has the name."""
     arrays: dict[str, Any] = {
         "labels": np.array(table.labels),
-        "ids": np.array(["" if i is None else f"{'i' if isinstance(i, int) else 's'}{i}" for i in table.ids]),
+        "ids": _as_texts(table.ids),
         "margin": table.margin,
         "unsafe": table.unsafe,
         "off": table.off,
-        "failed": np.array([f"{id_}\n{why}" for id_, why in table.failed], dtype=np.str_),
+        "places": table.places,
+        "failed_places": np.array([one.place for one in table.failed], dtype=np.int64),
+        "failed_ids": _as_texts([one.id for one in table.failed]),
+        "failed_reasons": np.array([one.reason for one in table.failed], dtype=np.str_),
         **{f"scores_{name}": array for name, array in table.scores.items()},
     }
     arrays |= {} if table.truth is None else {"truth": table.truth}
@@ -294,10 +315,22 @@ def load_table(path: Path) -> ScoreTable:
                 first=found.get("first"),
                 off=found["off"],
                 evidence=found.get("evidence"),
-                failed=tuple((id_, why) for id_, _, why in (str(f).partition("\n") for f in found["failed"])),
+                places=found["places"],
+                failed=tuple(
+                    Failed(int(place), id_, str(why))
+                    for place, id_, why in zip(
+                        found["failed_places"], _ids(found["failed_ids"]), found["failed_reasons"], strict=True
+                    )
+                ),
             )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} is no table of scores: {error}; remove it, and score again") from error
+
+
+def _as_texts(ids: Sequence[Id]) -> npt.NDArray[np.str_]:
+    """Ids with a letter that says what they are."""
+    texts = ["" if i is None else f"{'i' if isinstance(i, int) else 's'}{i}" for i in ids]
+    return np.array(texts, dtype=np.str_)
 
 
 def _ids(found: npt.NDArray[np.str_]) -> Iterator[Id]:

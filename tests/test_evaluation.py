@@ -23,7 +23,16 @@ from edgeguard.guard import Guard, Thresholds
 from edgeguard.inputs import read_records
 from edgeguard.records import Message
 from edgeguard.results import holds_results, read_rows
-from edgeguard.scores import ScoreTable, load_table, predictions, read_scores, save_table, score_records, with_truth
+from edgeguard.scores import (
+    Failed,
+    ScoreTable,
+    load_table,
+    predictions,
+    read_scores,
+    save_table,
+    score_records,
+    with_truth,
+)
 
 TEXTS = ["Boil an egg", "Hurt the dog", "Steal", "Hi", "a", "b c", "Take the money", "Rob", "Kick", "Sing", "x y", "Go"]
 LABELS: list[list[str]] = [[], ["S1"], ["S2"], [], [], ["S1", "S2"], ["S2"], ["S2"], ["S1"], [], [], ["S10"]]
@@ -64,11 +73,12 @@ def test_a_table_holds_what_score_says(table: ScoreTable, tiny_guard: Guard):
 
 def test_a_table_comes_back_as_it_was_saved(table: ScoreTable, tmp_path: Path):
     path = tmp_path / "table.npz"
-    save_table(replace(table, failed=(("x", "too long"), (None, "bad"))), path)
+    failed = (Failed(3, "x", "too long"), Failed(9, None, "bad"), Failed(10, 7, ""))
+    save_table(replace(table, failed=failed), path)
     found = load_table(path)
     assert found.ids == table.ids
-    assert found.failed == (("x", "too long"), ("None", "bad"))
-    for name in ("truth", "margin", "unsafe", "first", "off", "evidence"):
+    assert found.failed == failed
+    for name in ("places", "truth", "margin", "unsafe", "first", "off", "evidence"):
         np.testing.assert_array_equal(getattr(found, name), getattr(table, name))
     assert found.scores.keys() == table.scores.keys()
     path.write_bytes(path.read_bytes()[:100])

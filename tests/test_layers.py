@@ -23,6 +23,7 @@ LAYERS = [
     {"guard", "fitting"},
     {"scores"},
     {"evaluation"},
+    {"drift"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -127,7 +127,7 @@ def _as_json(
     return {
         "records": len(table),
         "unsafe": int(table.truth.any(axis=1).sum()),
-        "failed": [{"id": id_, "message": why} for id_, why in table.failed],
+        "failed": [{"id": one.id, "message": one.reason} for one in table.failed],
         **{key: found.identity[key] for key in ("guard", "profile", "model_sha256")},
         "goal": goal,
         "estimators": {

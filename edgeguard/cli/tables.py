@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeguard.cli.options import F, load_guard
+from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.scores import ScoreTable
@@ -61,8 +62,8 @@ def labelled_table(
                 "estimator": chosen,
                 "model_sha256": guard.backend.info.sha256,
             }
-    for id_, reason in table.failed[:3]:
-        click.echo(f"edgeguard: left out, not scored (id {id_!r}): {reason}", err=True)
+    for one in table.failed[:3]:
+        click.echo(f"edgeguard: left out, not scored (id {one.id!r}): {printable(one.reason)}", err=True)
     if len(table.failed) > 3:
         click.echo(f"edgeguard: {len(table.failed)} records were not scored and are left out", err=True)
     if labels is not None:

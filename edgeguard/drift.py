@@ -1,0 +1,337 @@
+"""How far the scores of one model lie from those of another on the same records. Arrays in, figures out.
+
+The reference stands first. p are probabilities, odds their log-odds, all (n,) for one label unless said otherwise. Bits
+that the two tables share (ids, labels, truth) are held against each other in `aligned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeguard import metrics
+from edgeguard.calibration import logit
+from edgeguard.errors import InputError
+from edgeguard.evaluation import label_figures, overall_figures
+from edgeguard.fitting import FOLDS, fit_map
+from edgeguard.metrics import Interval, Weight, bootstrap
+from edgeguard.scores import Predictions, ScoreTable
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+DRAWS = 1000
+MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, np.inf)  # nats from the threshold: the bins of flip rates
+_TINY = np.finfo(float).tiny
+
+
+def aligned(reference: ScoreTable, variant: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
+    """Both tables with the records that both could score, in the reference's order.
+
+    Raises InputError where they are not of the same records or taxonomy: which, and where.
+    """
+    if reference.labels != variant.labels:
+        raise InputError(
+            f"the taxonomies differ: {', '.join(reference.labels)} against {', '.join(variant.labels)}; "
+            "compare scores of one profile"
+        )
+    sizes = [len(table) + len(table.failed) for table in (reference, variant)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"the reference has {sizes[0]} records, the variant {sizes[1]}; score the same file")
+    both, ours, theirs = np.intersect1d(reference.places, variant.places, return_indices=True)
+    for place, i, j in zip(both, ours, theirs, strict=True):
+        if str(reference.ids[i]) != str(variant.ids[j]):
+            raise InputError(
+                f"record {place + 1} has id {reference.ids[i]!r} in the reference and {variant.ids[j]!r} in the "
+                "variant; score the same file"
+            )
+    if not len(both):
+        raise InputError("no record was scored by both")
+    return take(reference, ours), take(variant, theirs)
+
+
+def take(table: ScoreTable, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> ScoreTable:
+    """Some of the records of a table: a mask or indices, (n,)."""
+    where = np.arange(len(table))[rows]
+    return replace(
+        table,
+        ids=tuple(table.ids[i] for i in where),
+        places=table.places[where],
+        truth=None if table.truth is None else table.truth[where],
+        margin=table.margin[where],
+        unsafe=table.unsafe[where],
+        scores={name: array[where] for name, array in table.scores.items()},
+        first=None if table.first is None else table.first[where],
+        off=table.off[where],
+        evidence=None if table.evidence is None else table.evidence[where],
+    )
+
+
+# Scores
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What became of one label's scores. Differences are variant minus reference.
+
+    mean, se        mean Δp and its standard error over the (paired) records
+    rms, p50 … max  root mean square and quantiles of |Δp|
+    odds_*          the same of the log-odds, nats
+    spearman        rank correlation, nan where one of the two does not vary
+    distinct        distinct scores of the variant over those of the reference: under 1 where scores collapse
+    """
+
+    mean: float
+    se: float
+    rms: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+    odds_mean: float
+    odds_se: float
+    odds_rms: float
+    spearman: float
+    distinct: float
+
+
+def shift(p: Floats, q: Floats, odds_p: Floats, odds_q: Floats) -> Shift:
+    """From the reference's probabilities p and log-odds to the variant's q."""
+    delta, odds = q - p, odds_q - odds_p
+    absolute = np.abs(delta)
+    p50, p90, p99 = np.quantile(absolute, [0.5, 0.9, 0.99])
+    return Shift(
+        mean=float(delta.mean()),
+        se=_standard_error(delta),
+        rms=_rms(delta),
+        p50=float(p50),
+        p90=float(p90),
+        p99=float(p99),
+        max=float(absolute.max()),
+        odds_mean=float(odds.mean()),
+        odds_se=_standard_error(odds),
+        odds_rms=_rms(odds),
+        spearman=spearman(odds_p, odds_q),
+        distinct=metrics.n_distinct(q) / metrics.n_distinct(p),
+    )
+
+
+def _rms(x: Floats) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def _standard_error(x: Floats) -> float:
+    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else np.nan
+
+
+def spearman(x: Floats, y: Floats) -> float:
+    """Rank correlation in [-1, 1], ties at their mean rank; nan where x or y does not vary."""
+    a, b = _ranks(x), _ranks(y)
+    a, b = a - a.mean(), b - b.mean()
+    size = np.sqrt(np.sum(a**2) * np.sum(b**2))
+    return float(np.sum(a * b) / size) if size > 0 else np.nan
+
+
+def _ranks(*keys: Floats) -> Floats:
+    """(n,) ranks by the first key, ties by the next; what ties in all of them shares its mean rank."""
+    _, inverse, counts = np.unique(np.column_stack(keys), axis=0, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    found: Floats = (ends - (counts - 1) / 2)[inverse.ravel()]
+    return found
+
+
+# Distributions
+
+
+def verdicts(table: ScoreTable) -> Floats:
+    """(n, 3) P(safe), P(unsafe), and what is neither."""
+    safe = table.unsafe * np.exp(-table.margin)
+    rest = np.maximum(0, 1 - table.unsafe - safe)
+    return np.column_stack([safe, table.unsafe, rest])
+
+
+def first_labels(table: ScoreTable) -> Floats:
+    """(n, n_labels + 1) the first label, given that there is one or the answer goes elsewhere: the rest at the end.
+
+    Raises ValueError for a table read from a file, which does not have them.
+    """
+    if table.first is None:
+        raise ValueError("scores from a file have no first labels")
+    found = table.first / np.maximum(table.unsafe, _TINY)[:, None]
+    rest = np.maximum(0, 1 - found.sum(axis=1))
+    return np.column_stack([found, rest])
+
+
+def kl_divergence(p: Floats, q: Floats) -> Floats:
+    """(n,) KL(p || q) of the rows of (n, k), nats; as llama.cpp has it, from the reference to the variant."""
+    p, q = _normalised(p), _normalised(q)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * (np.log(p) - np.log(np.maximum(q, _TINY))), 0)
+    return np.asarray(np.maximum(0, terms.sum(axis=1)))
+
+
+def total_variation(p: Floats, q: Floats) -> Floats:
+    """(n,) half the sum of the differences, in [0, 1]."""
+    return np.asarray(np.abs(_normalised(p) - _normalised(q)).sum(axis=1) / 2)
+
+
+def _normalised(p: Floats) -> Floats:
+    found: Floats = p / np.maximum(p.sum(axis=1, keepdims=True), _TINY)
+    return found
+
+
+# Decisions
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Decisions that changed, as shares of n records; `high` is the upper end of the rate's 95 % interval (Wilson)."""
+
+    n: int
+    rate: float
+    high: float
+    to_safe: float
+    to_unsafe: float
+
+
+def flips(said: Bools, now: Bools) -> Flips:
+    """Of one label: said by the reference, by the variant."""
+    n, changed = len(said), said != now
+    rate = float(changed.mean()) if n else np.nan
+    return Flips(n, rate, wilson_high(int(changed.sum()), n), _share(said & ~now), _share(~said & now))
+
+
+def wilson_high(k: int, n: int, z: float = 1.959963984540054) -> float:
+    """Upper end of Wilson's 95 % interval for k of n; 1 for none of none."""
+    if n == 0:
+        return 1.0
+    share, spread = k / n, z * z / n
+    middle = share + spread / 2
+    return float(min(1.0, (middle + z * np.sqrt(share * (1 - share) / n + spread / (4 * n))) / (1 + spread)))
+
+
+def _share(x: Bools) -> float:
+    return float(x.mean()) if len(x) else np.nan
+
+
+def flips_by_margin(said: Bools, now: Bools, odds: Floats, threshold: float) -> list[tuple[float, float, Flips]]:
+    """(least, most, flips) by how many nats the reference's log-odds lie from the threshold's: the bins of MARGINS."""
+    distance = np.abs(odds - logit(threshold))
+    bins = []
+    for low, high in pairwise(MARGINS):
+        inside = (distance >= low) & (distance < high)
+        bins.append((low, high, flips(said[inside], now[inside])))
+    return bins
+
+
+@dataclass(frozen=True)
+class SetAgreement:
+    """How alike label sets are: the share that is the same, the mean Jaccard similarity (1 for two empty sets)."""
+
+    same: float
+    jaccard: float
+
+
+def set_agreement(said: Bools, now: Bools) -> SetAgreement:
+    """Of (n, n_labels) decisions."""
+    both, either = (said & now).sum(axis=1), (said | now).sum(axis=1)
+    jaccard = np.where(either > 0, both / np.maximum(1, either), 1.0)
+    return SetAgreement(float((said == now).all(axis=1).mean()), float(jaccard.mean()))
+
+
+# Against the truth
+
+
+def label_changes(
+    truth: Bools, reference: tuple[Floats, Bools], variant: tuple[Floats, Bools], *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Interval]:
+    """Variant minus reference of every figure of a label, (p, said) each, with paired bootstrap intervals."""
+
+    def figures(weight: Weight) -> Mapping[str, float]:
+        return _minus(label_figures(truth, *variant, weight), label_figures(truth, *reference, weight))
+
+    return bootstrap(figures, len(truth), draws=draws, seed=seed)
+
+
+def overall_changes(
+    truth: Bools, reference: Predictions, variant: Predictions, *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Interval]:
+    """The same over the categories together; truth is (n, 1 + n_labels)."""
+
+    def figures(weight: Weight) -> Mapping[str, float]:
+        return _minus(overall_figures(variant, truth, weight), overall_figures(reference, truth, weight))
+
+    return bootstrap(figures, len(truth), draws=draws, seed=seed)
+
+
+def _minus(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {name: a[name] - b[name] for name in a}
+
+
+PARTS = ("emission", "calibration", "resolution", "discrimination")
+
+
+def harm(
+    truth: Bools,
+    reference: tuple[Floats, Floats],
+    variant: tuple[Floats, Floats],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """What the variant loses, as Brier loss, and why: "total" is the sum of the PARTS. Each of (p, off) is (n,).
+
+    emission        mass off the grammar: gone if the rest is renormalised
+    calibration     gone under a monotone map to the truth, fitted out of fold
+    resolution      gone if records that tie are put into the reference's order
+    discrimination  what is left: the variant knows less
+
+    Positive where the variant is worse. The maps are isotonic and fitted once, on all records.
+    """
+    p, q = reference[0], variant[0]
+    renormalised_p, renormalised_q = (np.clip(x / np.maximum(1 - off, _TINY), 0, 1) for x, off in (reference, variant))
+    folds = _folds(len(truth), seed)
+    mapped_p = _mapped(_ranks(renormalised_p), truth, folds)
+    mapped_q = _mapped(_ranks(renormalised_q), truth, folds)
+    untied = _mapped(_ranks(renormalised_q, renormalised_p), truth, folds)
+
+    def figures(weight: Weight) -> Mapping[str, float]:
+        loss = partial(metrics.brier_loss, truth, weight=weight)
+        return {
+            "total": loss(q) - loss(p),
+            "emission": (loss(q) - loss(renormalised_q)) - (loss(p) - loss(renormalised_p)),
+            "calibration": (loss(renormalised_q) - loss(mapped_q)) - (loss(renormalised_p) - loss(mapped_p)),
+            "resolution": loss(mapped_q) - loss(untied),
+            "discrimination": loss(untied) - loss(mapped_p),
+        }
+
+    return bootstrap(figures, len(truth), draws=draws, seed=seed)
+
+
+def _folds(n: int, seed: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(np.arange(n) % FOLDS)
+
+
+def _mapped(ranks: Floats, truth: Bools, folds: npt.NDArray[np.int64]) -> Floats:
+    """(n,) isotonic probabilities, each from a map that has not seen the record's truth."""
+    p = np.empty(len(ranks))
+    for fold in range(FOLDS):
+        inside = folds == fold
+        if inside.any():
+            p[inside] = fit_map("isotonic", ranks[~inside], truth[~inside].astype(float))(ranks[inside])
+    return p
+
+
+# Repair without labels
+
+
+def split(n: int, *, share: float = 0.5, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices of the records to fit on, and of those to validate on."""
+    order = np.random.default_rng(seed).permutation(n)
+    cut = round(n * share)
+    return np.sort(order[:cut]), np.sort(order[cut:])
