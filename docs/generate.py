@@ -35,7 +35,8 @@ def cli_page() -> str:
     parts += _commands(main, context, sized)
     parts.append(
         "## Exit codes\n\n0 done; 1 some record could not be scored, or the run failed; 2 misused; "
-        "3 a record exceeded `--fail-over` (whatever else happened).\n"
+        "3 a record exceeded `--fail-over` (whatever else happened); 4 no variant keeps inside the limits of "
+        "`bench quant`.\n"
     )
     return "\n".join(parts)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,22 @@ class ModelInfo:
     quantization: str
     n_ctx_train: int
     chat_template: str | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Another way to compute what is the same in exact arithmetic: what it changes is a model's noise floor.
+
+    Nothing to score with. Together with another number of threads, these are what a deployment may change unseen.
+
+    batch      tokens a call, at most; None: as many as the adapter takes
+    attention  "flash": the fused kernel, whose sums have another order; GGUF only
+    company    a stranger's tokens in every batch; GGUF only, an ONNX graph never sees two records at once
+    """
+
+    batch: int | None = None
+    attention: Literal["plain", "flash"] = "plain"
+    company: bool = False
 
 
 class Backend(Protocol):

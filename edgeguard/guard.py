@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from edgeguard.answers import Answers
-from edgeguard.backend import Backend, Prefix
+from edgeguard.backend import Backend, Condition, Prefix
 from edgeguard.backends import open_backend
 from edgeguard.calibration import SMALLEST, Calibration, logit, read_calibration
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
@@ -209,6 +209,7 @@ class Guard:
         gpu_layers: int | None = None,
         kv_type: Literal["f16", "f32"] | None = None,
         adapter: str | Path | None = None,
+        condition: Condition | None = None,
         calibration: str | Path | Calibration | bool = True,
         force_calibration: bool = False,
     ) -> Self:
@@ -219,6 +220,7 @@ class Guard:
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
         adapter      a LoRA adapter for a GGUF model
+        condition    another way to compute the same, to measure noise with
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities
         force_calibration  take a calibration of another guard, profile, estimator or model file
 
@@ -241,6 +243,7 @@ class Guard:
             gpu_layers=gpu_layers,
             kv_type=kv_type,
             adapter=adapter,
+            condition=condition,
         )
         try:
             given = given or _detected(backend)

@@ -77,7 +77,7 @@ def score_records(
 ) -> ScoreTable:
     """Score records; `truth` is there if all of them have labels. `evidence` costs one call more a record.
 
-    Raises InputError for a label that is not of the taxonomy.
+    A table of no records where none could be scored. Raises InputError for a label that is not of the taxonomy.
     """
     ids: list[Id] = []
     places: list[int] = []
@@ -109,19 +109,16 @@ def score_records(
         first.append(first_label(tree)[:n])
         for name, estimate in ESTIMATORS.items():
             scores[name].append(estimate(tree)[:n])
-    if not ids:
-        why = f"; the first of {len(failed)}: {failed[0].reason}" if failed else ""
-        raise InputError(f"no record could be scored{why}")
-    margin, unsafe, off = np.array(rows).T
+    margin, unsafe, off = np.array(rows, dtype=np.float64).reshape(-1, 3).T
     return ScoreTable(
         labels=guard.labels,
         ids=tuple(ids),
-        places=np.array(places),
+        places=np.array(places, dtype=np.int64),
         truth=truth_of(given, guard.labels, ids),
         margin=margin,
         unsafe=unsafe,
-        scores={name: np.array(found) for name, found in scores.items()},
-        first=np.array(first),
+        scores={name: np.array(found, dtype=np.float64).reshape(-1, n) for name, found in scores.items()},
+        first=np.array(first, dtype=np.float64).reshape(-1, n),
         off=off,
         evidence=np.array(found_evidence) if evidence else None,
         failed=tuple(failed),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Backend, Prefix, log_softmax
+from edgeguard.backend import Backend, Condition, Prefix, log_softmax
 from edgeguard.backends import open_backend
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ContextOverflow, ModelError
@@ -319,3 +319,33 @@ def test_a_context_beyond_the_model_s_own_is_refused(tmp_path, kind):
     path = path if kind == "gguf" else convert(path, tmp_path / "out", to="onnx").path
     with pytest.raises(ModelError, match="trained for 512 tokens of context, 1024 were asked for"):
         open_backend(path, n_ctx=1024)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [Condition(batch=4), Condition(attention="flash"), Condition(company=True)],
+    ids=["batch", "flash", "company"],
+)
+def test_another_condition_computes_the_same_up_to_rounding(tmp_path, condition):
+    """A noise floor must be made of rounding, not of another computation."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", seed=1)
+    root, tokens = Prefix((40, 41, 42, 43)), tuple(range(60, 90))
+    plain = open_backend(path, n_ctx=512, threads=1, kv_type="f32")
+    other = open_backend(path, n_ctx=512, threads=1, kv_type="f32", condition=condition)
+    for _ in range(3):
+        # llama.cpp's flash kernel for the CPU multiplies in float16
+        near = assert_close if condition.attention == "flash" else assert_near
+        near(evaluate(other, root, tokens), evaluate(plain, root, tokens))
+    plain.close()
+    other.close()
+
+
+def test_a_graph_has_no_company_to_measure(tmp_path):
+    path = convert(write_tiny_llama(tmp_path / "tiny.gguf", seed=1), tmp_path / "onnx", to="onnx-fp32").path
+    with pytest.raises(ValueError, match="no company"):
+        open_backend(path, condition=Condition(company=True))
+    plain, small = open_backend(path, threads=1), open_backend(path, threads=1, condition=Condition(batch=4))
+    root, tokens = Prefix((40, 41, 42, 43)), tuple(range(60, 90))
+    assert_near(evaluate(small, root, tokens), evaluate(plain, root, tokens))
+    plain.close()
+    small.close()

@@ -13,7 +13,7 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors", "metrics"},
+    {"errors", "metrics", "process"},
     {"backend"},
     {"profile", "gguf", "onnx_file", "model_file", "files"},
     {"tokenizer", "models"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"scores"},
     {"evaluation"},
     {"drift"},
+    {"quant"},
     {"cli", "__init__"},
     {"__main__"},
 ]

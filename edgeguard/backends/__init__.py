@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from edgeguard.backend import Backend, available_cores
+from edgeguard.backend import Backend, Condition, available_cores
 from edgeguard.errors import ModelError
 from edgeguard.model_file import find_model
 
@@ -22,6 +22,7 @@ def open_backend(
     gpu_layers: int | None = None,
     kv_type: KvType | None = None,
     adapter: str | Path | None = None,
+    condition: Condition | None = None,
 ) -> Backend:
     """Load a model with the runtime it is for, told by content: a GGUF or ONNX file, or a folder with one.
 
@@ -31,6 +32,7 @@ def open_backend(
     gpu_layers  GGUF: layers to put on the GPU, -1 for all; None: as `device` says
     kv_type     GGUF: precision of the KV memory; None: F16
     adapter     GGUF: a LoRA adapter, a GGUF file too, to apply beside the weights
+    condition   another way to compute the same, to measure noise with
 
     Raises ModelError.
     """
@@ -51,11 +53,12 @@ def open_backend(
                 gpu_layers=gpu_layers,
                 kv_type=kv_type or "f16",
                 adapter=adapter,
+                condition=condition,
             )
         _refuse_gguf_options(path, gpu_layers, kv_type, adapter)
         from edgeguard.backends.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(model.path, n_ctx=n_ctx, threads=cores, device=device)
+        return OnnxRuntime(model.path, n_ctx=n_ctx, threads=cores, device=device, condition=condition)
     except ModuleNotFoundError as error:
         missing = {"llama_cpp": ("GGUF", "llama-cpp-python", "llama"), "onnxruntime": ("ONNX", "onnxruntime", "onnx")}
         if error.name not in missing:

@@ -26,7 +26,7 @@ import llama_cpp as lc
 import numpy as np
 
 from edgeguard import gguf
-from edgeguard.backend import ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
+from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.files import Digest
 
@@ -36,6 +36,7 @@ KvType = Literal["f16", "f32"]
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
 N_ROOTS = 4  # preambles kept in host memory besides the current one
+_COMPANY = 24  # tokens of a stranger in a batch, where noise is measured
 GGML_TYPE = {"f32": 0, "f16": 1}
 _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
 
@@ -76,10 +77,12 @@ class LlamaCpp:
         gpu_layers: int | None = None,
         kv_type: KvType = "f16",
         adapter: str | Path | None = None,
+        condition: Condition | None = None,
     ) -> None:
         """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError.
 
         `adapter` is a LoRA in a GGUF file, applied beside the weights; the model's sha256 is then that of both files.
+        `condition` is for measuring noise.
         """
         self._path = Path(path)
         header = gguf.read_header(self._path)
@@ -89,6 +92,7 @@ class LlamaCpp:
         if lora is not None:
             gguf.check_adapter(gguf.read_header(lora), header)
         self._digest = Digest([self._path] if lora is None else [self._path, lora])
+        self._condition = condition or Condition()
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
@@ -189,13 +193,19 @@ class LlamaCpp:
             raise ModelError(f"a context of {self._n_ctx} tokens was asked for; it needs at least 1")
         params = lc.llama_context_default_params()
         params.n_ctx = self._n_ctx
-        params.n_batch = params.n_ubatch = self._n_batch = min(N_BATCH, self._n_ctx)
+        n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
+        self._company = [7 * i % n_vocab for i in range(_COMPANY if self._condition.company else 0)]
+        params.n_batch = params.n_ubatch = min(N_BATCH, self._n_ctx)
+        self._n_batch = min(
+            self._condition.batch or N_BATCH, self._n_ctx - len(self._company), N_BATCH - len(self._company)
+        )
         params.n_seq_max = N_SEQ
         params.n_threads = params.n_threads_batch = threads
         # One pool of cells for all sequences: seq_cp of a part of a sequence aborts the process otherwise.
         params.kv_unified = True
         # Flash attention changes the order of float sums with the company in the batch: bits would differ.
-        params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        flash = self._condition.attention == "flash"
+        params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k = params.type_v = GGML_TYPE[kv_type]
         params.no_perf = True
         _last_words.clear()
@@ -215,6 +225,11 @@ class LlamaCpp:
         given, scales = (lc.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
         if lc.llama_set_adapters_lora(self._ctx, given, 1, scales) != 0:
             raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
+
+    @property
+    def _n_seq(self) -> int:
+        """Sequences for a record's branches; the last one is the stranger's."""
+        return N_SEQ - bool(self._company)
 
     # Evaluation
 
@@ -293,7 +308,7 @@ class LlamaCpp:
 
     def _fits(self, new: Sequence[Prefix]) -> bool:
         n_tokens = sum(len(p.tokens) for p in new)
-        return self._cells + n_tokens <= self._n_ctx and len(self._tip) + len(new) <= N_SEQ
+        return self._cells + n_tokens + len(self._company) <= self._n_ctx and len(self._tip) + len(new) <= self._n_seq
 
     def _hold(self, prefix: Prefix, seq: int, begin: int) -> None:
         end = begin + len(prefix.tokens)
@@ -335,6 +350,8 @@ class LlamaCpp:
 
     def _decode_batch(self, entries: Sequence[_Entry], rows: Rows) -> None:
         batch = self._batch
+        stranger = [_Entry(token, i, [N_SEQ - 1]) for i, token in enumerate(self._company)]
+        entries = [*entries, *stranger]
         batch.n_tokens = len(entries)
         for i, entry in enumerate(entries):
             batch.token[i], batch.pos[i] = entry.token, entry.pos
@@ -347,6 +364,8 @@ class LlamaCpp:
         if code != 0:
             self._clear()
             raise ModelError(f"{self._path}: llama_decode failed with code {code}: {_said()}")
+        if stranger:
+            lc.llama_memory_seq_rm(self._memory, N_SEQ - 1, -1, -1)
         where = [entry.row for entry in entries if entry.row >= 0]
         if where:
             logits = np.ctypeslib.as_array(lc.llama_get_logits(self._ctx), shape=(len(where), rows.shape[1]))

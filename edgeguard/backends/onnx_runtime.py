@@ -28,7 +28,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edgeguard import onnx_file
-from edgeguard.backend import ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
+from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.files import Digest
 from edgeguard.tokenizer import read_chat_template, read_vocabulary
@@ -77,11 +77,16 @@ class OnnxRuntime:
         n_ctx: int | None = None,
         threads: int = 1,
         device: Device = "cpu",
+        condition: Condition | None = None,
     ) -> None:
         """Load a graph; its folder holds the rest. `n_ctx` in tokens, None for the model's own up to 8192.
 
-        Raises ModelError.
+        `condition` is for measuring noise. Raises ModelError, ValueError for a condition that a graph has not.
         """
+        condition = condition or Condition()
+        if condition.company or condition.attention != "plain":
+            raise ValueError("a graph has one attention kernel, and no company in its calls")
+        self._n_batch = condition.batch or N_BATCH
         file = Path(path)
         self._graph = onnx_file.read_graph(file)
         self._path, folder = file, file.parent
@@ -198,8 +203,8 @@ class OnnxRuntime:
         seen = _seen(new, columns, memory.size, size)
         depth = _depths(new)
         keys = memory.keys
-        for begin in range(0, len(tokens), N_BATCH):
-            end = min(begin + N_BATCH, len(tokens))
+        for begin in range(0, len(tokens), self._n_batch):
+            end = min(begin + self._n_batch, len(tokens))
             here = {at - begin: row for at, row in ends.items() if begin <= at < end}
             visible = seen[begin:end, : memory.size + end]
             more = keep or end < len(tokens)

@@ -1,6 +1,7 @@
 """The command line: files, stdin, progress, exit codes. Nothing else in edgeguard prints.
 
-Exit codes: 0 done; 1 some record failed, or the run did; 2 misused; 3 `--fail-over` was exceeded.
+Exit codes: 0 done; 1 some record failed, or the run did; 2 misused; 3 `--fail-over` was exceeded; 4 no variant
+keeps inside the limits of `bench quant`.
 Only click is imported here and in the command modules; what a command needs, it imports when it runs.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import click
 
 from edgeguard import __version__
+from edgeguard.cli.bench import bench
 from edgeguard.cli.calibrate import calibrate
 from edgeguard.cli.check import check
 from edgeguard.cli.convert import convert
@@ -33,5 +35,5 @@ def main() -> None:
     """
 
 
-for command in (score, explain, check, evaluate, calibrate, convert, inspect, profiles, models):
+for command in (score, explain, check, evaluate, calibrate, convert, inspect, profiles, models, bench):
     main.add_command(command)

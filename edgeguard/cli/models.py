@@ -87,14 +87,26 @@ def build(name: str, output: Path | None, overwrite: bool) -> None:
         from edgeguard.models import built_in
 
         guard = built_in(name)
-        path = _cached(guard) if output is None else output
-        if output is not None or not _is_built(guard, path):
-            from edgeguard.convert import Options, convert
+        if output is None:
+            click.echo(merged(guard, _cached(guard)))
+        else:
+            _merge(guard, output, overwrite=overwrite)
+            click.echo(output)
 
-            path.parent.mkdir(parents=True, exist_ok=True)
-            options = Options(lora=guard.adapter_path, name=guard.name, overwrite=overwrite or output is None)
-            convert(guard.base_path, path, to="f32", options=options)
-        click.echo(path)
+
+def merged(guard: BuiltIn, path: Path) -> Path:
+    """`path` with the guard merged to F32 in it; a file that is there already and whole is taken as it is."""
+    if not _is_built(guard, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _merge(guard, path, overwrite=True)
+    return path
+
+
+def _merge(guard: BuiltIn, path: Path, *, overwrite: bool) -> None:
+    from edgeguard.convert import Options, convert
+
+    options = Options(lora=guard.adapter_path, name=guard.name, overwrite=overwrite)
+    convert(guard.base_path, path, to="f32", options=options)
 
 
 def _cached(guard: BuiltIn) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -185,6 +185,47 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[ModelFile]]]) -> None:
         facts.add_row("sha256", f"{guard.model_sha256} (of both, the model_sha256 of its scores)")
         facts.add_row("card", Text(printable(str(guard.card))))
         console.print(facts)
+
+
+def print_quant(report: Mapping[str, Any]) -> None:
+    """A line a variant, and what to ship."""
+    from edgeguard.quant.report import HEADLINE, floor_of, interval, limits, number, percent
+
+    console, truth = Console(), report["unsafe"] is not None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("variant", no_wrap=True)
+    names = ["MB", "flipped", "at most", "RMS", "floor", *(["ΔAUPRC"] if truth else []), "repaired", "speed"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=name != "ΔAUPRC")
+    for variant in report["variants"]:
+        figures = variant["estimators"][HEADLINE]
+        unsafe, fix = figures["labels"]["unsafe"], variant["repair"][HEADLINE]["labels"]["unsafe"]
+        row = [
+            f"{variant['n_bytes'] / 1e6:.0f}",
+            percent(unsafe["flips"]["rate"]),
+            percent(unsafe["flips"]["high"]),
+            number(unsafe["shift"]["odds_rms"]),
+            number(floor_of(variant, HEADLINE)),
+        ]
+        if truth:
+            changes = figures["truth"]["labels"]["unsafe"]["changes"]
+            row.append(interval(changes["auprc"]))
+        gone = 1 - fix["rms_after"] / fix["rms_before"] if fix["rms_before"] else None
+        speed = variant["cost"].get("rate_ratio")
+        row += [percent(gone), "" if speed is None else f"{speed:.2f}×"]
+        table.add_row(Text(printable(variant["name"])), *row)
+    console.print(f"{report['records']} records; the reference {printable(report['reference']['name'])}")
+    console.print(table)
+    said = (
+        "flipped: verdicts that changed, and the end of the rate's 95 % interval; RMS: change of the verdict's log-odds, "
+        "nats; floor: what the model moves by when only threads, batches, attention kernel or neighbours change; "
+        "repaired: how much of the drift of P(unsafe) a map fitted without labels removes"
+    )
+    console.print(Text(said, "dim"))
+    if within := limits(report):
+        ship = report["recommendation"]["ship"]
+        line = f"ship {ship} ({within})" if ship else f"no variant keeps inside {within}"
+        console.print(Text(line, "bold green" if ship else "bold red"))
 
 
 def print_evaluation(

@@ -66,6 +66,8 @@ def labelled_table(
         click.echo(f"edgeguard: left out, not scored (id {one.id!r}): {printable(one.reason)}", err=True)
     if len(table.failed) > 3:
         click.echo(f"edgeguard: {len(table.failed)} records were not scored and are left out", err=True)
+    if not len(table):
+        raise InputError(f"{source}: no record could be scored")
     if labels is not None:
         table = with_truth(table, read_records(labels), str(labels))
     if table.truth is None:

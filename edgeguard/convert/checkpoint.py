@@ -30,7 +30,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.convert import process
+from edgeguard import process
 from edgeguard.convert.store import Store
 from edgeguard.errors import ModelError, OutputError, printable
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from edgeguard import gguf
+from edgeguard import gguf, process
 from edgeguard.backend import available_cores
-from edgeguard.convert import process
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.weights import refuse_parts
 from edgeguard.errors import ModelError, OutputError, printable

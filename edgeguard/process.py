@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 _LAST_LINES = 8
+_SAID = "edgeguard says: "
 
 
 def start(module: str) -> str:
@@ -24,10 +25,17 @@ def start(module: str) -> str:
     return f"import sys; sys.path[:] = sys.argv[1:]; from {module} import _child; _child()"
 
 
-def run(code: str, job: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[int, list[str]]:
+def run(
+    code: str,
+    job: Mapping[str, Any],
+    environment: Mapping[str, str],
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[int, list[str]]:
     """Run Python `code`, which serves `job`: its exit status, and its last lines on stderr.
 
-    The process is ended when this one is interrupted or ends; its stdout is thrown away.
+    What the job says with `say` goes to `tell`, line by line, and is none of them. The process is ended when this one
+    is interrupted or ends; its stdout is thrown away.
     """
     with subprocess.Popen(
         [sys.executable, "-P", "-c", code, *sys.path],
@@ -42,12 +50,23 @@ def run(code: str, job: Mapping[str, Any], environment: Mapping[str, str]) -> tu
             with suppress(BrokenPipeError):  # it ended before it read; its last words say why
                 child.stdin.write(json.dumps(job).encode() + b"\n")
                 child.stdin.flush()
-            lines = (line.decode(errors="replace").strip() for line in child.stderr)
-            last = deque((line for line in lines if any(map(str.isalnum, line))), maxlen=_LAST_LINES)
+            last: deque[str] = deque(maxlen=_LAST_LINES)
+            for raw in child.stderr:
+                line = raw.decode(errors="replace").strip()
+                if line.startswith(_SAID):
+                    tell(line.removeprefix(_SAID))
+                elif any(map(str.isalnum, line)):
+                    last.append(line)
             return child.wait(), list(last)
         except BaseException:
             child.kill()
             raise
+
+
+def say(line: str) -> None:
+    """In the process: tell the parent something while the job goes on."""
+    sys.stderr.write(f"\n{_SAID}{line}\n")
+    sys.stderr.flush()
 
 
 def serve(work: Callable[[Any], int]) -> NoReturn:

@@ -1,0 +1,429 @@
+"""The report as data: what each variant did to the scores of the reference. From score tables, no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeguard import drift, metrics
+from edgeguard.calibration import Calibration, Map
+from edgeguard.drift import Flips
+from edgeguard.errors import CalibrationError
+from edgeguard.fitting import fit_map
+from edgeguard.guard import Thresholds
+from edgeguard.metrics import Interval
+from edgeguard.quant.scoring import Cost
+from edgeguard.quant.variants import Variant
+from edgeguard.scores import Predictions, ScoreTable, log_odds_of, predictions, truth_with_unsafe
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+SCHEMA = "edgeguard-quant-1"
+FEWEST = 10  # records that an interval needs
+HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant with all that was measured of it. `floors` are its own scores under other conditions."""
+
+    variant: Variant
+    table: ScoreTable
+    floors: Mapping[str, ScoreTable]
+    costs: Sequence[Cost]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to compare.
+
+    calibrations  estimator → the reference's own calibration; decisions are taken on what it gives
+    thresholds    None: the calibration's, 0.5 without one
+    """
+
+    calibrations: Mapping[str, Calibration]
+    thresholds: Thresholds | None
+    max_flip_rate: float | None
+    max_auprc_loss: float | None
+    draws: int
+    seed: int
+
+
+def build_report(
+    reference: Measured, variants: Sequence[Measured], choices: Choices, setting: Mapping[str, Any]
+) -> Any:
+    """Everything, as JSON takes it: numbers that the records do not give are null."""
+    compared = [compare(reference, one, choices) for one in variants]
+    truth = reference.table.truth
+    return as_json(
+        {
+            "schema": SCHEMA,
+            "setting": setting,
+            "records": len(reference.table),
+            "failed": len(reference.table.failed),
+            "unsafe": None if truth is None else int(truth.any(axis=1).sum()),
+            "labels": reference.table.labels,
+            "reference": {
+                **_described(reference.variant),
+                "cost": _cost(reference, reference),
+                "floor": _floor(reference, choices),
+            },
+            "variants": compared,
+            "recommendation": recommend(reference, variants, compared, choices),
+        }
+    )
+
+
+def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, Any]:
+    """One variant against the reference."""
+    left, right = drift.aligned(reference.table, one.table)
+    estimators = {name: _estimator(left, right, name, choices) for name in left.scores}
+    verdicts, firsts = (drift.verdicts(t) for t in (left, right)), (drift.first_labels(t) for t in (left, right))
+    return {
+        **_described(one.variant),
+        "records": len(left),
+        "cost": _cost(reference, one),
+        "floor": _floor(one, choices),
+        "verdict": _distance(*verdicts),
+        "first_label": _distance(*firsts),
+        "off_grammar": {"reference": float(left.off.mean()), "variant": float(right.off.mean())},
+        "estimators": estimators,
+        "repair": {name: repair(left, right, name, choices)[0] for name in left.scores},
+        "points": points(left, right),
+    }
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "file": variant.path.name,
+        "sha256": variant.sha256,
+        "runtime": variant.runtime,
+        "quantization": variant.quantization,
+        "n_bytes": variant.n_bytes,
+        "notices": variant.notices,
+    }
+
+
+def _cost(reference: Measured, one: Measured) -> dict[str, Any]:
+    """Medians over the measurements, with their range, and over the reference's."""
+    found: dict[str, Any] = {"size_ratio": one.variant.n_bytes / reference.variant.n_bytes}
+    for name in ("load", "peak", "rate"):
+        here, there = ([getattr(c, name) for c in m.costs] for m in (one, reference))
+        if here and there:
+            found[name] = {"median": np.median(here), "low": min(here), "high": max(here)}
+            found[f"{name}_ratio"] = np.median(here) / np.median(there)
+    return found
+
+
+def _distance(p: Floats, q: Floats) -> dict[str, Any]:
+    kl, tv = drift.kl_divergence(p, q), drift.total_variation(p, q)
+    return {
+        "kl": {"mean": kl.mean(), "se": kl.std() / math.sqrt(len(kl)), "p99": np.quantile(kl, 0.99), "max": kl.max()},
+        "total_variation": {"mean": tv.mean(), "p99": np.quantile(tv, 0.99), "max": tv.max()},
+    }
+
+
+def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
+    """What the model's own scores move by when only the runtime's ways change, condition by condition."""
+    found = {}
+    for name, table in one.floors.items():
+        left, right = drift.aligned(one.table, table) if len(table) == len(one.table) else _common(one.table, table)
+        found[name] = {
+            estimator: {
+                "records": len(left),
+                "labels": {label: asdict(s) for label, s in _shifts(left, right, estimator, choices).items()},
+                "flagged": asdict(_flagged_flips(left, right, estimator, choices)),
+            }
+            for estimator in left.scores
+        }
+    return found
+
+
+def _common(table: ScoreTable, short: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
+    """The records of a table of the first few, in both."""
+    _, i, j = np.intersect1d(table.places, short.places, return_indices=True)
+    return drift.take(table, i), drift.take(short, j)
+
+
+def _decided(table: ScoreTable, estimator: str, choices: Choices) -> Predictions:
+    return predictions(table, estimator, calibration=choices.calibrations.get(estimator), thresholds=choices.thresholds)
+
+
+def _thresholds(estimator: str, choices: Choices) -> Thresholds:
+    calibration = choices.calibrations.get(estimator)
+    return choices.thresholds or Thresholds(labels=calibration.thresholds if calibration else {})
+
+
+def _shifts(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, drift.Shift]:
+    """Of every label: in probability as decisions see it, in log-odds as the model gives them."""
+    p, q = _decided(left, estimator, choices), _decided(right, estimator, choices)
+    a, b = log_odds_of(left, estimator), log_odds_of(right, estimator)
+    return {label: drift.shift(p.p[:, i], q.p[:, i], a[:, i], b[:, i]) for i, label in enumerate(p.labels)}
+
+
+def _flagged_flips(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> Flips:
+    return drift.flips(_decided(left, estimator, choices).said[:, 0], _decided(right, estimator, choices).said[:, 0])
+
+
+def _estimator(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, Any]:
+    p, q = _decided(left, estimator, choices), _decided(right, estimator, choices)
+    odds = log_odds_of(left, estimator)
+    thresholds, labels = _thresholds(estimator, choices), {}
+    for i, label in enumerate(p.labels):
+        calibration = choices.calibrations.get(estimator)
+        map_ = calibration.maps.get(label) if calibration else None
+        at = _raw_threshold(map_, thresholds.of(label))
+        labels[label] = {
+            "shift": asdict(drift.shift(p.p[:, i], q.p[:, i], odds[:, i], log_odds_of(right, estimator)[:, i])),
+            "flips": asdict(drift.flips(p.said[:, i], q.said[:, i])),
+            "threshold": thresholds.of(label),
+            "flips_by_margin": [
+                {"from": low, "to": high, **asdict(found)}
+                for low, high, found in drift.flips_by_margin(p.said[:, i], q.said[:, i], odds[:, i], at)
+            ],
+        }
+    found: dict[str, Any] = {
+        "labels": labels,
+        "all_labels": {
+            "rms": float(np.sqrt(np.mean((q.p[:, 1:] - p.p[:, 1:]) ** 2))),
+            "odds_rms": float(np.sqrt(np.mean((log_odds_of(right, estimator) - odds)[:, 1:] ** 2))),
+            "flips": asdict(drift.flips(p.said[:, 1:].ravel(), q.said[:, 1:].ravel())),
+        },
+        "label_sets": asdict(drift.set_agreement(p.said[:, 1:], q.said[:, 1:])),
+    }
+    if left.truth is not None:
+        found |= _against_truth(left, right, p, q, choices)
+    return found
+
+
+def _raw_threshold(map_: Map | None, threshold: float) -> float:
+    """The score whose mapped probability is the threshold: where decisions fall, before calibration."""
+    if map_ is None:
+        return threshold
+    grid = np.linspace(-20, 20, 8001)
+    at = grid[min(len(grid) - 1, int(np.searchsorted(map_(grid), threshold)))]
+    return float(1 / (1 + np.exp(-at)))
+
+
+def _against_truth(
+    left: ScoreTable, right: ScoreTable, p: Predictions, q: Predictions, choices: Choices
+) -> dict[str, Any]:
+    assert left.truth is not None
+    truth = truth_with_unsafe(left.truth)
+    options = {"draws": choices.draws if len(left) >= FEWEST else 0, "seed": choices.seed}
+    labels = {}
+    for i, label in enumerate(p.labels):
+        t = truth[:, i]
+        changes = drift.label_changes(t, (p.p[:, i], p.said[:, i]), (q.p[:, i], q.said[:, i]), **options)
+        labels[label] = {"n_true": int(t.sum()), "changes": _intervals(changes)}
+        if i == 0 and 0 < t.sum() < len(t):
+            parts = drift.harm(t, (left.unsafe, left.off), (right.unsafe, right.off), **options)
+            labels[label]["harm"] = _intervals(parts)
+    return {
+        "truth": {
+            "overall": _intervals(drift.overall_changes(truth, p, q, **options)),
+            "labels": labels,
+            "reliability": {
+                "reference": asdict(metrics.reliability(truth[:, 0], p.p[:, 0])),
+                "variant": asdict(metrics.reliability(truth[:, 0], q.p[:, 0])),
+            },
+        }
+    }
+
+
+def _intervals(found: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: asdict(interval) for name, interval in found.items()}
+
+
+# Repair without labels
+
+
+def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> tuple[dict[str, Any], Calibration]:
+    """Monotone maps from the variant's scores to what the reference says, fitted on half of the records without labels.
+
+    What they remove of the drift is told on the other half. The thresholds are those that reproduce the reference's
+    decisions on the first half. The calibration is fitted on that half too, so that the figures are its own.
+    """
+    fit_on, told_on = drift.split(len(left), seed=choices.seed)
+    p = _decided(left, estimator, choices)
+    odds, thresholds = log_odds_of(right, estimator), {}
+    before = _decided(right, estimator, choices)
+    maps: dict[str, Map] = {}
+    after_p, after_said = before.p.copy(), before.said.copy()
+    for i, label in enumerate(p.labels):
+        map_ = _nearer(odds[fit_on, i], before.p[fit_on, i], p.p[fit_on, i])
+        if map_ is not None:
+            maps[label] = map_
+            after_p[:, i] = map_(odds[:, i])
+        thresholds[label] = reproducing(
+            p.said[fit_on, i], after_p[fit_on, i], _thresholds(estimator, choices).of(label)
+        )
+        after_said[:, i] = after_p[:, i] >= thresholds[label]
+    after_said[:, 0] |= after_said[:, 1:].any(axis=1)
+    labels = {}
+    for i, label in enumerate(p.labels):
+        gap, left_gap = (x[told_on, i] - p.p[told_on, i] for x in (before.p, after_p))
+        labels[label] = {
+            "rms_before": float(np.sqrt(np.mean(gap**2))),
+            "rms_after": float(np.sqrt(np.mean(left_gap**2))),
+            "flips_before": asdict(drift.flips(p.said[told_on, i], before.said[told_on, i])),
+            "flips_after": asdict(drift.flips(p.said[told_on, i], after_said[told_on, i])),
+        }
+    found: dict[str, Any] = {"fitted_on": len(fit_on), "told_on": len(told_on), "labels": labels}
+    if left.truth is not None:
+        truth = left.truth.any(axis=1)[told_on]
+        found["reliability"] = asdict(metrics.reliability(truth, after_p[told_on, 0]))
+        found["ece"] = {
+            name: metrics.ece_loss(truth, x[told_on, 0])
+            for name, x in (("reference", p.p), ("before", before.p), ("after", after_p))
+        }
+    calibration = Calibration("", "", estimator, "", maps=maps, thresholds=thresholds)
+    return found, calibration
+
+
+def _nearer(odds: Floats, now: Floats, target: Floats) -> Map | None:
+    """The map that brings scores nearest to a target, if it brings them nearer than they are."""
+    try:
+        map_ = fit_map("platt", odds, target)
+    except CalibrationError:  # the variant ranks this label the wrong way: nothing monotone mends it
+        return None
+    return map_ if np.mean((map_(odds) - target) ** 2) < np.mean((now - target) ** 2) else None
+
+
+def reproducing(said: Bools, p: Floats, otherwise: float) -> float:
+    """The threshold on p that agrees best with decisions: between two neighbouring values, the nearest to `otherwise`.
+
+    Where the reference said all or nothing, any threshold beyond the values would do, and its own is taken.
+    """
+    if said.all() or not said.any():
+        return otherwise
+    order = np.argsort(p, kind="stable")
+    sorted_p, sorted_said = p[order], said[order]
+    # With the threshold before place k, the wrong ones are those said before it and those not said from it on.
+    wrong = (
+        np.append(0, np.cumsum(sorted_said))
+        + np.append(0, np.cumsum(~sorted_said))[-1]
+        - np.append(0, np.cumsum(~sorted_said))
+    )
+    allowed = np.append(True, np.append(np.diff(sorted_p) > 0, True))
+    wrong = np.where(allowed, wrong, len(p) + 1)
+    edges = np.concatenate([[sorted_p[0] / 2], (sorted_p[:-1] + sorted_p[1:]) / 2, [(sorted_p[-1] + 1) / 2]])
+    best = np.flatnonzero(wrong == wrong.min())
+    return float(edges[best[np.argmin(np.abs(edges[best] - otherwise))]])
+
+
+# What to ship
+
+
+def recommend(
+    reference: Measured, variants: Sequence[Measured], compared: Sequence[Mapping[str, Any]], choices: Choices
+) -> dict[str, Any]:
+    """The smallest variant whose upper bounds keep inside the limits; None where none does, or no limit was given.
+
+    flip rate   of `flagged`: upper end of Wilson's 95 % interval
+    AUPRC loss  of `unsafe`: upper end of the paired bootstrap's 95 % interval; it needs labels
+    """
+    rows = []
+    for one, found in zip(variants, compared, strict=True):
+        figures = found["estimators"][HEADLINE]
+        flip = figures["labels"]["unsafe"]["flips"]["high"]
+        change = figures.get("truth", {}).get("labels", {}).get("unsafe", {}).get("changes", {}).get("auprc")
+        loss = None if change is None or math.isnan(change["low"]) else -change["low"]
+        inside = (choices.max_flip_rate is None or flip <= choices.max_flip_rate) and (
+            choices.max_auprc_loss is None or (loss is not None and loss <= choices.max_auprc_loss)
+        )
+        rows.append(
+            {
+                "name": one.variant.name,
+                "n_bytes": one.variant.n_bytes,
+                "flip_rate": flip,
+                "auprc_loss": loss,
+                "inside": inside,
+            }
+        )
+    limited = choices.max_flip_rate is not None or choices.max_auprc_loss is not None
+    fits = sorted((row for row in rows if row["inside"]), key=lambda row: row["n_bytes"])
+    return {
+        "max_flip_rate": choices.max_flip_rate,
+        "max_auprc_loss": choices.max_auprc_loss,
+        "variants": rows,
+        "ship": fits[0]["name"] if limited and fits else None,
+    }
+
+
+# For the pictures
+
+
+def points(left: ScoreTable, right: ScoreTable, *, n_bins: int = 40) -> dict[str, Any]:
+    """A grid of how often a margin of the reference met one of the variant, and the edges of its cells."""
+    low, high = np.quantile(np.concatenate([left.margin, right.margin]), [0.002, 0.998])
+    edges = np.linspace(low, high, n_bins + 1)
+    counts, _, _ = np.histogram2d(
+        np.clip(left.margin, low, high), np.clip(right.margin, low, high), bins=[edges, edges]
+    )
+    return {"edges": edges, "counts": counts.astype(int)}
+
+
+def as_json(value: Any) -> Any:
+    """Plain lists, dicts and numbers to seven digits; nan and infinities become null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return as_json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+# As people read it
+
+
+def floor_of(variant: Mapping[str, Any], estimator: str) -> float | None:
+    """The largest RMS change of the verdict's log-odds under another condition; None where none was measured."""
+    found = [f[estimator]["labels"]["unsafe"]["odds_rms"] for f in variant["floor"].values() if estimator in f]
+    return max(found) if found else None
+
+
+def limits(report: Mapping[str, Any]) -> str:
+    """`flip rate 2 %, AUPRC loss 0.01`, "" where none was given."""
+    said, r = [], report["recommendation"]
+    if r["max_flip_rate"] is not None:
+        said.append(f"flip rate {percent(r['max_flip_rate'])}")
+    if r["max_auprc_loss"] is not None:
+        said.append(f"AUPRC loss {r['max_auprc_loss']:g}")
+    return ", ".join(said)
+
+
+def percent(x: float | None) -> str:
+    """0.0123 → 1.2 %."""
+    return "" if x is None else f"{100 * x:.3g} %" if abs(x) < 0.1 else f"{100 * x:.0f} %"
+
+
+def number(x: float | None) -> str:
+    """To two significant digits."""
+    return "" if x is None else f"{x:.2g}"
+
+
+def interval(found: Mapping[str, Any], factor: float = 1.0, digits: int = 3) -> str:
+    """`-0.012 (-0.020 … -0.004)`."""
+    if found["value"] is None:
+        return ""
+    value = f"{found['value'] * factor:+.{digits}f}"
+    if found["low"] is None:
+        return value
+    return f"{value} ({found['low'] * factor:+.{digits}f} … {found['high'] * factor:+.{digits}f})"

@@ -1,0 +1,219 @@
+"""Scores of one model on a file of records, in a process of its own, kept by chunks: none is made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeguard import process
+from edgeguard.backend import Condition
+from edgeguard.errors import InputError, ModelError
+from edgeguard.files import sha256
+from edgeguard.guard import Guard
+from edgeguard.inputs import read_records
+from edgeguard.quant.variants import Variant
+from edgeguard.scores import ScoreTable, load_table, save_table, score_records
+
+CHUNK = 100  # records a file; what an interrupted run loses at most
+FORMAT = 1  # of what is kept; another number scores anew
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What scores depend on besides the model.
+
+    records     the file; its hash is part of what is kept
+    first       score the first so many records only; None: all
+    condition   another way to compute, to measure noise with
+    """
+
+    records: Path
+    profile: str
+    threads: int
+    n_ctx: int | None = None
+    tolerance: float = 0.01
+    max_nodes: int = 64
+    kv_type: str = "f32"
+    first: int | None = None
+    condition: Condition = field(default_factory=Condition)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's scores, and what it is: two models whose vocabularies differ are not variants of one another."""
+
+    table: ScoreTable
+    vocabulary: str
+    n_vocab: int
+    architecture: str
+
+
+def score(
+    variant: Variant, setting: Setting, folder: Path, *, tell: Callable[[int, int], None] = lambda done, total: None
+) -> Scored:
+    """Scores from `folder`, and what is missing from the model. `tell` hears how many of how many records are there.
+
+    Raises ModelError with the last words of a process that failed.
+    """
+    kept = folder / key_of(variant, setting)
+    if not (kept / "done.json").exists():
+        kept.mkdir(parents=True, exist_ok=True)
+
+        def heard(line: str) -> None:
+            done, _, total = line.partition(" ")
+            tell(int(done), int(total))
+
+        code, last = process.run(_START, _job(variant, setting, kept), {}, tell=heard)
+        if code != 0:
+            raise ModelError(
+                f"{variant.path} could not be scored: {'; '.join(last) or f'its process ended with {code}'}"
+            )
+    said = json.loads((kept / "done.json").read_text(encoding="utf-8"))
+    tables = [load_table(path) for path in sorted(kept.glob("chunk-*.npz"))]
+    return Scored(joined(tables, CHUNK), said["vocabulary"], said["n_vocab"], said["architecture"])
+
+
+def key_of(variant: Variant, setting: Setting) -> str:
+    """A folder's name for what these scores follow from."""
+    from edgeguard.profile import load_profile
+
+    said = {
+        **{k: v for k, v in asdict(setting).items() if k not in ("records", "profile")},
+        "format": FORMAT,
+        "model": variant.sha256,
+        "records": sha256(setting.records),
+        "profile": repr(replace(load_profile(setting.profile), source="")),
+    }
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return f"{variant.name}-{digest[:16]}"
+
+
+def joined(tables: Sequence[ScoreTable], chunk: int) -> ScoreTable:
+    """One table of several, each of the next `chunk` records."""
+    one = tables[0]
+    stacked: dict[str, Any] = {}
+    for name in ("margin", "unsafe", "off"):
+        stacked[name] = np.concatenate([getattr(t, name) for t in tables])
+    for name in ("truth", "first", "evidence"):
+        arrays = [getattr(t, name) for t in tables]
+        if any(a is None for a in arrays) and not all(a is None for a in arrays):
+            raise InputError("some records have labels and others have none; give each its labels, or none any")
+        stacked[name] = None if arrays[0] is None else np.concatenate(arrays)
+    return ScoreTable(
+        labels=one.labels,
+        ids=tuple(i for t in tables for i in t.ids),
+        places=np.concatenate([t.places + n * chunk for n, t in enumerate(tables)]),
+        scores={name: np.concatenate([t.scores[name] for t in tables]) for name in one.scores},
+        failed=tuple(replace(f, place=f.place + n * chunk) for n, t in enumerate(tables) for f in t.failed),
+        **stacked,
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs to load and to run: one measurement in a fresh process.
+
+    load    seconds to open it
+    peak    MiB that the process grew to, its own start left out; nan where the system does not say
+    rate    records a second, loading left out
+    """
+
+    load: float
+    peak: float
+    rate: float
+
+
+def measure(variant: Variant, setting: Setting) -> Cost:
+    """Score the setting's first records once more, for the clock."""
+    heard: list[str] = []
+    job = _job(variant, setting, None)
+    code, last = process.run(_START, job, {}, tell=heard.append)
+    if code != 0 or not heard:
+        raise ModelError(f"{variant.path} could not be measured: {'; '.join(last)}")
+    return Cost(**json.loads(heard[-1]))
+
+
+def _job(variant: Variant, setting: Setting, kept: Path | None) -> dict[str, Any]:
+    return {
+        "model": str(variant.path),
+        "runtime": variant.runtime,
+        "out": None if kept is None else str(kept),
+        "setting": {**asdict(setting), "records": str(setting.records)},
+    }
+
+
+# The process that a model runs in
+
+_START = process.start("edgeguard.quant.scoring")
+
+
+def _child() -> None:
+    process.serve(_work)
+
+
+def _work(job: Mapping[str, Any]) -> int:
+    given = job["setting"]
+    setting = Setting(**{**given, "records": Path(given["records"]), "condition": Condition(**given["condition"])})
+    before, began = _peak(), time.perf_counter()
+    with Guard.load(
+        job["model"],
+        profile=setting.profile,
+        threads=setting.threads,
+        n_ctx=setting.n_ctx,
+        tolerance=setting.tolerance,
+        max_nodes=setting.max_nodes,
+        kv_type=setting.kv_type if job["runtime"] == "gguf" else None,  # type: ignore[arg-type]
+        condition=setting.condition,
+        calibration=False,
+        min_grammar_mass=0,  # what a variant loses there is a finding, not an error
+    ) as guard:
+        loaded = time.perf_counter() - began
+        records = list(islice(read_records(setting.records), setting.first))
+        if job["out"] is None:
+            began = time.perf_counter()
+            score_records(guard, records)
+            rate = len(records) / (time.perf_counter() - began)
+            process.say(json.dumps({"load": loaded, "peak": _peak() - before, "rate": rate}))
+        else:
+            _score_chunks(guard, records, Path(job["out"]))
+    return 0
+
+
+def _score_chunks(guard: Guard, records: Sequence[Any], out: Path) -> None:
+    for n, begin in enumerate(range(0, len(records), CHUNK)):
+        path, chunk = out / f"chunk-{n:05d}.npz", records[begin : begin + CHUNK]
+        if not path.exists():
+            done = begin
+
+            def advance() -> None:
+                nonlocal done
+                done += 1
+                if done % 10 == 0:
+                    process.say(f"{done} {len(records)}")
+
+            save_table(score_records(guard, chunk, advance=advance), path)
+        process.say(f"{begin + len(chunk)} {len(records)}")
+    vocabulary = guard.backend.vocabulary
+    pieces = hashlib.sha256(b"\0".join(vocabulary.pieces)).hexdigest()
+    said = {"vocabulary": pieces, "n_vocab": len(vocabulary), "architecture": guard.backend.info.architecture}
+    half = out / "done.json.partial"
+    half.write_text(json.dumps(said), encoding="utf-8")
+    half.replace(out / "done.json")
+
+
+def _peak() -> float:
+    """MiB that this process has grown to. Linux says it of a process alone; elsewhere nan."""
+    try:
+        said = Path(f"/proc/{os.getpid()}/status").read_text(encoding="utf-8")
+        return int(said.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError, ValueError):
+        return float("nan")

@@ -1,0 +1,92 @@
+"""The variants of a reference model: given as files, or made of it and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeguard import gguf
+from edgeguard.convert import TYPES, Options, convert
+from edgeguard.errors import ModelError
+from edgeguard.files import sha256_of_all
+from edgeguard.model_file import find_model
+from edgeguard.onnx_file import read_graph
+
+FLOAT = "-float"  # onnx-int8-float: the same blocks, what they are multiplied with not rounded
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to compare.
+
+    files    what its size and hash are of
+    runtime  "gguf" or "onnx"
+    notices  what its making said, such as K-quants that fell back
+    """
+
+    name: str
+    path: Path
+    files: tuple[Path, ...]
+    sha256: str
+    runtime: str
+    quantization: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all its files."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+def open_variant(path: Path, *, name: str = "", notices: Sequence[str] = ()) -> Variant:
+    """A model file as a variant; `name` "" for the file's or the folder's own. Raises ModelError."""
+    found = find_model(path)
+    if found.kind == "checkpoint":
+        raise ModelError(
+            f"{path} is a Hugging Face checkpoint; convert it first: edgeguard convert {path} --to onnx-fp32"
+        )
+    if found.kind == "gguf":
+        files, kind = [found.path], gguf.quantization(gguf.read_header(found.path))
+        own = found.path.stem
+    else:
+        graph = read_graph(found.path)
+        files, kind, own = list(graph.files), "ONNX", found.path.resolve().parent.name
+    return Variant(name or own, found.path, tuple(files), sha256_of_all(files), found.kind, kind, tuple(notices))
+
+
+def make_variants(
+    reference: Variant, wanted: Sequence[str], folder: Path, *, tell: Callable[[str], None] = lambda line: None
+) -> list[Variant]:
+    """Each of `wanted`: a model file, or a type of `edgeguard convert` to make of the reference and keep in `folder`.
+
+    "onnx-int8-float" and "onnx-int4-float" have float activations. Raises ModelError, OutputError.
+    """
+    found, kept = [], folder / f"{reference.path.stem}-{reference.sha256[:12]}"
+    for name in wanted:
+        kind = name.lower().removesuffix(FLOAT)
+        if Path(name).exists():
+            found.append(open_variant(Path(name)))
+            continue
+        if kind not in TYPES or (name.lower().endswith(FLOAT) and kind not in ("onnx-int8", "onnx-int4")):
+            raise ModelError(f"{name!r} is no file, and none of {', '.join(TYPES)}, onnx-int8-float, onnx-int4-float")
+        if reference.runtime != "gguf":
+            raise ModelError(
+                f"{name} cannot be made of {reference.path}, which is ONNX; give the GGUF file it was made from"
+            )
+        found.append(_made(reference, name.lower(), kind, kept, tell))
+    names = [variant.name for variant in (reference, *found)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ModelError(f"two models are called {sorted(twice)[0]}; rename one of the files")
+    return found
+
+
+def _made(reference: Variant, name: str, kind: str, kept: Path, tell: Callable[[str], None]) -> Variant:
+    path, noted = kept / (name if kind.startswith("onnx") else f"{name}.gguf"), kept / f"{name}.notices"
+    if not path.exists() or not noted.exists():
+        tell(f"making {name}")
+        kept.mkdir(parents=True, exist_ok=True)
+        options = Options(activations="float" if name.endswith(FLOAT) else "int8", overwrite=True)
+        done = convert(reference.path, path, to=kind, options=options)
+        noted.write_text("\n".join(done.notices), encoding="utf-8")
+    return open_variant(path, name=name, notices=[n for n in noted.read_text(encoding="utf-8").split("\n") if n])
