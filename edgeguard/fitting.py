@@ -209,8 +209,11 @@ class Threshold:
     met: bool
 
 
-def choose_threshold(truth: Bools, p: Floats, target: Target) -> Threshold:
-    """The threshold between two neighbouring probabilities that serves the target best. A record at it counts."""
+def choose_threshold(truth: Bools, p: Floats, target: Target, *, spared: Bools | None = None) -> Threshold:
+    """The threshold between two neighbouring probabilities that serves the target best. A record at it counts.
+
+    spared  (n,) records that no threshold may reach down to
+    """
     order = np.argsort(-p, kind="stable")
     last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
     levels = p[order][last]
@@ -219,6 +222,10 @@ def choose_threshold(truth: Bools, p: Floats, target: Target) -> Threshold:
     values = np.concatenate([[(levels[0] + 1) / 2], (levels[:-1] + levels[1:]) / 2, [levels[-1] / 2]])
     if levels[0] >= 1:  # no threshold is over a probability of 1
         hits, alarms, values = hits[1:], alarms[1:], values[1:]
+    if spared is not None and spared.any():
+        high = values > p[spared].max()
+        high[0] = True  # the highest there is
+        hits, alarms, values = hits[high], alarms[high], values[high]
     n_true, n_false = max(1, int(truth.sum())), max(1, int((~truth).sum()))
     recall, fpr = hits / n_true, alarms / n_false
     precision = np.where(hits + alarms > 0, hits / np.maximum(1, hits + alarms), 1.0)
@@ -234,11 +241,11 @@ def _best(target: Target, **curves: Floats) -> tuple[int, bool]:
     if target.name == "f1":
         return int(np.argmax(curves["f1"])), True
     if target.name == "cost":
-        misses = curves["hits"][-1] - curves["hits"]
+        misses = -curves["hits"]  # but for a constant
         return int(np.argmin(curves["alarms"] + target.value * misses)), True
     if target.name == "recall":
         good = curves["recall"] >= target.value
-        return int(np.argmax(good)), True  # the lowest threshold always reaches it
+        return int(np.argmax(good)), bool(good.any())
     good = curves["precision"] >= target.value if target.name == "precision" else curves["fpr"] <= target.value
     good = good & (curves["hits"] > 0)
     if not good.any():
@@ -272,12 +279,21 @@ class LabelFit:
 
 
 def fit_label(
-    label: str, log_odds: Floats, p: Floats, truth: Bools, *, method: Method | Literal["auto", "none"], target: Target
+    label: str,
+    log_odds: Floats,
+    p: Floats,
+    truth: Bools,
+    *,
+    method: Method | Literal["auto", "none"],
+    target: Target,
+    safe: Bools | None = None,
+    safe_rate: float = 1.0,
 ) -> LabelFit:
     """Fit a label's map and choose its threshold on what the map gives.
 
     log_odds, p  (n,) the label's scores, as log-odds and as the probabilities that they are without a map
     method       "auto": chosen by cross-validation; "none": a threshold only
+    safe         (n,) records without any label: at most a share `safe_rate` of them may be over the threshold
 
     A label without records that have it, or of records that all have it, is left alone, as is one that "auto" has too
     few records for.
@@ -297,8 +313,18 @@ def fit_label(
         reason = str(error)
     if map_ is not None and min(n_true, len(truth) - n_true) >= FOLDS:
         after = float(cross_validated(log_odds, truth, [map_.method])[map_.method].mean())  # type: ignore[list-item]
-    found = choose_threshold(truth, p if map_ is None else map_(log_odds), target)
+    mapped = p if map_ is None else map_(log_odds)
+    spared = None if safe is None else _all_but(mapped, safe, safe_rate)
+    found = choose_threshold(truth, mapped, target, spared=spared)
     return LabelFit(label, n_true, map_, reason, before, after, found)
+
+
+def _all_but(p: Floats, safe: Bools, rate: float) -> Bools:
+    """(n,) the safe records, but for the share `rate` of them with the highest p."""
+    spared = safe.copy()
+    order = np.flatnonzero(safe)[np.argsort(-p[safe], kind="stable")]
+    spared[order[: int(rate * len(order))]] = False
+    return spared
 
 
 def contextual_map(content_free: float) -> Map:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from edgeguard.calibration import logit, sigmoid
 from edgeguard.errors import CalibrationError
-from edgeguard.fitting import METHODS, Target, choose_method, choose_threshold, cross_validated, fit_map
+from edgeguard.fitting import METHODS, Target, choose_method, choose_threshold, cross_validated, fit_label, fit_map
 from edgeguard.metrics import f1, false_positive_rate, log_loss, precision, recall
 
 
@@ -162,6 +162,17 @@ def test_a_threshold_gives_what_it_says_and_no_other_serves_better(seed, n, targ
 def test_a_target_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         Target(name, value)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]), targets)
+def test_no_threshold_reaches_down_to_more_safe_records_than_allowed(seed, rate, target):
+    rng = np.random.default_rng(seed)
+    x, truth, safe = np.round(rng.normal(0, 3, 40), 1), rng.random(40) < 0.3, rng.random(40) < 0.4
+    truth[:2], safe = (True, False), safe & ~truth
+    p = sigmoid(x)
+    found = fit_label("S1", x, p, truth, method="none", target=target, safe=safe, safe_rate=rate).threshold
+    assert found is not None
+    assert (p[safe] >= found.value).sum() <= rate * safe.sum()
 
 
 def test_logit_is_what_fits_take():

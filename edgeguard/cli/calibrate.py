@@ -44,6 +44,12 @@ Examples:
     metavar="[LABEL:]GOAL",
     help="f1, precision=P, recall=P, fpr=P or cost=N (of a miss, in false alarms), for one label or all [default: f1]",
 )
+@click.option(
+    "--safe-rate",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    help="No category's threshold lets more than this share of the safe records over it  [default: any]",
+)
 @table_options
 @model_options
 @click.option(
@@ -60,6 +66,7 @@ def calibrate(
     overwrite: bool,
     method: str,
     targets: tuple[str, ...],
+    safe_rate: float,
     as_json: bool,
     estimator: str | None,
     **options: Any,
@@ -87,7 +94,7 @@ def calibrate(
             calibration = _contextual(estimator or "marginal", options)
         else:
             assert source is not None
-            calibration, fits = _fit(source, method, goals, estimator, options)
+            calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)
             if not calibration.maps and not calibration.thresholds:
                 raise CalibrationError(f"{source} has no label that a calibration could be fitted for")
         try:
@@ -106,7 +113,12 @@ def calibrate(
 
 
 def _fit(
-    source: Path, method: str, goals: Mapping[str, Target], estimator: str | None, options: dict[str, Any]
+    source: Path,
+    method: str,
+    goals: Mapping[str, Target],
+    safe_rate: float,
+    estimator: str | None,
+    options: dict[str, Any],
 ) -> tuple[Calibration, list[LabelFit]]:
     from edgeguard.calibration import Calibration
     from edgeguard.files import sha256
@@ -129,6 +141,8 @@ def _fit(
             truth[:, i],
             method=method,  # type: ignore[arg-type]  # click.Choice has checked it
             target=goals.get(label) or goals.get("") or Target("f1"),
+            safe=~truth[:, 0],
+            safe_rate=1.0 if label == "unsafe" else safe_rate,
         )
         for i, label in enumerate(names)
     ]
@@ -141,6 +155,7 @@ def _fit(
             "sha256": sha256(source),
             "records": len(table),
             "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
+            "safe_rate": safe_rate,
             "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
         },
     )

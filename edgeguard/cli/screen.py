@@ -217,8 +217,8 @@ def print_quant(report: Mapping[str, Any]) -> None:
     console.print(f"{report['records']} records; the reference {printable(report['reference']['name'])}")
     console.print(table)
     said = (
-        "flipped: verdicts that changed, and the end of the rate's 95 % interval; RMS: change of the verdict's log-odds, "
-        "nats; floor: what the model moves by when only threads, batches, attention kernel or neighbours change; "
+        "flipped: verdicts that changed, and the end of the rate's 95 % interval; RMS: change of the verdict's "
+        "log-odds, nats; floor: what the model moves by when only threads, batches, attention kernel or neighbours change; "
         "repaired: how much of the drift of P(unsafe) a map fitted without labels removes"
     )
     console.print(Text(said, "dim"))

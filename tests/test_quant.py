@@ -1,0 +1,304 @@
+"""`edgeguard bench quant` on a tiny model: no drift against itself, nothing scored twice, a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_drift import table
+from tiny_gguf import write_tiny_llama
+
+from edgeguard.calibration import read_calibration
+from edgeguard.errors import ModelError
+from edgeguard.guard import Guard, Thresholds
+from edgeguard.inputs import read_records
+from edgeguard.quant import scoring
+from edgeguard.quant.page import page
+from edgeguard.quant.report import Choices, Measured, as_json, build_report, recommend, repair, reproducing
+from edgeguard.quant.scoring import Setting, joined, score
+from edgeguard.quant.variants import make_variants, open_variant
+from edgeguard.scores import ScoreTable, score_records
+
+WORDS = [
+    "boil",
+    "an",
+    "egg",
+    "hurt",
+    "the",
+    "dog",
+    "steal",
+    "money",
+    "sing",
+    "a",
+    "song",
+    "kick",
+    "rob",
+    "take",
+    "go",
+    "home",
+    "now",
+    "please",
+    "tell",
+    "me",
+]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> Path:
+    dice, path = random.Random(0), tmp_path_factory.mktemp("records") / "records.jsonl"
+    rows = []
+    for i in range(24):
+        text = " ".join(dice.choice(WORDS) for _ in range(dice.randint(2, 8)))
+        labels = [] if i % 2 else dice.sample(["S1", "S10", "S2"], dice.randint(1, 2))
+        rows.append(json.dumps({"id": f"q{i}", "text": text, "labels": labels}) + "\n")
+    path.write_text("".join(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(run, tiny_model, tiny_profile, records, tmp_path_factory) -> tuple[Path, list]:
+    """One whole study of a copy of the reference, a quantized GGUF and an ONNX model."""
+    out = tmp_path_factory.mktemp("study")
+    copy = out / "copy.gguf"
+    copy.write_bytes(tiny_model.read_bytes())
+    options = ["-r", tiny_model, "-p", tiny_profile, "-t", 1, "--draws", 30, "--measurements", 1, "--floor", 8]
+    args = ["bench", "quant", records, "-o", out, *options, "-v", f"{copy},q4_0", "-v", "onnx-int8"]
+    result = run(*args)
+    assert result.exit_code == 0, result.stderr
+    return out, args
+
+
+@pytest.fixture(scope="module")
+def report(study) -> dict:
+    return json.loads((study[0] / "report.json").read_text())
+
+
+def test_the_reference_against_itself_has_exactly_no_drift(report):
+    copy = next(v for v in report["variants"] if v["name"] == "copy")
+    for estimator in copy["estimators"].values():
+        for label in estimator["labels"].values():
+            shift = label["shift"]
+            assert [shift[k] for k in ("mean", "rms", "p50", "p90", "p99", "max", "odds_mean", "odds_rms")] == [0] * 8
+            assert shift["distinct"] == 1
+            assert label["flips"]["rate"] == 0
+        assert estimator["label_sets"] == {"same": 1, "jaccard": 1}
+        for interval in estimator["truth"]["overall"].values():
+            assert interval["value"] in (0, None)
+        for part in estimator["truth"]["labels"]["unsafe"]["harm"].values():
+            assert part == {"value": 0, "low": 0, "high": 0}
+    assert copy["verdict"]["kl"]["max"] == copy["first_label"]["total_variation"]["max"] == 0
+
+
+def test_a_quantized_model_drifts_beyond_its_noise(report):
+    q4 = next(v for v in report["variants"] if v["name"] == "q4_0")
+    shift = q4["estimators"]["marginal"]["labels"]["unsafe"]["shift"]
+    floor = max(f["marginal"]["labels"]["unsafe"]["odds_rms"] for f in q4["floor"].values())
+    assert shift["odds_rms"] > 2 * floor > 0
+    assert set(q4["floor"]) == {"threads", "batch", "attention", "neighbours"}
+    assert set(report["variants"][2]["floor"]) == {"threads", "batch"}
+    assert q4["n_bytes"] < report["reference"]["n_bytes"]
+    assert q4["cost"]["rate"]["median"] > 0
+
+
+def test_figures_are_those_of_scoring_by_hand(report, records, tiny_guard, study, tiny_profile):
+    path = next((study[0] / "models").glob("*/q4_0.gguf"))
+    options = {"profile": tiny_profile, "threads": 1, "kv_type": "f32"}
+    with Guard.load(path, **options) as guard:
+        variant = score_records(guard, read_records(records))
+    with Guard.load(tiny_guard.backend.info.path, **options) as guard:
+        reference = score_records(guard, read_records(records))
+    shift = report["variants"][1]["estimators"]["marginal"]["labels"]["unsafe"]["shift"]
+    assert shift["odds_mean"] == pytest.approx(np.mean(variant.margin - reference.margin), rel=1e-5)
+    assert shift["mean"] == pytest.approx(np.mean(variant.unsafe - reference.unsafe), rel=1e-4, abs=1e-9)
+
+
+def test_nothing_is_scored_twice(run, study, report, monkeypatch):
+    out, args = study
+    before = {p: p.stat().st_mtime_ns for p in (out / "scores").rglob("*.npz")}
+    monkeypatch.setattr(scoring, "_START", "raise SystemExit('scored again')")
+    again = run(*args, "--measurements", 0)
+    assert again.exit_code == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in (out / "scores").rglob("*.npz")} == before
+    other = json.loads((out / "report.json").read_text())
+    assert other["variants"][1]["estimators"] == report["variants"][1]["estimators"]
+
+
+def test_an_interrupted_run_goes_on_with_the_chunk_it_was_at(
+    study, records, tiny_model, tiny_profile, tmp_path, monkeypatch
+):
+    setting = Setting(records=records, profile=str(tiny_profile), threads=1)
+    model = open_variant(tiny_model)
+    whole = score(model, setting, tmp_path / "one")
+    monkeypatch.setattr(scoring, "CHUNK", 100)
+    kept = next((tmp_path / "one").iterdir())
+    (kept / "done.json").unlink()
+    touched = (kept / "chunk-00000.npz").stat().st_mtime_ns
+    again = score(model, setting, tmp_path / "one")
+    assert (kept / "chunk-00000.npz").stat().st_mtime_ns == touched
+    np.testing.assert_array_equal(again.table.margin, whole.table.margin)
+
+
+def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, tiny_profile, tmp_path):
+    setting = Setting(records=records, profile=str(tiny_profile), threads=1)
+    model = open_variant(tiny_model)
+    other = tmp_path / "records.jsonl"
+    other.write_text(records.read_text() + '{"id": "new", "text": "go"}\n')
+    keys = {
+        scoring.key_of(m, s)
+        for m, s in (
+            (model, setting),
+            (replace(model, sha256="0" * 64), setting),
+            (model, replace(setting, records=other)),
+            (model, replace(setting, tolerance=0.1)),
+            (model, replace(setting, threads=2)),
+            (model, replace(setting, first=5)),
+        )
+    }
+    assert len(keys) == 6
+
+
+def test_chunks_join_to_the_table_of_all(tiny_guard, records):
+    rows = list(read_records(records))
+    whole = score_records(tiny_guard, rows)
+    parts = joined([score_records(tiny_guard, rows[i : i + 10]) for i in range(0, 24, 10)], 10)
+    assert parts.ids == whole.ids
+    for name in ("places", "truth", "margin", "unsafe", "off", "first"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_the_repair_is_a_calibration_that_score_takes(run, study, records, tiny_profile):
+    out, _ = study
+    path = next((out / "models").glob("*/q4_0.gguf"))
+    calibration = read_calibration(out / "repair" / "q4_0-marginal.json")
+    assert calibration.fitted["to"] == "tiny"
+    options = ["-m", path, "-p", tiny_profile, "-t", 1, "--calibration", out / "repair" / "q4_0-marginal.json"]
+    assert run("score", records, *options).exit_code == 0
+    onnx = next((out / "models").glob("*/onnx-int8"))
+    options = ["-m", onnx, "-p", tiny_profile, "-t", 1, "--calibration", out / "repair" / "onnx-int8-marginal.json"]
+    assert run("score", records, *options).exit_code == 0
+
+
+def test_the_page_stands_alone_and_escapes_what_comes_from_files(study, report):
+    html = (study[0] / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", html)
+    assert "url(" not in re.sub(r"url\(#[\w.-]+\)", "", html) and "@import" not in html
+    for name in ("copy", "q4_0", "onnx-int8"):
+        assert name in html
+    assert "#0b0b0" not in html and "#010101" not in html  # every colour follows the page's
+    assert html.count("<svg") == 4
+    evil = json.loads(json.dumps(report).replace("q4_0", "<script>x</script>"))
+    shown = page(evil)
+    assert "<script>" not in shown
+
+
+def test_a_page_can_be_written_without_labels(run, tiny_model, tiny_profile, records, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    bare.write_text("".join(json.dumps({"id": r["id"], "text": r["text"]}) + "\n" for r in rows))
+    options = ["-r", tiny_model, "-p", tiny_profile, "-t", 1, "-v", "q4_0", "--floor", 0, "--measurements", 0]
+    result = run("bench", "quant", bare, "-o", tmp_path / "study", *options, "--max-auprc-loss", 0.5)
+    assert result.exit_code == 4  # a loss that cannot be told is not inside a limit
+    found = json.loads((tmp_path / "study" / "report.json").read_text())
+    assert found["unsafe"] is None and "truth" not in found["variants"][0]["estimators"]["marginal"]
+    assert (tmp_path / "study" / "report.html").read_text().count("<svg") == 3
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ("q9_9", "'q9_9' is no file, and none of"),
+        ("q8_0-float", "'q8_0-float' is no file"),
+        ("{other}", "is no variant of"),
+        ("{reference}", "two models are called tiny"),
+        ("{missing}", "is no file"),
+    ],
+)
+def test_what_is_no_variant_is_refused(run, tiny_model, tiny_profile, records, tmp_path, variants, said):
+    other = write_tiny_llama(tmp_path / "other.gguf", n_ctx=1024, extra_pieces=["zz"])
+    names = {"other": other, "reference": tiny_model, "missing": tmp_path / "none.gguf"}
+    options = ["-r", tiny_model, "-p", tiny_profile, "-t", 1, "--floor", 0, "--measurements", 0]
+    result = run("bench", "quant", records, "-o", tmp_path / "s", *options, "-v", variants.format(**names))
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_an_onnx_reference_makes_no_gguf(study, records, tiny_profile, tmp_path):
+    onnx = open_variant(next((study[0] / "models").glob("*/onnx-int8")))
+    with pytest.raises(ModelError, match="give the GGUF file it was made from"):
+        make_variants(onnx, ["q8_0"], tmp_path)
+
+
+def test_a_missing_reference_and_a_foreign_calibration_are_said(
+    run, records, tiny_model, tiny_profile, tmp_path, study
+):
+    missing = run("bench", "quant", records, "-o", tmp_path / "s", "-r", tmp_path / "none.gguf", "-p", tiny_profile)
+    assert missing.exit_code == 1 and "none.gguf" in missing.stderr
+    foreign = study[0] / "repair" / "q4_0-marginal.json"
+    options = ["-r", tiny_model, "-p", tiny_profile, "--calibration", foreign]
+    result = run("bench", "quant", records, "-o", tmp_path / "s", *options)
+    assert result.exit_code == 1 and "was fitted on model" in result.stderr
+
+
+def choices(**limits) -> Choices:
+    given_ = {"max_flip_rate": None, "max_auprc_loss": None} | limits
+    return Choices(calibrations={}, thresholds=Thresholds(0.3), draws=50, seed=0, **given_)
+
+
+def measured(tiny_model: Path, name: str, found: ScoreTable, n_bytes: int, tmp_path: Path) -> Measured:
+    file = tmp_path / f"{name}.bin"
+    file.write_bytes(bytes(n_bytes))
+    return Measured(replace(open_variant(tiny_model), name=name, files=(file,)), found, {}, [])
+
+
+def test_the_smallest_variant_inside_the_limits_is_recommended(tiny_model, tmp_path):
+    one = table(n=400)
+    reference = measured(tiny_model, "reference", one, 1000, tmp_path)
+    variants = [
+        measured(tiny_model, name, table(n=400, noise=noise), size, tmp_path)
+        for name, noise, size in (("big", 0.01, 500), ("small", 0.05, 300), ("tiny", 3.0, 100))
+    ]
+    report = build_report(reference, variants, choices(max_flip_rate=0.05), {"measurements": 0})
+    assert report["recommendation"]["ship"] == "small"
+    assert [v["inside"] for v in report["recommendation"]["variants"]] == [True, True, False]
+    strict = build_report(reference, variants, choices(max_flip_rate=0.0), {"measurements": 0})
+    assert strict["recommendation"]["ship"] is None  # no number of records proves a rate of nought
+    free = build_report(reference, variants, choices(), {"measurements": 0})
+    assert free["recommendation"]["ship"] is None
+    assert recommend(reference, [], [], choices(max_flip_rate=1.0))["ship"] is None
+
+
+def test_a_repair_removes_a_shift_and_not_noise():
+    one = table(n=2000)
+    tilted = replace(one, margin=2 * one.margin + 1.5, unsafe=1 / (1 + np.exp(-(2 * one.margin + 1.5))))
+    found, calibration = repair(one, tilted, "marginal", choices())
+    unsafe = found["labels"]["unsafe"]
+    assert unsafe["rms_after"] < 0.15 * unsafe["rms_before"]
+    assert unsafe["flips_after"]["rate"] < 0.2 * unsafe["flips_before"]["rate"]
+    assert "unsafe" in calibration.maps
+    noisy = repair(one, table(n=2000, noise=2.0), "marginal", choices())[0]["labels"]["unsafe"]
+    assert noisy["rms_after"] > 0.5 * noisy["rms_before"]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_reproducing_threshold_agrees_best(seed):
+    rng = np.random.default_rng(seed)
+    p = np.round(rng.random(20), 1)
+    said = p + rng.normal(0, 0.3, 20) > 0.5
+    chosen = reproducing(said, p, 0.37)
+    if said.all() or not said.any():
+        assert chosen == 0.37
+        return
+    wrong = ((p >= chosen) != said).sum()
+    assert wrong == min(((p >= t) != said).sum() for t in (*np.unique(p), 2.0))
+
+
+def test_json_has_no_number_that_json_has_not():
+    found = as_json({"a": np.float64("nan"), "b": [np.inf, np.int64(3), True], "c": np.arange(2.0), 4: None})
+    assert found == {"a": None, "b": [None, 3, True], "c": [0.0, 1.0], "4": None}
