@@ -77,7 +77,7 @@ def main() -> None:
         systems["smollm2 marginal"] = lambda path: plain(zero[path], "marginal")
     systems["tf-idf"] = lambda path: baseline(path, tables[path])
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    print("median of the rows' figure [bootstrap 95 % interval over records]; -: needs safe and unsafe rows")
+    print("figure [bootstrap 95 % interval over records]; -: needs safe and unsafe rows")
     for path in files:
         truth = tables[path].truth
         restricted = " (non-commercial licence)" if path.parent.name == "restricted" else ""

@@ -141,7 +141,7 @@ def test_the_default_guard_gives_the_same_bits_alone_and_among_others() -> None:
         assert list(guard.score_many(reversed(texts))) == first[::-1]
     with Guard.load(threads=1) as guard:
         assert guard.score(texts[1]) == first[1]
-    assert all(isinstance(result, Score) and result.guard and result.profile == "instruct" for result in first)
+    assert all(isinstance(result, Score) and result.guard and result.profile == "edgeguard-135m" for result in first)
 
 
 # ------------------------------------------------------------ scores

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_wheel_holds_the_profiles_and_the_types_and_nothing_else(tmp_path):
+def test_the_wheel_holds_the_profiles_the_types_and_the_guard_and_nothing_else(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -20,4 +20,10 @@ def test_the_wheel_holds_the_profiles_and_the_types_and_nothing_else(tmp_path):
         assert f"edgeguard/profiles/{profile.name}" in names
     outside = {n for n in names if not n.startswith(("edgeguard/", "edgeguard-"))}
     assert not outside
-    assert not [n for n in names if n.endswith((".gguf", ".onnx", ".jsonl"))]
+    guard = {n.removeprefix("edgeguard/guards/edgeguard-135m/") for n in names if n.startswith("edgeguard/guards/")}
+    estimators = ("conditional", "joint", "marginal")
+    assert guard == {"README.md", "adapter.gguf", "guard.toml", *(f"calibration-{e}.json" for e in estimators)}
+    assert "edgeguard/quant/page.html.jinja" in names
+    others = {n for n in names if n.endswith((".gguf", ".onnx", ".jsonl", ".pt"))}
+    assert others == {"edgeguard/guards/edgeguard-135m/adapter.gguf"}
+    assert wheel.stat().st_size < 20e6

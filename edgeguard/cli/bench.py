@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_VARIANTS = "q8_0,q5_1,q5_0,q4_1,q4_0,iq4_nl,onnx-int8,onnx-int4"
 
 
-@click.group()
+@click.group(epilog="Example: edgeguard bench quant labelled.jsonl --out study")
 def bench() -> None:
     """Measure what a guard's scores are worth on your machine."""
 
@@ -115,6 +115,7 @@ def quant(
 
         from edgeguard.backend import available_cores
         from edgeguard.guard import Thresholds
+        from edgeguard.profile import load_profile
         from edgeguard.quant.report import Choices, build_report
         from edgeguard.quant.scoring import Setting
         from edgeguard.quant.variants import make_variants
@@ -145,7 +146,7 @@ def quant(
         choices = Choices(calibrations, thresholds, max_flip_rate, max_auprc_loss, draws, seed)
         report = build_report(measured[0], measured[1:], choices, _said(setting, records, measurements, floor))
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        _write_repairs(measured, choices, setting.profile, out / "repair")
+        _write_repairs(measured, choices, load_profile(setting.profile).name, out / "repair")
         _write_page(report, out / "report.html")
         from edgeguard.cli.screen import print_quant
 

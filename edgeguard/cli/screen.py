@@ -218,8 +218,8 @@ def print_quant(report: Mapping[str, Any]) -> None:
     console.print(table)
     said = (
         "flipped: verdicts that changed, and the end of the rate's 95 % interval; RMS: change of the verdict's "
-        "log-odds, nats; floor: what the model moves by when only threads, batches, attention kernel or neighbours change; "
-        "repaired: how much of the drift of P(unsafe) a map fitted without labels removes"
+        "log-odds, nats; floor: what the model moves by when only threads, batches, attention kernel or neighbours "
+        "change; repaired: how much of the drift of P(unsafe) a map fitted without labels removes"
     )
     console.print(Text(said, "dim"))
     if within := limits(report):

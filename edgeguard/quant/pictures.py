@@ -25,7 +25,7 @@ INK, MUTED, FIRST = "#010101", "#020202", "#0b0b01"
 SERIES = [FIRST, "#0b0b02", "#0b0b03", "#0b0b04", "#0b0b05", "#0b0b06", "#0b0b07", "#0b0b08"]
 VARIABLES = {INK: "--ink", MUTED: "--muted", **{color: f"--series-{i}" for i, color in enumerate(SERIES, 1)}}
 MARKERS, LINES = "osD^vPX*", ["-", "--", "-.", ":"]
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be found, read aloud and set in the page's font
     "svg.hashsalt": "edgeguard",  # the same picture, the same bytes
     "font.size": 10,
@@ -71,7 +71,7 @@ def size_against_drift(report: Report, estimator: str) -> str:
 
 
 def _odds_rms(variant: Report, estimator: str) -> float:
-    return max(1e-9, variant["estimators"][estimator]["labels"]["unsafe"]["shift"]["odds_rms"])
+    return max(1e-9, float(variant["estimators"][estimator]["labels"]["unsafe"]["shift"]["odds_rms"]))
 
 
 def flips_by_margin(report: Report, estimator: str) -> str:

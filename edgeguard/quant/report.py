@@ -278,7 +278,7 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
         }
     found: dict[str, Any] = {"fitted_on": len(fit_on), "told_on": len(told_on), "labels": labels}
     if left.truth is not None:
-        truth = left.truth.any(axis=1)[told_on]
+        truth = np.atleast_1d(left.truth.any(axis=1))[told_on]
         found["reliability"] = asdict(metrics.reliability(truth, after_p[told_on, 0]))
         found["ece"] = {
             name: metrics.ece_loss(truth, x[told_on, 0])
@@ -307,11 +307,8 @@ def reproducing(said: Bools, p: Floats, otherwise: float) -> float:
     order = np.argsort(p, kind="stable")
     sorted_p, sorted_said = p[order], said[order]
     # With the threshold before place k, the wrong ones are those said before it and those not said from it on.
-    wrong = (
-        np.append(0, np.cumsum(sorted_said))
-        + np.append(0, np.cumsum(~sorted_said))[-1]
-        - np.append(0, np.cumsum(~sorted_said))
-    )
+    missed, kept = (np.append(0.0, np.cumsum(x, dtype=np.float64)) for x in (sorted_said, ~sorted_said))
+    wrong = missed + kept[-1] - kept
     allowed = np.append(True, np.append(np.diff(sorted_p) > 0, True))
     wrong = np.where(allowed, wrong, len(p) + 1)
     edges = np.concatenate([[sorted_p[0] / 2], (sorted_p[:-1] + sorted_p[1:]) / 2, [(sorted_p[-1] + 1) / 2]])
