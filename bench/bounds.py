@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--limit", type=int, default=300, help="records in all")
     parser.add_argument("--model", type=Path, default=None)
-    parser.add_argument("--profile", default=None)
+    parser.add_argument("--profile", default="instruct")
     parser.add_argument("--tolerance", type=float, default=default["tolerance"].default)
     parser.add_argument("--max-nodes", type=int, nargs="+", default=[default["max_nodes"].default])
     args = parser.parse_args()

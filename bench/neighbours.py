@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, model = args.variants or Path(temporary), base_model()
-        paths = {"default model": model, **common.make_variants(folder, model, VARIANTS)}
+        paths = {"the base model": model, **common.make_variants(folder, model, VARIANTS)}
         paths["dynamic int8"] = dynamic(folder, paths["onnx-fp32"])
         print(f"model {model.stem}, {args.records} records")
         print("1. default settings, alone against in company: largest |Δp|")

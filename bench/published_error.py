@@ -1,11 +1,11 @@
 """Where the published scoring rules err, and by how much, against the truth.
 
     python bench/published_error.py                             # small languages only, a minute
-    python bench/published_error.py examples/messages.jsonl     # and the real default model
+    python bench/published_error.py examples/messages.jsonl     # and SmolLM2, asked with a policy
 
 1. Small random answer languages that can be enumerated, so that the truth is exact: the codes as whole tokens
    (as in Llama 3's vocabulary) and split into digits (as in most others). Error = published - truth.
-2. The default model on a file of texts; the truth lies in edgeguard's certified bounds, so an error is given
+2. SmolLM2, asked with a policy, on a file of texts; the truth lies in edgeguard's certified bounds, so an error is given
    only as far as it lies outside them.
 """
 
@@ -107,7 +107,7 @@ def outside(value: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def on_the_model(file: Path, limit: int) -> None:
-    with Guard.load(tolerance=0.005, max_nodes=400, min_grammar_mass=0) as guard:
+    with Guard.load(profile="instruct", tolerance=0.005, max_nodes=400, min_grammar_mass=0) as guard:
         found = []
         for record in read_records(file, limit=limit):
             if not isinstance(record, Record):
