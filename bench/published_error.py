@@ -5,7 +5,7 @@
 
 1. Small random answer languages that can be enumerated, so that the truth is exact: the codes as whole tokens
    (as in Llama 3's vocabulary) and split into digits (as in most others). Error = published - truth.
-2. SmolLM2, asked with a policy, on a file of texts; the truth lies in edgeguard's certified bounds, so an error is given
+2. SmolLM2, asked with a policy, on a file; the truth lies in edgeguard's certified bounds, so an error is given
    only as far as it lies outside them.
 """
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from test_drift import table
 from tiny_gguf import write_tiny_llama
 
+from edgeguard.backend import Prefix
 from edgeguard.calibration import read_calibration
+from edgeguard.drift import kl_divergence
 from edgeguard.errors import ModelError
 from edgeguard.guard import Guard, Thresholds
 from edgeguard.inputs import read_records
@@ -183,6 +185,32 @@ def test_the_repair_is_a_calibration_that_score_takes(run, study, records, tiny_
     onnx = next((out / "models").glob("*/onnx-int8"))
     options = ["-m", onnx, "-p", tiny_profile, "-t", 1, "--calibration", out / "repair" / "onnx-int8-marginal.json"]
     assert run("score", records, *options).exit_code == 0
+
+
+def as_llama_cpp_keeps_it(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities as `llama-perplexity --kl-divergence-base` writes them: 16 bits over the uppermost 16 nats."""
+    logp = logits - np.logaddexp.reduce(logits)
+    least = max(logp.min(), logp.max() - 16)
+    scale = (logp.max() - least) / 65535
+    return least + scale * np.rint(np.maximum(0, logp - least) / scale)
+
+
+def test_the_divergence_is_that_of_llama_cpp_s_own_tool(study, tiny_guard, records):
+    """At each record's verdict: its sum is over 16-bit log-probabilities, and over tokens of more than e^-16."""
+    path = next((study[0] / "models").glob("*/q4_0.gguf"))
+    ours, theirs = [], []
+    with Guard.load(path, profile=tiny_guard.profile, threads=1) as guard:
+        for record in read_records(records):
+            preamble, rest = tiny_guard._prompter.split(record.messages)
+            prompt = [Prefix(rest, Prefix(preamble))]
+            base, now = (g.backend.logits(prompt)[0].astype(np.float64) for g in (tiny_guard, guard))
+            kept, logp = as_llama_cpp_keeps_it(base), now - np.logaddexp.reduce(now)
+            seen = kept > -16
+            theirs.append(np.sum(np.exp(kept[seen]) * (kept[seen] - logp[seen])))
+            rows = [np.exp(x - np.logaddexp.reduce(x))[None] for x in (base, now)]
+            ours.append(kl_divergence(*rows)[0])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=16 / 65535 / 2)  # half a step of its 16 bits
+    assert np.mean(ours) > 1e-2
 
 
 def test_the_page_stands_alone_and_escapes_what_comes_from_files(study, report):
