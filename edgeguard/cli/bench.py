@@ -115,11 +115,13 @@ def quant(
 
         from edgeguard.backend import available_cores
         from edgeguard.guard import Thresholds
+        from edgeguard.inputs import count_records
         from edgeguard.profile import load_profile
         from edgeguard.quant.report import Choices, build_report
         from edgeguard.quant.scoring import Setting
         from edgeguard.quant.variants import make_variants
 
+        count_records(records)  # a file that is not there is said before models are made
         _writable(out)
         base = _reference(reference, out)
         calibrations = _calibrations(calibration, base.sha256)
