@@ -17,15 +17,17 @@ from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Prefix
 from edgeguard.calibration import read_calibration
+from edgeguard.convert import Options, convert
 from edgeguard.drift import kl_divergence
 from edgeguard.errors import ModelError
 from edgeguard.guard import Guard, Thresholds
 from edgeguard.inputs import read_records
+from edgeguard.onnx_file import read_graph
 from edgeguard.quant import scoring
 from edgeguard.quant.page import page
 from edgeguard.quant.report import Choices, Measured, as_json, build_report, recommend, repair, reproducing
 from edgeguard.quant.scoring import Setting, joined, score
-from edgeguard.quant.variants import make_variants, open_variant
+from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
 from edgeguard.scores import ScoreTable, score_records
 
 WORDS = [
@@ -119,6 +121,58 @@ def test_figures_are_those_of_scoring_by_hand(report, records, tiny_guard, study
     shift = report["variants"][1]["estimators"]["marginal"]["labels"]["unsafe"]["shift"]
     assert shift["odds_mean"] == pytest.approx(np.mean(variant.margin - reference.margin), rel=1e-5)
     assert shift["mean"] == pytest.approx(np.mean(variant.unsafe - reference.unsafe), rel=1e-4, abs=1e-9)
+
+
+def test_weights_and_rounded_activations_are_told_apart(report, records, study, tiny_guard, tiny_profile, tmp_path):
+    copy, q4, int8 = (v["weights_or_runtime"] for v in report["variants"])
+    assert copy is None  # nothing of F32 is rounded
+    for parts in (q4["marginal"], int8["joint"]):
+        assert parts["total"]["odds_mean"] == pytest.approx(
+            parts["weights"]["odds_mean"] + parts["runtime"]["odds_mean"], rel=1e-4, abs=1e-9
+        )
+        assert parts["weights"]["odds_rms"] > 0 and parts["runtime"]["odds_rms"] > 0
+    path = next((study[0] / "models").glob("*/q4_0.gguf"))
+    convert(path, tmp_path / "floats.gguf", to="f32")
+    first = list(read_records(records))[: q4["records"]]
+    with Guard.load(tmp_path / "floats.gguf", profile=tiny_profile, threads=1, kv_type="f32") as guard:
+        in_floats = score_records(guard, first)
+    with Guard.load(tiny_guard.backend.info.path, profile=tiny_profile, threads=1, kv_type="f32") as guard:
+        reference = score_records(guard, first)
+    by_hand = np.mean(in_floats.margin - reference.margin)
+    assert q4["marginal"]["weights"]["odds_mean"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_onnx_in_floats_is_what_convert_makes_with_float_activations(study, tiny_model, tmp_path):
+    int8 = open_variant(next((study[0] / "models").glob("*/onnx-int8")))
+    convert(tiny_model, tmp_path / "made", to="onnx-int8", options=Options(activations="float"))
+    with made_float(int8, tmp_path / "here") as ours:
+        assert {b.accuracy_level for b in read_graph(ours.path).blocked.values()} <= {None, 1}
+        assert as_float(replace(int8, path=ours.path)) is None
+        with Guard.load(ours.path, profile=tiny_profile_of(study), threads=1) as guard:
+            one = guard.score("boil an egg now")
+    assert not any((tmp_path / "here").iterdir())
+    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), threads=1) as guard:
+        assert guard.score("boil an egg now").categories == one.categories
+
+
+def tiny_profile_of(study) -> Path:
+    args = study[1]
+    return args[args.index("-p") + 1]
+
+
+def test_the_same_weights_give_the_same_report_in_both_runtimes(run, tiny_model, tiny_profile, records, tmp_path):
+    """Tolerance, as docs/quantization.md states it: 0.001 nats, no flip, the same label sets."""
+    options = ["-r", tiny_model, "-p", tiny_profile, "-t", 1, "--draws", 30, "--floor", 0, "--measurements", 0]
+    assert run("bench", "quant", records, "-o", tmp_path, *options, "-v", "onnx-fp32").exit_code == 0
+    (found,) = json.loads((tmp_path / "report.json").read_text())["variants"]
+    assert found["runtime"] == "onnx"
+    for estimator in found["estimators"].values():
+        for label in estimator["labels"].values():
+            assert label["shift"]["odds_rms"] < 0.001 and label["shift"]["max"] < 0.001
+            assert label["flips"]["rate"] == 0
+        assert estimator["label_sets"]["same"] == 1
+        for change in estimator["truth"]["overall"].values():
+            assert change["value"] == pytest.approx(0, abs=0.001)
 
 
 def test_nothing_is_scored_twice(run, study, report, monkeypatch):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeguard.quant.report import Choices, Measured
     from edgeguard.quant.scoring import Scored, Setting
     from edgeguard.quant.variants import Variant
+    from edgeguard.scores import ScoreTable
 
 DEFAULT_VARIANTS = "q8_0,q5_1,q5_0,q4_1,q4_0,iq4_nl,onnx-int8,onnx-int4"
 
@@ -60,7 +61,11 @@ Examples:
 @click.option("--max-flip-rate", type=click.FloatRange(0, 1), help="Of verdicts, for the recommendation")
 @click.option("--max-auprc-loss", type=click.FloatRange(0, 1), help="Of the verdict, for the recommendation")
 @click.option(
-    "--floor", type=click.IntRange(min=0), default=200, show_default=True, help="Records to measure the noise floor on"
+    "--floor",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Records to measure the noise floor on, and the part that rounded activations have",
 )
 @click.option(
     "--measurements", type=click.IntRange(min=0), default=3, show_default=True, help="Of speed and memory, in turn"
@@ -117,7 +122,7 @@ def quant(
         from edgeguard.guard import Thresholds
         from edgeguard.inputs import count_records
         from edgeguard.profile import load_profile
-        from edgeguard.quant.report import Choices, build_report
+        from edgeguard.quant.report import Choices, Measured, build_report
         from edgeguard.quant.scoring import Setting
         from edgeguard.quant.variants import make_variants
 
@@ -143,8 +148,12 @@ def quant(
         scored = [_score(model, setting, out / "scores") for model in models]
         _same_model(models, scored)
         floors = [_floors(model, setting, floor, out / "scores") for model in models]
+        in_floats = [None, *(_in_floats(model, setting, floor, out) for model in models[1:])]
         costs = _costs(models, setting, measurements)
-        measured = _measured(models, scored, floors, costs)
+        measured = [
+            Measured(model, one.table, floor_of_it, cost, between)
+            for model, one, floor_of_it, cost, between in zip(models, scored, floors, costs, in_floats, strict=True)
+        ]
         choices = Choices(calibrations, thresholds, max_flip_rate, max_auprc_loss, draws, seed)
         report = build_report(measured[0], measured[1:], choices, _said(setting, records, measurements, floor))
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -281,6 +290,23 @@ def _floors(model: Variant, setting: Setting, n: int, folder: Path) -> dict[str,
     return {name: _score(model, replace(here, first=first), folder).table for name, here in conditions.items()}
 
 
+def _in_floats(model: Variant, setting: Setting, n: int, out: Path) -> ScoreTable | None:
+    """Scores of the model's first records with its weights as they are and nothing rounded beside them."""
+    from dataclasses import replace
+
+    from edgeguard.quant.scoring import is_kept
+    from edgeguard.quant.variants import as_float, made_float
+
+    named = as_float(model) if n else None
+    if named is None:
+        return None
+    short = replace(setting, first=min(n, setting.first or n))
+    if is_kept(named, short, out / "scores"):
+        return _score(named, short, out / "scores").table
+    with made_float(model, out / "models") as made:
+        return _score(made, short, out / "scores").table
+
+
 def _costs(models: Sequence[Variant], setting: Setting, measurements: int) -> list[list[Any]]:
     """For each model its measurements: all models in turn, so that a noisy minute hits all of them."""
     from dataclasses import replace
@@ -294,17 +320,6 @@ def _costs(models: Sequence[Variant], setting: Setting, measurements: int) -> li
             _say(f"measuring {model.name}, {n + 1} of {measurements}")
             found[i].append(measure(model, short))
     return found
-
-
-def _measured(
-    models: Sequence[Variant], scored: Sequence[Scored], floors: Sequence[dict[str, Any]], costs: Sequence[list[Any]]
-) -> list[Measured]:
-    from edgeguard.quant.report import Measured
-
-    return [
-        Measured(model, one.table, floor, cost)
-        for model, one, floor, cost in zip(models, scored, floors, costs, strict=True)
-    ]
 
 
 def _said(setting: Setting, records: Path, measurements: int, floor: int) -> dict[str, Any]:

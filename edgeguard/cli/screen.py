@@ -222,10 +222,33 @@ def print_quant(report: Mapping[str, Any]) -> None:
         "change; repaired: how much of the drift of P(unsafe) a map fitted without labels removes"
     )
     console.print(Text(said, "dim"))
+    _print_parts(console, report)
     if within := limits(report):
         ship = report["recommendation"]["ship"]
         line = f"ship {ship} ({within})" if ship else f"no variant keeps inside {within}"
         console.print(Text(line, "bold green" if ship else "bold red"))
+
+
+def _print_parts(console: Console, report: Mapping[str, Any]) -> None:
+    """What the weights and what the rounded activations did, where that was measured."""
+    from edgeguard.quant.report import HEADLINE, number
+
+    measured = [v for v in report["variants"] if v["weights_or_runtime"]]
+    if not measured:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("weights or runtime?", no_wrap=True)
+    for name in ("RMS", "weights alone", "activations alone"):
+        table.add_column(name, justify="right")
+    for variant in measured:
+        parts = variant["weights_or_runtime"][HEADLINE]
+        figures = [number(parts[name]["odds_rms"]) for name in ("total", "weights", "runtime")]
+        table.add_row(Text(printable(variant["name"])), *figures)
+    console.print()
+    console.print(table)
+    console.print(
+        Text(f"of the first {measured[0]['weights_or_runtime']['records']} records, with float activations", "dim")
+    )
 
 
 def print_evaluation(

@@ -35,6 +35,7 @@ def page(report: Report) -> str:
         estimator=HEADLINE,
         estimators=list(variants[0]["estimators"]) if variants else [],
         all_labels=["unsafe", *report["labels"]],
+        variants_in_floats=[v for v in variants if v["weights_or_runtime"]],
         floors={v["name"]: floor_of(v, HEADLINE) for v in variants},
         limits=limits(report),
         measurements=report["setting"]["measurements"],

@@ -31,12 +31,17 @@ HEADLINE = "marginal"  # the estimator that the summary, the page and the recomm
 
 @dataclass(frozen=True)
 class Measured:
-    """A variant with all that was measured of it. `floors` are its own scores under other conditions."""
+    """A variant with all that was measured of it.
+
+    floors     its own scores of the first records under other conditions
+    in_floats  those of the same weights with float activations; None where nothing is rounded, or it was not measured
+    """
 
     variant: Variant
     table: ScoreTable
     floors: Mapping[str, ScoreTable]
     costs: Sequence[Cost]
+    in_floats: ScoreTable | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,9 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
         "records": len(left),
         "cost": _cost(reference, one),
         "floor": _floor(one, choices),
+        "weights_or_runtime": None
+        if one.in_floats is None
+        else _weights_or_runtime(left, right, one.in_floats, choices),
         "verdict": _distance(*verdicts),
         "first_label": _distance(*firsts),
         "off_grammar": {"reference": float(left.off.mean()), "variant": float(right.off.mean())},
@@ -144,6 +152,28 @@ def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
             for estimator in left.scores
         }
     return found
+
+
+def _weights_or_runtime(left: ScoreTable, right: ScoreTable, in_floats: ScoreTable, choices: Choices) -> dict[str, Any]:
+    """The drift on the first records: of the weights alone, of the rounded activations alone, and of both."""
+    places = np.intersect1d(np.intersect1d(left.places, right.places), in_floats.places)
+    left, right, between = (drift.take(t, np.isin(t.places, places)) for t in (left, right, in_floats))
+    steps = {"total": (left, right), "weights": (left, between), "runtime": (between, right)}
+    return {"records": len(places)} | {
+        estimator: {name: _step(a, b, estimator, choices) for name, (a, b) in steps.items()}
+        for estimator in left.scores
+    }
+
+
+def _step(a: ScoreTable, b: ScoreTable, estimator: str, choices: Choices) -> dict[str, Any]:
+    p, q = _decided(a, estimator, choices), _decided(b, estimator, choices)
+    odds = (log_odds_of(b, estimator) - log_odds_of(a, estimator))[:, 0]
+    return {
+        "odds_mean": odds.mean(),
+        "odds_rms": np.sqrt(np.mean(odds**2)),
+        "codes_rms": np.sqrt(np.mean((q.p[:, 1:] - p.p[:, 1:]) ** 2)),
+        "flips": asdict(drift.flips(p.said[:, 0], q.said[:, 0])),
+    }
 
 
 def _common(table: ScoreTable, short: ScoreTable) -> tuple[ScoreTable, ScoreTable]:

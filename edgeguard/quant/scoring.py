@@ -65,7 +65,7 @@ def score(
     Raises ModelError with the last words of a process that failed.
     """
     kept = folder / key_of(variant, setting)
-    if not (kept / "done.json").exists():
+    if not is_kept(variant, setting, folder):
         kept.mkdir(parents=True, exist_ok=True)
 
         def heard(line: str) -> None:
@@ -80,6 +80,11 @@ def score(
     said = json.loads((kept / "done.json").read_text(encoding="utf-8"))
     tables = [load_table(path) for path in sorted(kept.glob("chunk-*.npz"))]
     return Scored(joined(tables, CHUNK), said["vocabulary"], said["n_vocab"], said["architecture"])
+
+
+def is_kept(variant: Variant, setting: Setting, folder: Path) -> bool:
+    """Whether `score` has nothing left to do, and needs no model."""
+    return (folder / key_of(variant, setting) / "done.json").exists()
 
 
 def key_of(variant: Variant, setting: Setting) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeguard import gguf
@@ -14,6 +17,7 @@ from edgeguard.model_file import find_model
 from edgeguard.onnx_file import read_graph
 
 FLOAT = "-float"  # onnx-int8-float: the same blocks, what they are multiplied with not rounded
+_IN_FLOATS = 1  # MatMulNBits' accuracy_level
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,66 @@ def _made(reference: Variant, name: str, kind: str, kept: Path, tell: Callable[[
         done = convert(reference.path, path, to=kind, options=options)
         noted.write_text("\n".join(done.notices), encoding="utf-8")
     return open_variant(path, name=name, notices=[n for n in noted.read_text(encoding="utf-8").split("\n") if n])
+
+
+# The same weights with float activations: what a variant's own rounding of activations does is what it differs by.
+
+
+def as_float(variant: Variant) -> Variant | None:
+    """What `made_float` will make, by name and hash; None for a model that rounds no activations anyway."""
+    if variant.runtime == "gguf":
+        # llama.cpp rounds activations to the type that it multiplies a matrix's blocks with: F32 alone stays.
+        tensors = gguf.read_header(variant.path).tensors
+        rounds = any(t.type_name != "F32" for t in tensors if len(t.shape) > 1)
+    else:
+        blocked = read_graph(variant.path).blocked.values()
+        rounds = any(b.accuracy_level not in (None, _IN_FLOATS) for b in blocked)
+    if not rounds:
+        return None
+    return replace(variant, name=f"{variant.name}{FLOAT}", files=(), sha256=f"{variant.sha256}{FLOAT}")
+
+
+@contextmanager
+def made_float(variant: Variant, folder: Path) -> Iterator[Variant]:
+    """`as_float` of a variant as a model that can be loaded, in `folder` until the block ends.
+
+    GGUF: the blocks written out as F32. ONNX: the same files, with MatMulNBits told to multiply in floats.
+    Raises ModelError, OutputError.
+    """
+    named = as_float(variant)
+    assert named is not None
+    path = folder / (f"{named.name}.gguf" if variant.runtime == "gguf" else named.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if variant.runtime == "gguf":
+            convert(variant.path, path, to="f32", options=Options(overwrite=True))
+            yield replace(named, path=path)
+        else:
+            yield replace(named, path=_in_floats(variant, path))
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        for file in (path, path.with_name(f"{path.name}.manifest.json")):
+            if not file.is_dir():
+                file.unlink(missing_ok=True)
+
+
+def _in_floats(variant: Variant, folder: Path) -> Path:
+    """The folder of an ONNX model once more, its large files linked."""
+    import onnx
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in variant.path.parent.iterdir():
+        if file.is_file() and file.name != variant.path.name:
+            try:
+                os.link(file, folder / file.name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, folder / file.name)
+    model = onnx.load_model(variant.path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [a for a in node.attribute if a.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", _IN_FLOATS)])
+    (folder / variant.path.name).write_bytes(model.SerializeToString(deterministic=True))
+    return folder / variant.path.name

@@ -15,7 +15,7 @@ import random
 import time
 import tomllib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
+    parser.add_argument("--init", type=Path, help="go on from this run's adapter.pt, as a new run")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--limit", type=int, help="train on the first N rows only, a shortened run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -83,7 +84,8 @@ def main() -> None:
     prompter = open_prompter()
     rows = [encode(row, prompter, settings) for row in read_rows(args.rows)[: args.limit]]
     val = [encode(row, prompter, settings) for row in read_rows(args.val)]
-    train(rows, val, settings, args.out, compiled=not args.no_compile)
+    init = torch.load(args.init, weights_only=True)["adapter"] if args.init else {}
+    train(rows, val, settings, args.out, init=init, compiled=not args.no_compile)
 
 
 def open_prompter() -> Prompter:
@@ -220,13 +222,23 @@ def validate(network: Network, val: Sequence[Row], *, by_source: bool = False) -
     return figures
 
 
-def train(rows: Sequence[Row], val: Sequence[Row], settings: Settings, out: Path, *, compiled: bool) -> None:
-    """One pass over the rows."""
+def train(
+    rows: Sequence[Row],
+    val: Sequence[Row],
+    settings: Settings,
+    out: Path,
+    *,
+    init: Mapping[str, torch.Tensor],
+    compiled: bool,
+) -> None:
+    """One pass over the rows, from a new adapter or from `init`."""
     torch.manual_seed(settings.seed)
     VERDICTS.update(
         safe=next(r for r in rows if not r.unsafe).targets[0], unsafe=next(r for r in rows if r.unsafe).targets[0]
     )
     network = Network(default_base(), rank=settings.rank, alpha=settings.alpha)
+    if unknown := network.load_state_dict(init, strict=False).unexpected_keys:
+        raise SystemExit(f"--init has matrices that this network has not: {', '.join(unknown[:3])}")
     if compiled:
         for block in network.blocks:  # one by one: all 30 are the same program, compiled once
             block.compile(dynamic=True)
