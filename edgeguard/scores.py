@@ -196,33 +196,43 @@ def with_truth(table: ScoreTable, records: Iterable[Record | BadRecord], where: 
 
     Raises InputError that names the record: an id that is not there or is there twice, other lengths, no labels.
     """
-    found = list(records)
-    for record in found:
+    failed = [one.id for one in table.failed]
+    return replace(table, truth=joined_truth(table.ids, failed, records, where, labels=table.labels))
+
+
+def joined_truth(
+    ids: Sequence[Id], failed: Sequence[Id], records: Iterable[Record | BadRecord], where: str, *, labels: Sequence[str]
+) -> Bools:
+    """(len(ids), n_labels) the labels of `records` for these ids; `failed` are those of records without a score.
+
+    Raises InputError as `with_truth` does.
+    """
+    truths: list[Record] = []
+    for record in records:
         if isinstance(record, BadRecord):
             raise InputError(str(record.error))
-    truths: list[Record] = [r for r in found if isinstance(r, Record)]
-    failed = {str(one.id) for one in table.failed}
-    if all(r.id is not None for r in truths) and all(id_ is not None for id_ in table.ids):
+        truths.append(record)
+    if all(r.id is not None for r in truths) and all(id_ is not None for id_ in ids):
         by_id = {str(r.id): r for r in truths}
-        missing = [id_ for id_ in table.ids if str(id_) not in by_id]
-        extra = sorted(set(by_id) - {str(id_) for id_ in table.ids} - failed)
+        missing = [id_ for id_ in ids if str(id_) not in by_id]
+        extra = sorted(set(by_id) - {str(id_) for id_ in (*ids, *failed)})
         if missing or extra:
             what = f"has no record of id {missing[0]!r}" if missing else f"has {extra[0]!r}, which was not scored"
             raise InputError(
                 f"{where} {what} ({len(missing)} missing, {len(extra)} extra); give the labels of these scores"
             )
-        given = [by_id[str(id_)].labels for id_ in table.ids]
+        given = [by_id[str(id_)].labels for id_ in ids]
     else:
-        if len(truths) != len(table) or table.failed:
+        if len(truths) != len(ids) or failed:
             raise InputError(
-                f"{where} has {len(truths)} records, {len(table)} were scored and {len(table.failed)} failed; "
+                f"{where} has {len(truths)} records, {len(ids)} were scored and {len(failed)} failed; "
                 "without ids they are joined in order, which these numbers forbid"
             )
         given = [r.labels for r in truths]
-    truth = truth_of(given, table.labels, table.ids)
+    truth = truth_of(given, labels, ids)
     if truth is None:
         raise InputError(f'{where} has no labels; each record needs a list, [] or "safe" where none holds')
-    return replace(table, truth=truth)
+    return truth
 
 
 # What a guard says of the records of a table

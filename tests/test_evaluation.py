@@ -279,6 +279,37 @@ def test_evaluate_reads_scores_too(run, tiny, labelled: Path, tmp_path: Path):
     assert (bare.exit_code, "has no labels" in bare.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("rows", "labels", "said"),
+    [
+        ([{}, {}], None, "has no labels; give records"),
+        ([{"labels": []}, {}], None, "record 2 (id 'r1') has no labels"),
+        ([{"labels": []}, {"labels": ["S99"]}], None, "has the label 'S99'"),
+        ([{}, {}], [{"id": "r0", "labels": []}], "has no record of id 'r1'"),
+        ([{}, {}], [{"id": "r0"}, {"id": "r1"}], "has no labels; each record needs"),
+    ],
+)
+def test_a_truth_that_is_missing_is_said_before_anything_is_scored(
+    run, tiny, tmp_path: Path, monkeypatch, rows, labels, said
+):
+    def scored(*_: object) -> None:
+        raise AssertionError("a record was scored")
+
+    monkeypatch.setattr(Guard, "explore", scored)
+    monkeypatch.setattr(Guard, "explore_with_evidence", scored)
+    source, truth = tmp_path / "records.jsonl", tmp_path / "labels.jsonl"
+    source.write_text(
+        "".join(json.dumps({"id": f"r{i}", "text": "boil an egg"} | r) + "\n" for i, r in enumerate(rows))
+    )
+    given = []
+    if labels is not None:
+        truth.write_text("".join(json.dumps({"text": "boil an egg"} | r) + "\n" for r in labels))
+        given = ["--labels", truth]
+    for command in (["evaluate", source], ["calibrate", source, "-o", tmp_path / "c.json"]):
+        result = run(*command, *given, *tiny)
+        assert (result.exit_code, said in result.stderr) == (1, True), result.stderr
+
+
 def test_evaluate_shows_tables_that_fit(run, tiny, labelled: Path, monkeypatch):
     for width in (80, 140):
         monkeypatch.setenv("COLUMNS", str(width))

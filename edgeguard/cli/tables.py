@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ def labelled_table(
         chosen = estimator or "marginal"
         total = count_records(source)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
+            _check_truth(source, labels, guard.labels)
             table = score_records(guard, read_records(source), evidence=evidence, advance=advance)
             identity = {
                 "guard": guard.name,
@@ -71,8 +72,29 @@ def labelled_table(
     if labels is not None:
         table = with_truth(table, read_records(labels), str(labels))
     if table.truth is None:
-        raise InputError(f"{source} has no labels; give records with `labels`, or --labels FILE with the ground truth")
+        raise InputError(_without_labels(source))
     return Labelled(table, chosen, identity)
+
+
+def _check_truth(source: Path, labels: Path | None, taxonomy: Sequence[str]) -> None:
+    """Raises InputError for a missing or impossible truth now, and not after hours of scoring."""
+    from edgeguard.errors import InputError
+    from edgeguard.inputs import read_records
+    from edgeguard.records import Record
+    from edgeguard.scores import joined_truth, truth_of
+
+    records = list(read_records(source))
+    good = [r for r in records if isinstance(r, Record)]
+    ids = [r.id for r in good]
+    if labels is not None:
+        bad = [r.id for r in records if not isinstance(r, Record)]
+        joined_truth(ids, bad, read_records(labels), str(labels), labels=taxonomy)
+    elif good and truth_of([r.labels for r in good], taxonomy, ids) is None:
+        raise InputError(_without_labels(source))
+
+
+def _without_labels(source: Path) -> str:
+    return f"{source} has no labels; give records with `labels`, or --labels FILE with the ground truth"
 
 
 def _progress(total: int | None) -> Any:
