@@ -1,13 +1,15 @@
 """The built-in guard's figures on labelled files, beside two baselines, with bootstrap 95 % intervals.
 
-    python bench/guard.py DATA --scores FOLDER > bench/results/guard.txt
+    python bench/guard.py DATA --scores FOLDER > bench/results/guard.md
 
 DATA is the data pack: val.jsonl, eval_public/, and for the baseline train.jsonl and train_pairs.jsonl. All scores come
 from edgeguard itself. FOLDER keeps them, by model and file, so that a second run need not score again.
 
 edgeguard-135m  the built-in guard, at its own calibration and thresholds
-smollm2         its base model, asked zero-shot with the policy in the prompt, at thresholds of 0.5
+smollm2         its base model, asked zero-shot with the policy in the prompt
 tf-idf          logistic regression on word and character n-grams, trained on the same collected rows
+
+All have thresholds chosen on val.jsonl by the guard's own rule. Differences are paired: the same draws of records.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from sklearn.pipeline import make_union
 
 from edgeguard.calibration import logit, read_calibration, sigmoid
 from edgeguard.files import sha256
+from edgeguard.fitting import Target, fit_label
 from edgeguard.guard import Guard
 from edgeguard.inputs import read_records
 from edgeguard.models import built_in
@@ -36,6 +39,14 @@ from edgeguard.scores import ScoreTable, load_table, save_table, score_records
 
 RESAMPLINGS = 300
 N_BINS = 15
+VERDICT = ("AUROC", "AUPRC", "F1", "false positives", "Brier", "Brier raw", "ECE", "ECE raw")
+CODES = ("micro F1", "macro F1", "micro AUPRC", "macro AUPRC", "Hamming loss")
+SAME_VERDICT = (
+    "edgeguard-135m joint",
+    "edgeguard-135m conditional",
+)  # but for flags
+COMPARED = ("AUROC", "AUPRC", "F1", "micro F1", "micro AUPRC")
+OURS = "edgeguard-135m marginal"
 
 
 @dataclass(frozen=True)
@@ -74,30 +85,41 @@ def main() -> None:
     }
     if args.zero_shot:
         zero = {path: table_of("smollm2", path, args.scores) for path in files}
-        systems["smollm2 marginal"] = lambda path: plain(zero[path], "marginal")
-    systems["tf-idf"] = lambda path: baseline(path, tables[path])
+        systems["smollm2 marginal"] = at_thresholds(lambda path: zero_shot(zero[path]), files[0], tables)
+    systems["tf-idf"] = at_thresholds(lambda path: baseline(path, tables[path]), files[0], tables)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    print("figure [bootstrap 95 % interval over records]; -: needs safe and unsafe rows")
+    print("Bootstrap 95 % intervals over records in brackets. –: needs safe and unsafe rows.")
     for path in files:
         truth = tables[path].truth
         restricted = " (non-commercial licence)" if path.parent.name == "restricted" else ""
-        print(f"\n{path.name}{restricted}: {len(truth)} records, {int(truth.any(axis=1).sum())} unsafe")
-        for name, predict in systems.items():
-            figures = intervals(predict(path), truth)
-            found.setdefault(path.stem, {})[name] = figures
-            print_figures(name, figures)
+        print(f"\n### {path.name}{restricted}: {len(truth)} records, {int(truth.any(axis=1).sum())} unsafe")
+        drawn = {name: draw(predict(path), truth) for name, predict in systems.items()}
+        figures = {name: {key: interval(values) for key, values in draws.items()} for name, draws in drawn.items()}
+        over = {
+            f"{OURS} over {name}": {key: interval(drawn[OURS][key] - drawn[name][key]) for key in COMPARED}
+            for name in drawn
+            if not name.startswith("edgeguard")
+        }
+        found[path.stem] = figures | over
+        verdicts = {n: f for n, f in figures.items() if n not in SAME_VERDICT} | over
+        print_table("verdict", verdicts, VERDICT)
+        print_table("codes", figures | over, CODES)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def print_figures(name: str, figures: Mapping[str, list[float]]) -> None:
-    """Two lines a system: the verdict, and the codes."""
-    shown = {key: "-" if np.isnan(v[0]) else f"{v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for key, v in figures.items()}
-    heads = ["AUROC", "AUPRC", "F1", "false positives", "Brier", "ECE", "Brier raw", "ECE raw"]
-    if "marginal" in name or name == "tf-idf":  # the verdict is the same for all estimators
-        print(f"  {name}: " + ", ".join(f"{key} {shown[key]}" for key in heads))
-    codes = ["micro F1", "macro F1", "micro AUPRC", "macro AUPRC", "Hamming loss"]
-    print(f"  {name}, codes: " + ", ".join(f"{key} {shown[key]}" for key in codes))
+def print_table(name: str, rows: Mapping[str, Mapping[str, Sequence[float]]], keys: Sequence[str]) -> None:
+    """Markdown: a row a system, a column a figure; differences with their sign."""
+    print(f"\n| {name} | {' | '.join(keys)} |\n|---{'|---:' * len(keys)}|")
+    for row, figures in rows.items():
+        sign = "+" if " over " in row else ""
+        print(f"| {row} | {' | '.join(show(figures[k], sign=sign) if k in figures else '' for k in keys)} |")
+
+
+def show(found: Sequence[float], *, sign: str = "") -> str:
+    """`0.903 [0.873, 0.926]`."""
+    value, low, high = found
+    return "–" if np.isnan(value) else f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,11 +161,32 @@ def ours(table: ScoreTable, estimator: str) -> Predictions:
     return Predictions(unsafe, sigmoid(table.margin), labels, flagged, named)
 
 
-def plain(table: ScoreTable, estimator: str) -> Predictions:
-    """A guard without calibration at thresholds of 0.5."""
-    labels, raw = table.scores[estimator], sigmoid(table.margin)
-    named = labels >= 0.5
-    return Predictions(raw, raw, labels, (raw >= 0.5) | named.any(axis=1), named)
+def zero_shot(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+    """P(unsafe) and the labels' probabilities, as the model gives them."""
+    return sigmoid(table.margin), table.scores["marginal"]
+
+
+def at_thresholds(
+    predict: Callable[[Path], tuple[np.ndarray, np.ndarray]], val: Path, tables: Mapping[Path, ScoreTable]
+) -> Callable[[Path], Predictions]:
+    """A baseline with thresholds by the rule of the guard's own: best F1 of each code on val, at most 1 % of the safe
+    records over it; 2 % of them over the verdict's."""
+    (unsafe, labels), truth = predict(val), tables[val].truth
+    safe = ~truth.any(axis=1)
+    rule = {"method": "none", "safe": safe}
+    verdict = fit_label("unsafe", logit(unsafe), unsafe, ~safe, target=Target("fpr", 0.02), **rule)
+    codes = [
+        fit_label("code", logit(p), p, t, target=Target("f1"), safe_rate=0.01, **rule)
+        for p, t in zip(labels.T, truth.T, strict=True)
+    ]
+    at = np.array([fit.threshold.value if fit.threshold else 0.5 for fit in codes])
+
+    def said(path: Path) -> Predictions:
+        unsafe, labels = predict(path)
+        named = labels >= at
+        return Predictions(unsafe, unsafe, labels, (unsafe >= verdict.threshold.value) | named.any(axis=1), named)
+
+    return said
 
 
 class TfIdf:
@@ -166,14 +209,14 @@ class TfIdf:
             for code in codes
         ]
 
-    def __call__(self, path: Path, table: ScoreTable) -> Predictions:
-        """Its predictions, at thresholds of 0.5."""
+    def __call__(self, path: Path, table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+        """P(unsafe) and the labels' probabilities."""
         x = self.features.transform([text_of(r) for r in read_records(path)])
         unsafe = self.verdict.predict_proba(x)[:, 1]
         labels = np.zeros(table.truth.shape)
         for code, model in zip(self.codes, self.by_code, strict=True):
             labels[:, table.labels.index(code)] = model.predict_proba(x)[:, 1]
-        return Predictions(unsafe, unsafe, labels, unsafe >= 0.5, labels >= 0.5)
+        return unsafe, labels
 
 
 def text_of(record: object) -> str:
@@ -186,16 +229,19 @@ def text_of(record: object) -> str:
 # Figures
 
 
-def intervals(said: Predictions, truth: np.ndarray) -> dict[str, list[float]]:
-    """Figure → value, lower and upper end of its 95 % interval."""
-    rng, whole = np.random.default_rng(0), figures_of(said, truth, np.arange(len(truth)))
-    draws = [figures_of(said, truth, rng.integers(0, len(truth), len(truth))) for _ in range(RESAMPLINGS)]
-    found = {}
-    for key, value in whole.items():
-        sample = [d[key] for d in draws if not np.isnan(d[key])]
-        low, high = np.percentile(sample, [2.5, 97.5]) if len(sample) > RESAMPLINGS // 2 else (np.nan, np.nan)
-        found[key] = [value, float(low), float(high)]
-    return found
+def draw(said: Predictions, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Figure → its value and those of the same draws of records for every system."""
+    rng, n = np.random.default_rng(0), len(truth)
+    rows = [np.arange(n), *(rng.integers(0, n, n) for _ in range(RESAMPLINGS))]
+    found = [figures_of(said, truth, r) for r in rows]
+    return {key: np.array([f[key] for f in found]) for key in found[0]}
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Value, lower and upper end of its 95 % interval."""
+    sample = values[1:][~np.isnan(values[1:])]
+    low, high = np.percentile(sample, [2.5, 97.5]) if len(sample) > RESAMPLINGS // 2 else (np.nan, np.nan)
+    return [float(values[0]), float(low), float(high)]
 
 
 def figures_of(said: Predictions, truth: np.ndarray, rows: np.ndarray) -> dict[str, float]:

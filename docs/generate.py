@@ -65,11 +65,11 @@ def fill(text: str, sections: dict[str, str]) -> str:
 
 
 def results() -> dict[str, str]:
-    """What the benches printed last, as kept in bench/results/."""
-    return {
-        path.stem: f"```text\n{path.read_text(encoding='utf-8').strip()}\n```\n"
-        for path in sorted((ROOT / "bench" / "results").glob("*.txt"))
-    }
+    """What the benches printed last, as kept in bench/results/: text as it is, Markdown as part of the page."""
+    kept = ROOT / "bench" / "results"
+    said = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(kept.glob("*.*"))}
+    plain = {path.stem for path in kept.glob("*.txt")}
+    return {name: f"```text\n{text}\n```\n" if name in plain else f"{text}\n" for name, text in said.items()}
 
 
 def examples() -> dict[str, str]:

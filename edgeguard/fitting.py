@@ -9,8 +9,9 @@ gets a cautious map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from edgeguard.calibration import Map, sigmoid
 from edgeguard.errors import CalibrationError
+from edgeguard.scores import ScoreTable, log_odds_of, predictions, truth_with_unsafe
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -317,6 +319,46 @@ def fit_label(
     spared = None if safe is None else _all_but(mapped, safe, safe_rate)
     found = choose_threshold(truth, mapped, target, spared=spared)
     return LabelFit(label, n_true, map_, reason, before, after, found)
+
+
+def fit_table(
+    table: ScoreTable,
+    estimator: str,
+    *,
+    method: Method | Literal["auto", "none"] = "auto",
+    targets: Mapping[str, Target] = MappingProxyType({}),
+    safe_rate: float = 1.0,
+) -> list[LabelFit]:
+    """`fit_label` for "unsafe" and every label of a table with its truth.
+
+    targets    by label, "" for those without one of their own; the best F1 for the rest
+    safe_rate  the share of safe records that may be over a category's threshold; "unsafe" has none
+    """
+    assert table.truth is not None
+    odds, raw, truth = log_odds_of(table, estimator), predictions(table, estimator).p, truth_with_unsafe(table.truth)
+    return [
+        fit_label(
+            label,
+            odds[:, i],
+            raw[:, i],
+            truth[:, i],
+            method=method,
+            target=targets.get(label) or targets.get("") or Target("f1"),
+            safe=~truth[:, 0],
+            safe_rate=1.0 if label == "unsafe" else safe_rate,
+        )
+        for i, label in enumerate(("unsafe", *table.labels))
+    ]
+
+
+def maps_of(fits: Sequence[LabelFit]) -> dict[str, Map]:
+    """Label → map, where one was fitted."""
+    return {fit.label: fit.map for fit in fits if fit.map is not None}
+
+
+def thresholds_of(fits: Sequence[LabelFit]) -> dict[str, float]:
+    """Label → threshold to six digits: the records on either side are as far away as from one another."""
+    return {fit.label: float(f"{fit.threshold.value:.6g}") for fit in fits if fit.threshold is not None}
 
 
 def _all_but(p: Floats, safe: Bools, rate: float) -> Bools:

@@ -122,8 +122,7 @@ def _fit(
 ) -> tuple[Calibration, list[LabelFit]]:
     from edgeguard.calibration import Calibration
     from edgeguard.files import sha256
-    from edgeguard.fitting import Target, fit_label
-    from edgeguard.scores import log_odds_of, predictions, truth_with_unsafe
+    from edgeguard.fitting import fit_table, maps_of, thresholds_of
 
     labelled = labelled_table(source, estimator=estimator, **options)
     table, chosen = labelled.table, labelled.estimator
@@ -131,25 +130,11 @@ def _fit(
     names = ("unsafe", *table.labels)
     if unknown := set(goals) - {"", *names}:
         raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(names)}", param_hint="--threshold-for")
-    odds, truth = log_odds_of(table, chosen), truth_with_unsafe(table.truth)
-    raw = predictions(table, chosen).p
-    fits = [
-        fit_label(
-            label,
-            odds[:, i],
-            raw[:, i],
-            truth[:, i],
-            method=method,  # type: ignore[arg-type]  # click.Choice has checked it
-            target=goals.get(label) or goals.get("") or Target("f1"),
-            safe=~truth[:, 0],
-            safe_rate=1.0 if label == "unsafe" else safe_rate,
-        )
-        for i, label in enumerate(names)
-    ]
+    fits = fit_table(table, chosen, method=method, targets=goals, safe_rate=safe_rate)  # type: ignore[arg-type]
     calibration = Calibration(
         **labelled.identity,
-        maps={fit.label: fit.map for fit in fits if fit.map is not None},
-        thresholds={fit.label: _rounded(fit.threshold.value) for fit in fits if fit.threshold is not None},
+        maps=maps_of(fits),
+        thresholds=thresholds_of(fits),
         fitted={
             "file": source.name,
             "sha256": sha256(source),
@@ -200,11 +185,6 @@ def read_targets(given: Sequence[str]) -> dict[str, Target]:
         except ValueError as error:
             raise click.BadParameter(f"{text!r}: {error}", param_hint="--threshold-for") from None
     return found
-
-
-def _rounded(threshold: float) -> float:
-    """To six digits; the next probability on either side is as far away as the records were from one another."""
-    return float(f"{threshold:.6g}")
 
 
 def _row(fit: LabelFit) -> dict[str, Any]:

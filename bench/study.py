@@ -1,0 +1,287 @@
+"""What quantization does to the built-in guard: `edgeguard bench quant` on the data pack, as tables for the docs.
+
+    python bench/study.py DATA --out FOLDER > bench/results/quantization_study.md
+    python bench/study.py DATA --out FOLDER --val 900 --per-file 120 > …            # samples: an hour, not four
+
+DATA is the data pack: val.jsonl and eval_public/. FOLDER keeps models and scores: the same command goes on where it was
+stopped. The reference's calibration is fitted on val.jsonl by the guard's own rule; decisions are taken with it. Also
+written: docs/images/quantization-study.svg, and for each set of records bench quant's page and report in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeguard.backend import available_cores
+from edgeguard.calibration import Calibration, write_calibration
+from edgeguard.cli.models import merged
+from edgeguard.convert import Options, convert
+from edgeguard.files import sha256
+from edgeguard.fitting import Target, fit_table, maps_of, thresholds_of
+from edgeguard.models import built_in
+from edgeguard.quant.pictures import size_against_drift
+from edgeguard.quant.report import HEADLINE, floor_of, interval, number, percent
+from edgeguard.quant.scoring import Setting, score
+from edgeguard.quant.variants import Variant, open_variant
+
+GUARD = "edgeguard-135m"
+VARIANTS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4")
+K_TYPES = ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+LIMITS = ("--max-flip-rate", "0.02", "--max-auprc-loss", "0.01")
+ROOT = Path(__file__).resolve().parents[1]
+Report = Mapping[str, Any]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--val", type=int, help="a sample of so many records of val.jsonl [default: all]")
+    parser.add_argument("--per-file", type=int, help="of each public file [default: all]; xstest is taken whole")
+    parser.add_argument("--floor", type=int, default=200, help="as of bench quant")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    public = sorted((args.data / "eval_public").rglob("*.jsonl"))
+    sets = {
+        "val": sample([args.data / "val.jsonl"], args.val, args.out / "val.jsonl"),
+        "public": sample(public, args.per_file, args.out / "public.jsonl"),
+    }
+    (args.out / "models").mkdir(exist_ok=True)
+    reference = open_variant(merged(built_in(GUARD), args.out / "models" / f"{GUARD}.F32.gguf"))
+    calibrations = calibrate(reference, sets["val"], args.out)
+    made = args.out / "val" / "models" / f"{reference.path.stem}-{reference.sha256[:12]}"
+    reports = {}
+    for name, records in sets.items():
+        # The second set takes what was made for the first.
+        kept = [made / (v if v.startswith("onnx") else f"{v}.gguf") for v in VARIANTS]
+        variants = VARIANTS if name == "val" else map(str, kept)
+        reports[name] = bench(reference, records, args.out / name, variants, calibrations, args.floor)
+    print_study(reports, k_types(reference, args.out / "models"))
+    picture = ROOT / "docs" / "images" / "quantization-study.svg"
+    picture.parent.mkdir(exist_ok=True)
+    picture.write_text(standalone(size_against_drift(without(reports["public"], "onnx-fp32"), HEADLINE)))
+
+
+def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
+    """One file of records, at most n of each file, in the files' order; the same arguments give the same bytes."""
+    lines: list[str] = []
+    for file in files:
+        rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = n is None or n >= len(rows) or file.stem == "xstest"
+        kept = range(len(rows)) if whole else sorted(random.Random(0).sample(range(len(rows)), n or 0))
+        lines += [rows[i] for i in kept]
+    text = "".join(lines)
+    if not out.exists() or out.read_text(encoding="utf-8") != text:
+        out.write_text(text, encoding="utf-8")
+    return out
+
+
+def calibrate(reference: Variant, val: Path, out: Path) -> list[Path]:
+    """The reference's own calibration for each estimator, from the very scores that bench quant will take."""
+    profile = built_in(GUARD).profile
+    setting = Setting(records=val, profile=profile, threads=available_cores(), kv_type="f32")
+    scored = score(reference, setting, out / "val" / "scores")
+    paths = []
+    for estimator in scored.table.scores:
+        targets = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}
+        fits = fit_table(scored.table, estimator, method="platt", targets=targets, safe_rate=0.01)
+        paths.append(out / f"calibration-{estimator}.json")
+        write_calibration(
+            Calibration(
+                guard=reference.name,
+                profile=profile,
+                estimator=estimator,
+                model_sha256=reference.sha256,
+                maps=maps_of(fits),
+                thresholds=thresholds_of(fits),
+                fitted={"file": val.name, "sha256": sha256(val), "records": len(scored.table)},
+            ),
+            paths[-1],
+        )
+    return paths
+
+
+def bench(
+    reference: Variant, records: Path, out: Path, variants: Iterable[str], calibrations: Sequence[Path], floor: int
+) -> Report:
+    """bench quant's report; that no variant keeps inside the limits (4) is a finding too."""
+    command = [sys.executable, "-m", "edgeguard", "bench", "quant", records, "--out", out, "-r", reference.path]
+    command += ["-p", built_in(GUARD).profile, "-v", ",".join(variants), "--floor", floor, *LIMITS]
+    for path in calibrations:
+        command += ["--calibration", path]
+    code = subprocess.run(list(map(str, command)), stdout=sys.stderr, check=False).returncode
+    if code not in (0, 4):
+        raise SystemExit(code)
+    report: Report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[str]]]:
+    """(type, file, what its making said) of the K-quants, which this model's width does not fit."""
+    found = []
+    for kind in K_TYPES:
+        done = convert(reference.path, folder / f"{kind}.gguf", to=kind, options=Options(overwrite=True))
+        found.append((kind, done.path, done.notices))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def print_study(reports: Mapping[str, Report], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
+    """All of them, as Markdown."""
+    first = reports["val"]
+    print(
+        f"Reference: {GUARD} merged to F32, {first['reference']['n_bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals."
+    )
+    for name, report in reports.items():
+        what = {"val": "`val.jsonl`", "public": "the public evaluation files"}[name]
+        print(f"\n## On {what}: {report['records']} records, {report['unsafe']} unsafe\n")
+        print("### The verdict\n")
+        table(_VERDICT, [verdict_row(v) for v in report["variants"]])
+        recommended = report["recommendation"]["ship"]
+        print(f"\nSmallest inside {limits(report)}: {f'**{recommended}**' if recommended else 'none'}.")
+        print("\n### The three estimators\n")
+        table(_ESTIMATORS, [row for v in report["variants"] for row in estimator_rows(v)])
+        print("\n### Where the harm to the verdict comes from, Brier loss ×1000\n")
+        table(("variant", "total", *_PARTS), [harm_row(v) for v in report["variants"]])
+        print("\n### Repair without labels, told on the half that it was not fitted on\n")
+        table(_REPAIR, [row for v in report["variants"] for row in repair_rows(v)])
+        n = next(iter(report["reference"]["floor"].values()))[HEADLINE]["records"]
+        print(f"\n### Noise floors: RMS change of the verdict's log-odds on {n} records, nats\n")
+        table(("model", *_CONDITIONS), [floor_row(v) for v in (report["reference"], *report["variants"])])
+        print("\n### Weights or runtime: RMS change of the verdict's log-odds on the same records, nats\n")
+        table(_SPLIT, [split_row(v) for v in report["variants"] if v["weights_or_runtime"]])
+    print("\n## Cost, over the reference's\n")
+    table(("variant", "MB", "size", "load", "peak memory", "speed (range)"), [cost_row(v) for v in first["variants"]])
+    print("\n## K-quants of this model\n")
+    rows = [(kind, f"{path.stat().st_size / 1e6:.0f}", " ".join(notices) or "–") for kind, path, notices in k]
+    table(("type", "MB", "what `edgeguard convert` says"), rows)
+
+
+_VERDICT = (
+    *("variant", "MB", "flipped (at most)", "to safe", "to unsafe", "RMS, nats", "floor", "rank correlation"),
+    *("ΔAUROC", "ΔAUPRC", "ΔECE", "ΔBrier", "same categories"),
+)
+_ESTIMATORS = ("variant", "estimator", "codes' RMS Δp", "codes flipped", "Δ micro F1", "Δ micro AUPRC")
+_PARTS = ("emission", "calibration", "resolution", "discrimination")
+_REPAIR = (
+    *("variant", "estimator", "P(unsafe): RMS Δp before", "after", "verdicts flipped before", "after"),
+    *("codes: RMS Δp before", "after"),
+)
+_CONDITIONS = ("threads", "batch", "attention", "neighbours")
+_SPLIT = ("variant", "both", "weights", "activations", "flipped by both", "by the weights", "by the activations")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table, numbers to the right."""
+    print(f"| {' | '.join(heads)} |\n|---{'|---:' * (len(heads) - 1)}|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def limits(report: Report) -> str:
+    """In words."""
+    r = report["recommendation"]
+    return f"a flip rate of {percent(r['max_flip_rate'])} and an AUPRC loss of {r['max_auprc_loss']:g} (upper bounds)"
+
+
+def verdict_row(v: Report) -> list[str]:
+    """A variant's verdicts."""
+    e = v["estimators"][HEADLINE]
+    u = e["labels"]["unsafe"]
+    changes = e["truth"]["labels"]["unsafe"]["changes"]
+    return [
+        v["name"],
+        f"{v['n_bytes'] / 1e6:.0f}",
+        f"{percent(u['flips']['rate'])} ({percent(u['flips']['high'])})",
+        percent(u["flips"]["to_safe"]),
+        percent(u["flips"]["to_unsafe"]),
+        number(u["shift"]["odds_rms"]),
+        number(floor_of(v, HEADLINE)),
+        f"{u['shift']['spearman']:.4f}",
+        *(interval(changes[key], digits=4) for key in ("auroc", "auprc", "ece", "brier")),
+        percent(e["label_sets"]["same"]),
+    ]
+
+
+def estimator_rows(v: Report) -> list[list[str]]:
+    """A variant's codes under each estimator."""
+    found = []
+    for name, e in v["estimators"].items():
+        codes, overall = e["all_labels"], e["truth"]["overall"]
+        changes = [interval(overall[key], digits=4) for key in ("micro_f1", "micro_auprc")]
+        found.append([v["name"], name, f"{codes['rms']:.4f}", percent(codes["flips"]["rate"]), *changes])
+    return found
+
+
+def harm_row(v: Report) -> list[str]:
+    """What the change of the Brier loss is made of."""
+    harm = v["estimators"][HEADLINE]["truth"]["labels"]["unsafe"]["harm"]
+    return [v["name"], *(interval(harm[part], 1000, 2) for part in ("total", *_PARTS))]
+
+
+def repair_rows(v: Report) -> list[list[str]]:
+    """Drift before and after a map fitted to the reference's scores."""
+    found = []
+    for name, fix in v["repair"].items():
+        u, codes = fix["labels"]["unsafe"], [x for label, x in fix["labels"].items() if label != "unsafe"]
+        flips = [percent(u[key]["rate"]) for key in ("flips_before", "flips_after")]
+        squares = [sum(x[key] ** 2 for x in codes) / len(codes) for key in ("rms_before", "rms_after")]
+        rms = [f"{u['rms_before']:.4f}", f"{u['rms_after']:.4f}"]
+        found.append([v["name"], name, *rms, *flips, *(f"{s**0.5:.4f}" for s in squares)])
+    return found
+
+
+def floor_row(v: Report) -> list[str]:
+    """A model's own noise."""
+    there = {name: f[HEADLINE]["labels"]["unsafe"]["odds_rms"] for name, f in v["floor"].items()}
+    return [v["name"], *(number(there[c]) if c in there else "–" for c in _CONDITIONS)]
+
+
+def split_row(v: Report) -> list[str]:
+    """What the weights did, and what the rounding of activations."""
+    parts = [v["weights_or_runtime"][HEADLINE][name] for name in ("total", "weights", "runtime")]
+    return [v["name"], *(number(p["odds_rms"]) for p in parts), *(percent(p["flips"]["rate"]) for p in parts)]
+
+
+def cost_row(v: Report) -> list[str]:
+    """Ratios to the reference; the range is over the measurements of the variant alone."""
+    c = v["cost"]
+    base = c["rate"]["median"] / c["rate_ratio"]
+    speeds = f"{c['rate_ratio']:.2f} ({c['rate']['low'] / base:.2f} … {c['rate']['high'] / base:.2f})"
+    size = f"{v['n_bytes'] / 1e6:.0f}"
+    return [v["name"], size, *(f"{c[key]:.2f}" for key in ("size_ratio", "load_ratio", "peak_ratio")), speeds]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The picture
+
+
+def without(report: Report, name: str) -> Report:
+    """The report but for one variant."""
+    return {**report, "variants": [v for v in report["variants"] if v["name"] != name]}
+
+
+def standalone(svg: str) -> str:
+    """A picture of the page as a file of its own: with its colours, light and dark, and a ground."""
+    page = (ROOT / "edgeguard" / "quant" / "page.html.jinja").read_text(encoding="utf-8")
+    colours = page[page.index(":root") : page.index("* { box-sizing")]
+    head, rest = svg.split(">", 1)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    ground = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    style = f"<style>{colours} text {{ font-family: system-ui, sans-serif }}</style>"
+    return f"{head} {names}>{style}{ground}{rest}"
+
+
+if __name__ == "__main__":
+    main()
