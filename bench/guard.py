@@ -10,6 +10,7 @@ smollm2         its base model, asked zero-shot with the policy in the prompt
 tf-idf          logistic regression on word and character n-grams, trained on the same collected rows
 
 All have thresholds chosen on val.jsonl by the guard's own rule. Differences are paired: the same draws of records.
+Zero-shot takes several times as long, for the policy in each prompt: --zero-shot N asks of N records a file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--scores", type=Path, required=True, help="folder to keep scores in")
-    parser.add_argument("--zero-shot", action="store_true", help="the base model too: three times as long")
+    parser.add_argument("--zero-shot", type=int, metavar="N", help="the base model too, on N records of each file")
     parser.add_argument("--json", type=Path, help="all figures, as JSON")
     args = parser.parse_args()
     args.scores.mkdir(parents=True, exist_ok=True)
@@ -84,22 +86,28 @@ def main() -> None:
         for name in ("marginal", "joint", "conditional")
     }
     if args.zero_shot:
-        zero = {path: table_of("smollm2", path, args.scores) for path in files}
-        systems["smollm2 marginal"] = at_thresholds(lambda path: zero_shot(zero[path]), files[0], tables)
-    systems["tf-idf"] = at_thresholds(lambda path: baseline(path, tables[path]), files[0], tables)
+        asked = {path: table_of("smollm2", sampled(path, args.zero_shot, args.scores), args.scores) for path in files}
+        rows = {path: rows_of(tables[path], asked[path]) for path in files}
+        systems["smollm2 marginal"] = at_thresholds(
+            lambda path: zero_shot(asked[path]), files[0], asked[files[0]].truth
+        )
+    systems["tf-idf"] = at_thresholds(lambda path: baseline(path, tables[path]), files[0], tables[files[0]].truth)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     print("Bootstrap 95 % intervals over records in brackets. –: needs safe and unsafe rows.")
     for path in files:
         truth = tables[path].truth
         restricted = " (non-commercial licence)" if path.parent.name == "restricted" else ""
         print(f"\n### {path.name}{restricted}: {len(truth)} records, {int(truth.any(axis=1).sum())} unsafe")
-        drawn = {name: draw(predict(path), truth) for name, predict in systems.items()}
-        figures = {name: {key: interval(values) for key, values in draws.items()} for name, draws in drawn.items()}
-        over = {
-            f"{OURS} over {name}": {key: interval(drawn[OURS][key] - drawn[name][key]) for key in COMPARED}
-            for name in drawn
-            if not name.startswith("edgeguard")
-        }
+        said = {name: predict(path) for name, predict in systems.items()}
+        figures, over = {}, {}
+        for name, predictions in said.items():
+            taken = rows[path] if name.startswith("smollm2") else np.arange(len(truth))
+            drawn = draw(predictions, truth[taken])
+            shown = f"{name}, {len(taken)} records" if len(taken) < len(truth) else name
+            figures[shown] = {key: interval(values) for key, values in drawn.items()}
+            if not name.startswith("edgeguard"):
+                same = draw(of_rows(said[OURS], taken), truth[taken])
+                over[f"{OURS} over {shown}"] = {key: interval(same[key] - drawn[key]) for key in COMPARED}
         found[path.stem] = figures | over
         verdicts = {n: f for n, f in figures.items() if n not in SAME_VERDICT} | over
         print_table("verdict", verdicts, VERDICT)
@@ -166,12 +174,32 @@ def zero_shot(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
     return sigmoid(table.margin), table.scores["marginal"]
 
 
+def sampled(path: Path, n: int, folder: Path) -> Path:
+    """A file of at most n of the records, in their order."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = sorted(random.Random(0).sample(range(len(lines)), min(n, len(lines))))
+    out = folder / f"{path.stem}-{n}.jsonl"
+    out.write_text("".join(lines[i] for i in kept), encoding="utf-8")
+    return out
+
+
+def rows_of(table: ScoreTable, sample: ScoreTable) -> np.ndarray:
+    """Where a sample's records are in the table of all."""
+    place = {id_: i for i, id_ in enumerate(table.ids)}
+    return np.array([place[id_] for id_ in sample.ids])
+
+
+def of_rows(said: Predictions, rows: np.ndarray) -> Predictions:
+    """The predictions of some records."""
+    return Predictions(said.unsafe[rows], said.raw[rows], said.labels[rows], said.flagged[rows], said.named[rows])
+
+
 def at_thresholds(
-    predict: Callable[[Path], tuple[np.ndarray, np.ndarray]], val: Path, tables: Mapping[Path, ScoreTable]
+    predict: Callable[[Path], tuple[np.ndarray, np.ndarray]], val: Path, truth: np.ndarray
 ) -> Callable[[Path], Predictions]:
     """A baseline with thresholds by the rule of the guard's own: best F1 of each code on val, at most 1 % of the safe
     records over it; 2 % of them over the verdict's."""
-    (unsafe, labels), truth = predict(val), tables[val].truth
+    unsafe, labels = predict(val)
     safe = ~truth.any(axis=1)
     rule = {"method": "none", "safe": safe}
     verdict = fit_label("unsafe", logit(unsafe), unsafe, ~safe, target=Target("fpr", 0.02), **rule)

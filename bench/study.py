@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--val", type=int, help="a sample of so many records of val.jsonl [default: all]")
     parser.add_argument("--per-file", type=int, help="of each public file [default: all]; xstest is taken whole")
-    parser.add_argument("--floor", type=int, default=200, help="as of bench quant")
+    parser.add_argument("--floor", type=int, default=200, help="records of the second set, as of bench quant")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     public = sorted((args.data / "eval_public").rglob("*.jsonl"))
@@ -63,7 +63,9 @@ def main() -> None:
         # The second set takes what was made for the first.
         kept = [made / (v if v.startswith("onnx") else f"{v}.gguf") for v in VARIANTS]
         variants = VARIANTS if name == "val" else map(str, kept)
-        reports[name] = bench(reference, records, args.out / name, variants, calibrations, args.floor)
+        # Noise is measured on the second set, speed and memory with the first: once is enough.
+        extra = ("--floor", 0, "--measurements", 3) if name == "val" else ("--floor", args.floor, "--measurements", 0)
+        reports[name] = bench(reference, records, args.out / name, variants, [*extra, *calibrations])
     print_study(reports, k_types(reference, args.out / "models"))
     picture = ROOT / "docs" / "images" / "quantization-study.svg"
     picture.parent.mkdir(exist_ok=True)
@@ -71,29 +73,29 @@ def main() -> None:
 
 
 def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
-    """One file of records, at most n of each file, in the files' order; the same arguments give the same bytes."""
-    lines: list[str] = []
+    """One file of records, at most n of each file, shuffled; the same arguments give the same bytes."""
+    dice, lines = random.Random(0), []
     for file in files:
         rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = n is None or n >= len(rows) or file.stem == "xstest"
-        kept = range(len(rows)) if whole else sorted(random.Random(0).sample(range(len(rows)), n or 0))
-        lines += [rows[i] for i in kept]
+        lines += rows if n is None or n >= len(rows) or file.stem == "xstest" else dice.sample(rows, n)
+    dice.shuffle(lines)
     text = "".join(lines)
     if not out.exists() or out.read_text(encoding="utf-8") != text:
         out.write_text(text, encoding="utf-8")
     return out
 
 
-def calibrate(reference: Variant, val: Path, out: Path) -> list[Path]:
-    """The reference's own calibration for each estimator, from the very scores that bench quant will take."""
+def calibrate(reference: Variant, val: Path, out: Path) -> list[object]:
+    """Options with the reference's own calibrations, from the very scores that bench quant will take."""
     profile = built_in(GUARD).profile
     setting = Setting(records=val, profile=profile, threads=available_cores(), kv_type="f32")
     scored = score(reference, setting, out / "val" / "scores")
-    paths = []
+    options: list[object] = []
     for estimator in scored.table.scores:
         targets = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}
         fits = fit_table(scored.table, estimator, method="platt", targets=targets, safe_rate=0.01)
-        paths.append(out / f"calibration-{estimator}.json")
+        path = out / f"calibration-{estimator}.json"
+        options += ["--calibration", path]
         write_calibration(
             Calibration(
                 guard=reference.name,
@@ -104,19 +106,15 @@ def calibrate(reference: Variant, val: Path, out: Path) -> list[Path]:
                 thresholds=thresholds_of(fits),
                 fitted={"file": val.name, "sha256": sha256(val), "records": len(scored.table)},
             ),
-            paths[-1],
+            path,
         )
-    return paths
+    return options
 
 
-def bench(
-    reference: Variant, records: Path, out: Path, variants: Iterable[str], calibrations: Sequence[Path], floor: int
-) -> Report:
+def bench(reference: Variant, records: Path, out: Path, variants: Iterable[str], options: Sequence[object]) -> Report:
     """bench quant's report; that no variant keeps inside the limits (4) is a finding too."""
     command = [sys.executable, "-m", "edgeguard", "bench", "quant", records, "--out", out, "-r", reference.path]
-    command += ["-p", built_in(GUARD).profile, "-v", ",".join(variants), "--floor", floor, *LIMITS]
-    for path in calibrations:
-        command += ["--calibration", path]
+    command += ["-p", built_in(GUARD).profile, "-v", ",".join(variants), *LIMITS, *options]
     code = subprocess.run(list(map(str, command)), stdout=sys.stderr, check=False).returncode
     if code not in (0, 4):
         raise SystemExit(code)
@@ -156,11 +154,12 @@ def print_study(reports: Mapping[str, Report], k: Sequence[tuple[str, Path, Sequ
         table(("variant", "total", *_PARTS), [harm_row(v) for v in report["variants"]])
         print("\n### Repair without labels, told on the half that it was not fitted on\n")
         table(_REPAIR, [row for v in report["variants"] for row in repair_rows(v)])
-        n = next(iter(report["reference"]["floor"].values()))[HEADLINE]["records"]
-        print(f"\n### Noise floors: RMS change of the verdict's log-odds on {n} records, nats\n")
-        table(("model", *_CONDITIONS), [floor_row(v) for v in (report["reference"], *report["variants"])])
-        print("\n### Weights or runtime: RMS change of the verdict's log-odds on the same records, nats\n")
-        table(_SPLIT, [split_row(v) for v in report["variants"] if v["weights_or_runtime"]])
+    last = reports["public"]
+    n = next(iter(last["reference"]["floor"].values()))[HEADLINE]["records"]
+    print(f"\n## Noise floors: RMS change of the verdict's log-odds, nats, on {n} of the public records\n")
+    table(("model", *_CONDITIONS), [floor_row(v) for v in (last["reference"], *last["variants"])])
+    print("\n## Weights or runtime: RMS change of the verdict's log-odds on the same records, nats\n")
+    table(_SPLIT, [split_row(v) for v in last["variants"] if v["weights_or_runtime"]])
     print("\n## Cost, over the reference's\n")
     table(("variant", "MB", "size", "load", "peak memory", "speed (range)"), [cost_row(v) for v in first["variants"]])
     print("\n## K-quants of this model\n")
