@@ -19,7 +19,7 @@ from edgeguard.calibration import logit
 from edgeguard.errors import InputError
 from edgeguard.evaluation import label_figures, overall_figures
 from edgeguard.fitting import FOLDS, fit_map
-from edgeguard.metrics import Interval, Weight, bootstrap
+from edgeguard.metrics import Figure, Interval, Weight, bootstrap
 from edgeguard.scores import Predictions, ScoreTable
 
 Floats = npt.NDArray[np.float64]
@@ -252,7 +252,7 @@ def label_changes(
 ) -> dict[str, Interval]:
     """Variant minus reference of every figure of a label, (p, said) each, with paired bootstrap intervals."""
 
-    def figures(weight: Weight) -> Mapping[str, float]:
+    def figures(weight: Weight) -> Mapping[str, Figure]:
         return _minus(label_figures(truth, *variant, weight), label_figures(truth, *reference, weight))
 
     return bootstrap(figures, len(truth), draws=draws, seed=seed)
@@ -263,13 +263,13 @@ def overall_changes(
 ) -> dict[str, Interval]:
     """The same over the categories together; truth is (n, 1 + n_labels)."""
 
-    def figures(weight: Weight) -> Mapping[str, float]:
+    def figures(weight: Weight) -> Mapping[str, Figure]:
         return _minus(overall_figures(variant, truth, weight), overall_figures(reference, truth, weight))
 
     return bootstrap(figures, len(truth), draws=draws, seed=seed)
 
 
-def _minus(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+def _minus(a: Mapping[str, Figure], b: Mapping[str, Figure]) -> dict[str, Figure]:
     return {name: a[name] - b[name] for name in a}
 
 
@@ -300,7 +300,7 @@ def harm(
     mapped_q = _mapped(_ranks(renormalised_q), truth, folds)
     untied = _mapped(_ranks(renormalised_q, renormalised_p), truth, folds)
 
-    def figures(weight: Weight) -> Mapping[str, float]:
+    def figures(weight: Weight) -> Mapping[str, Figure]:
         loss = partial(metrics.brier_loss, truth, weight=weight)
         return {
             "total": loss(q) - loss(p),

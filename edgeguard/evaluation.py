@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgeguard import metrics
 from edgeguard.fitting import Target, Threshold, choose_threshold
-from edgeguard.metrics import Interval, Weight, bootstrap
+from edgeguard.metrics import Figure, Interval, Weight, bootstrap
 from edgeguard.scores import Predictions, ScoreTable
 
 Floats = npt.NDArray[np.float64]
@@ -60,52 +60,61 @@ def evaluate(
     return Evaluation(overall, labels)
 
 
-def label_figures(truth: Bools, p: Floats, said: Bools, weight: Weight = None) -> dict[str, float]:
+def label_figures(truth: Bools, p: Floats, said: Bools, weight: Weight = None) -> dict[str, Figure]:
     """Figures of one label: truth, p, said are (n,)."""
-    parts = metrics.brier_parts(truth, p, weight)
+    curve, bins = metrics.roc_curve(truth, p, weight), metrics.equal_mass_bins(truth, p, weight)
+    reliability, resolution, uncertainty = metrics.parts_of(bins)
+    found = {
+        "auroc": metrics.area(curve),
+        "auprc": metrics.average_precision(curve),
+        "partial_auroc_1": metrics.partial_area(curve, 0.01),
+        "partial_auroc_5": metrics.partial_area(curve, 0.05),
+        "ece": metrics.ece_of(bins),
+        "brier_reliability": reliability,
+        "brier_resolution": resolution,
+        "brier_uncertainty": uncertainty,
+    }
     return {
-        "auroc": metrics.auroc(truth, p, weight),
-        "auprc": metrics.auprc(truth, p, weight),
-        "partial_auroc_1": metrics.partial_auroc(truth, p, weight, max_fpr=0.01),
-        "partial_auroc_5": metrics.partial_auroc(truth, p, weight, max_fpr=0.05),
+        **{name: metrics.as_given(figure, weight) for name, figure in found.items()},
         **decision_figures(truth, said, weight),
         "false_positive_rate": metrics.false_positive_rate(truth, said, weight),
-        "ece": metrics.ece_loss(truth, p, weight),
         "brier": metrics.brier_loss(truth, p, weight),
-        "brier_reliability": parts.reliability,
-        "brier_resolution": parts.resolution,
-        "brier_uncertainty": parts.uncertainty,
         "log_loss": metrics.log_loss(truth, p, weight),
     }
 
 
-def decision_figures(truth: Bools, said: Bools, weight: Weight = None) -> dict[str, float]:
+def decision_figures(truth: Bools, said: Bools, weight: Weight = None) -> dict[str, Figure]:
     """F1, precision and recall, nan where nothing is true."""
-    if not (truth if weight is None else truth & (weight > 0)).any():
-        return dict.fromkeys(("f1", "precision", "recall"), np.nan)
+    there = truth.any() if weight is None else weight @ truth > 0
     return {
-        "f1": metrics.f1(truth, said, weight),
-        "precision": metrics.precision(truth, said, weight),
-        "recall": metrics.recall(truth, said, weight),
+        "f1": np.where(there, metrics.f1(truth, said, weight), np.nan),
+        "precision": np.where(there, metrics.precision(truth, said, weight), np.nan),
+        "recall": np.where(there, metrics.recall(truth, said, weight), np.nan),
     }
 
 
-def overall_figures(predictions: Predictions, truth: Bools, weight: Weight = None) -> dict[str, float]:
+def overall_figures(predictions: Predictions, truth: Bools, weight: Weight = None) -> dict[str, Figure]:
     """Figures over the categories together, "unsafe" left out, as the paper of the estimators has it."""
     p, said, truth = predictions.p[:, 1:], predictions.said[:, 1:], truth[:, 1:]
+    spread = None if weight is None else np.repeat(weight, truth.shape[1], axis=-1)
+    together = metrics.roc_curve(truth.ravel(), p.ravel(), spread)
+    apart = [metrics.roc_curve(truth[:, i], p[:, i], weight) for i in range(truth.shape[1])]
+    found = {
+        "micro_auroc": metrics.area(together),
+        "macro_auroc": metrics.mean_of_labels([metrics.area(curve) for curve in apart]),
+        "micro_auprc": metrics.average_precision(together),
+        "macro_auprc": metrics.mean_of_labels([metrics.average_precision(curve) for curve in apart]),
+    }
     return {
         **label_set_figures(truth, said, weight),
-        "micro_auroc": metrics.micro(metrics.auroc, truth, p, weight),
-        "macro_auroc": metrics.macro(metrics.auroc, truth, p, weight),
-        "micro_auprc": metrics.micro(metrics.auprc, truth, p, weight),
-        "macro_auprc": metrics.macro(metrics.auprc, truth, p, weight),
+        **{name: metrics.as_given(figure, weight) for name, figure in found.items()},
         "classwise_ece": metrics.classwise_ece_loss(truth, p, weight),
         "brier": metrics.micro(metrics.brier_loss, truth, p, weight),
         "log_loss": metrics.micro(metrics.log_loss, truth, p, weight),
     }
 
 
-def label_set_figures(truth: Bools, said: Bools, weight: Weight = None) -> dict[str, float]:
+def label_set_figures(truth: Bools, said: Bools, weight: Weight = None) -> dict[str, Figure]:
     """Figures of decisions alone, which baselines without probabilities have too: (n, n_labels)."""
     return {
         "micro_f1": metrics.f1(truth, said, weight),

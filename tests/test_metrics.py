@@ -114,8 +114,39 @@ def test_what_the_records_cannot_tell_is_nan_and_never_a_number():
     assert np.isnan(metrics.macro_f1(~truth[:, None], truth[:, None]))
 
 
+def every_figure(truth: np.ndarray, p: np.ndarray, said: np.ndarray, weight: np.ndarray | None) -> dict:
+    """All metrics: truth, p, said are (n, n_labels), those of one label take the first."""
+    parts = metrics.brier_parts(truth[:, 0], p[:, 0], weight)
+    ranking = (metrics.auroc, metrics.auprc, metrics.brier_loss, metrics.log_loss, metrics.ece_loss)
+    decided = (metrics.f1, metrics.precision, metrics.recall, metrics.macro_f1, metrics.hamming_loss)
+    return {
+        **{f.__name__: f(truth[:, 0], p[:, 0], weight) for f in ranking},
+        **{f"macro {f.__name__}": metrics.macro(f, truth, p, weight) for f in ranking},
+        **{f"micro {f.__name__}": metrics.micro(f, truth, p, weight) for f in ranking},
+        **{f.__name__: f(truth, said, weight) for f in decided},
+        "false positives": metrics.false_positive_rate(truth[:, 0], said[:, 0], weight),
+        "partial": metrics.partial_auroc(truth[:, 0], p[:, 0], weight, max_fpr=0.1),
+        "classwise": metrics.classwise_ece_loss(truth, p, weight),
+        **{name: getattr(parts, name) for name in ("reliability", "resolution", "uncertainty", "within")},
+    }
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_many_draws_at_once_are_the_same_draws_one_by_one(seed):
+    """Draws without one of the classes, or without any record of a label, are nan in both."""
+    rng = np.random.default_rng(seed)
+    truth, p = rng.random((9, 3)) < 0.2, rng.integers(0, 5, (9, 3)) / 4
+    weights = np.array([np.bincount(rng.integers(0, 9, 9), minlength=9) for _ in range(6)], dtype=float)
+    together = every_figure(truth, p, p > 0.5, weights)
+    for i, weight in enumerate(weights):
+        alone = every_figure(truth, p, p > 0.5, weight)
+        assert list(alone) == list(together)
+        for name, found in alone.items():
+            np.testing.assert_allclose(together[name][i], found, atol=1e-12, err_msg=name)
+
+
 def mean_of(x: np.ndarray, draws: int) -> metrics.Interval:
-    return metrics.bootstrap(lambda w: {"mean": float(np.average(x, weights=w))}, len(x), draws=draws)["mean"]
+    return metrics.bootstrap(lambda w: {"mean": x.mean() if w is None else w @ x / len(x)}, len(x), draws=draws)["mean"]
 
 
 def test_intervals_hold_the_value_and_shrink_with_the_records():

@@ -82,7 +82,7 @@ Examples:
     show_default=True,
     help="GGUF: of all models; f32 keeps the cache's own error out of the comparison",
 )
-@click.option("--draws", type=click.IntRange(0, 100_000), default=1000, show_default=True, help="Of the bootstrap")
+@click.option("--draws", type=click.IntRange(0, 100_000), default=500, show_default=True, help="Of the bootstrap")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap and the split")
 def quant(
     records: Path,
