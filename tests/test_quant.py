@@ -368,17 +368,36 @@ def test_a_repair_removes_a_shift_and_not_noise():
     assert noisy["rms_after"] > 0.5 * noisy["rms_before"]
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_the_reproducing_threshold_agrees_best(seed):
+def test_what_has_not_moved_is_not_repaired():
+    one = table(n=300)
+    found, calibration = repair(one, one, "marginal", choices())
+    assert not calibration.maps
+    assert set(calibration.thresholds.values()) == {0.3}
+    assert all(label["flips_after"]["rate"] == label["rms_after"] == 0 for label in found["labels"].values())
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(20, 200), st.floats(0.1, 0.9))
+def test_the_reproducing_threshold_agrees_best_or_stays(seed, n, shift):
     rng = np.random.default_rng(seed)
-    p = np.round(rng.random(20), 1)
-    said = p + rng.normal(0, 0.3, 20) > 0.5
+    p = np.round(rng.random(n), 2)
+    said = p + rng.normal(0, 0.1, n) > shift
     chosen = reproducing(said, p, 0.37)
-    if said.all() or not said.any():
-        assert chosen == 0.37
-        return
-    wrong = ((p >= chosen) != said).sum()
-    assert wrong == min(((p >= t) != said).sum() for t in (*np.unique(p), 2.0))
+
+    def wrong(t: float) -> int:
+        return int(((p >= t) != said).sum())
+
+    best = min(wrong(t) for t in (*np.unique(p), 2.0))
+    if chosen == 0.37:
+        bests = [t for t in (*np.unique(p), 2.0) if wrong(t) == best]
+        between = max(((p >= min(t, 0.37)) & (p < max(t, 0.37))).sum() for t in bests)
+        assert wrong(0.37) - best <= 2 * np.sqrt(between) + 1e-9
+    else:
+        assert wrong(chosen) == best < wrong(0.37)
+
+
+def test_a_threshold_that_decides_many_otherwise_is_moved():
+    p = np.linspace(0.01, 0.99, 99)
+    assert 0.55 < reproducing(p > 0.6, p, 0.37) < 0.62
 
 
 def test_json_has_no_number_that_json_has_not():

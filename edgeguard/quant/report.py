@@ -14,7 +14,7 @@ from edgeguard import drift, metrics
 from edgeguard.calibration import Calibration, Map
 from edgeguard.drift import Flips
 from edgeguard.errors import CalibrationError
-from edgeguard.fitting import fit_map
+from edgeguard.fitting import FOLDS, fit_map
 from edgeguard.guard import Thresholds
 from edgeguard.metrics import Interval
 from edgeguard.quant.scoring import Cost
@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 SCHEMA = "edgeguard-quant-1"
 FEWEST = 10  # records that an interval needs
+SURE = 2.0  # standard errors by which a repair must do better than nothing on what it is fitted to
 HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
 
 
@@ -319,31 +320,39 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
 
 
 def _nearer(odds: Floats, now: Floats, target: Floats) -> Map | None:
-    """The map that brings scores nearest to a target, if it brings them nearer than they are."""
+    """The map that brings scores nearest to a target, if it surely brings them nearer than they are: out of fold."""
+    folds = np.arange(len(odds)) % FOLDS
     try:
+        gain = np.empty(len(odds))
+        for fold in range(FOLDS):
+            out = folds == fold
+            map_ = fit_map("platt", odds[~out], target[~out])
+            gain[out] = (now[out] - target[out]) ** 2 - (map_(odds[out]) - target[out]) ** 2
         map_ = fit_map("platt", odds, target)
     except CalibrationError:  # the variant ranks this label the wrong way: nothing monotone mends it
         return None
-    return map_ if np.mean((map_(odds) - target) ** 2) < np.mean((now - target) ** 2) else None
+    return map_ if gain.mean() > SURE * gain.std() / math.sqrt(len(gain)) else None
 
 
 def reproducing(said: Bools, p: Floats, otherwise: float) -> float:
-    """The threshold on p that agrees best with decisions: between two neighbouring values, the nearest to `otherwise`.
+    """The threshold on p that agrees best with decisions, if it surely agrees better than `otherwise` does.
 
-    Where the reference said all or nothing, any threshold beyond the values would do, and its own is taken.
+    Between two neighbouring values, of several the nearest to `otherwise`. Surely: by a sign test of the records that
+    the two thresholds decide differently. Noise near a threshold must not move it.
     """
-    if said.all() or not said.any():
-        return otherwise
     order = np.argsort(p, kind="stable")
     sorted_p, sorted_said = p[order], said[order]
     # With the threshold before place k, the wrong ones are those said before it and those not said from it on.
     missed, kept = (np.append(0.0, np.cumsum(x, dtype=np.float64)) for x in (sorted_said, ~sorted_said))
     wrong = missed + kept[-1] - kept
+    now = int(np.searchsorted(sorted_p, otherwise))
     allowed = np.append(True, np.append(np.diff(sorted_p) > 0, True))
-    wrong = np.where(allowed, wrong, len(p) + 1)
+    candidates = np.flatnonzero(allowed & (wrong == wrong[allowed].min()))
     edges = np.concatenate([[sorted_p[0] / 2], (sorted_p[:-1] + sorted_p[1:]) / 2, [(sorted_p[-1] + 1) / 2]])
-    best = np.flatnonzero(wrong == wrong.min())
-    return float(edges[best[np.argmin(np.abs(edges[best] - otherwise))]])
+    best = candidates[np.argmin(np.abs(edges[candidates] - otherwise))]
+    if wrong[now] - wrong[best] <= SURE * math.sqrt(abs(best - now)):
+        return otherwise
+    return float(edges[best])
 
 
 # What to ship
