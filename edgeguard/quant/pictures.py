@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from edgeguard.quant.report import floor_of
 
@@ -24,7 +24,7 @@ Report = Mapping[str, Any]
 INK, MUTED, FIRST = "#010101", "#020202", "#0b0b01"
 SERIES = [FIRST, "#0b0b02", "#0b0b03", "#0b0b04", "#0b0b05", "#0b0b06", "#0b0b07", "#0b0b08"]
 VARIABLES = {INK: "--ink", MUTED: "--muted", **{color: f"--series-{i}" for i, color in enumerate(SERIES, 1)}}
-MARKERS, LINES = "osD^vPX*", ["-", "--", "-.", ":"]
+MARKERS, LINES = "osD^vPX*<>h", ["-", "--", "-.", ":"]  # 11 and 8 colours: 88 variants before two look alike
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be found, read aloud and set in the page's font
     "svg.hashsalt": "edgeguard",  # the same picture, the same bytes
@@ -54,20 +54,53 @@ def size_against_drift(report: Report, estimator: str) -> str:
             axes.plot(
                 [size], [drift], color=_color(i), marker=MARKERS[i % len(MARKERS)], markersize=8, linestyle="none"
             )
-            axes.annotate(variant["name"], (size, drift), xytext=(7, 5), textcoords="offset points", fontsize=9)
             floor = floor_of(variant, estimator)
             if floor:
                 axes.plot([size], [floor], color=_color(i), marker="_", markersize=14, linestyle="none")
                 axes.plot([size, size], [floor, drift], color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_xlabel(f"file size, MB (the reference: {report['reference']['n_bytes'] / 1e6:.0f})")
         axes.set_ylabel("RMS change of the verdict's log-odds, nats")
-        axes.set_yscale("log")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15, y=0.15)
+        axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # a point at nought stays whole
+        _name_points(
+            axes,
+            [(v["name"], v["n_bytes"] / 1e6, _odds_rms(v, estimator)) for v in report["variants"]],
+        )
         return svg(figure, "File size against drift. A dash is the variant's own noise floor.")
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], *, size: float = 9) -> None:
+    """Write each point's name beside it, where it covers no other point or name: boxes in points of the page."""
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout is known from here on
+    scale = 72 / figure.dpi
+    at = {name: tuple(scale * x for x in axes.transData.transform((a, b))) for name, a, b in points}
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
+    for name, a, b in sorted(points, key=lambda point: -point[2]):
+        x, y = at[name]
+        width, best = 0.62 * size * len(name), None
+        for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36):
+            for dx in (8, -8 - width):
+                box = (x + dx, y + dy - size / 2, x + dx + width, y + dy + size / 2)
+                covered = sum(_overlap(box, t) for t in taken)
+                if best is None or covered < best[0]:
+                    best = (covered, dx, dy, box)
+        assert best is not None
+        _, dx, dy, box = best
+        taken.append(box)
+        line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if abs(dy) > 9 else None
+        place: dict[str, Any] = {"xytext": (dx, dy), "textcoords": "offset points", "va": "center"}
+        axes.annotate(name, (a, b), fontsize=size, arrowprops=line, **place)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two boxes share: left, bottom, right, top."""
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    return max(0.0, width) * max(0.0, height)
 
 
 def _odds_rms(variant: Report, estimator: str) -> float:
@@ -156,8 +189,10 @@ def _grid(n: int) -> tuple[Figure, Sequence[Axes]]:
     rows = -(-n // columns)
     figure = Figure(figsize=(7.6, 0.4 + 2.1 * max(1, rows) * min(1, 4 / columns)), layout="constrained")
     grid = figure.subplots(max(1, rows), columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes in grid[n:]:
-        axes.set_visible(False)
+    for i, axes in enumerate(grid):
+        axes.set_visible(i < n)
+        if i < n <= i + columns:
+            axes.tick_params(labelbottom=True)  # nothing is drawn below it
     return figure, list(grid[:n])
 
 

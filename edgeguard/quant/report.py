@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 SCHEMA = "edgeguard-quant-1"
 FEWEST = 10  # records that an interval needs
+SAME = 0.001  # RMS of Δp that two runtimes may differ by with the same weights: nothing to repair
 SURE = 2.0  # standard errors by which a repair must do better than nothing on what it is fitted to
 HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
 
@@ -321,6 +322,8 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
 
 def _nearer(odds: Floats, now: Floats, target: Floats) -> Map | None:
     """The map that brings scores nearest to a target, if it surely brings them nearer than they are: out of fold."""
+    if np.mean((now - target) ** 2) < SAME**2:
+        return None
     folds = np.arange(len(odds)) % FOLDS
     try:
         gain = np.empty(len(odds))
