@@ -41,7 +41,7 @@ figures: .venv/test.done
 # Half an hour on a quiet machine. DATA: the data pack, a folder with val.jsonl and eval_public/.
 .PHONY: guard-figures
 guard-figures: .venv/test.done
-	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 150 > bench/results/guard.md
+	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 100 > bench/results/guard.md
 	$(BIN)/python docs/generate.py
 
 # A pip of 25.1 or later knows dependency groups.
