@@ -60,9 +60,11 @@ def size_against_drift(report: Report, estimator: str) -> str:
                 axes.plot([size, size], [floor, drift], color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_xlabel(f"file size, MB (the reference: {report['reference']['n_bytes'] / 1e6:.0f})")
         axes.set_ylabel("RMS change of the verdict's log-odds, nats")
-        axes.set_xscale("log")
+        sizes = [v["n_bytes"] for v in report["variants"]]
+        axes.set_xscale("log" if sizes and max(sizes) > 3 * min(sizes) else "linear")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        if axes.get_xscale() == "log":
+            axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.margins(x=0.15, y=0.15)
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # a point at nought stays whole
         _name_points(
