@@ -28,7 +28,7 @@ from edgeguard.quant.page import page
 from edgeguard.quant.report import Choices, Measured, as_json, build_report, recommend, repair, reproducing
 from edgeguard.quant.scoring import Setting, joined, score
 from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
-from edgeguard.scores import ScoreTable, score_records
+from edgeguard.scores import ScoreTable, predictions, score_records
 
 WORDS = [
     "boil",
@@ -370,9 +370,12 @@ def test_a_repair_removes_a_shift_and_not_noise():
 
 def test_what_has_not_moved_is_not_repaired():
     one = table(n=300)
+    named = np.arange(300)[:, None] < 50  # so some are said to be unsafe for a category alone
+    one = replace(one, scores={name: np.where(named, 0.9, scores) for name, scores in one.scores.items()})
     found, calibration = repair(one, one, "marginal", choices())
     assert not calibration.maps
     assert set(calibration.thresholds.values()) == {0.3}
+    assert (predictions(one, "marginal", thresholds=Thresholds(0.3)).said[:, 0] > (one.unsafe >= 0.3)).any()
     assert all(label["flips_after"]["rate"] == label["rms_after"] == 0 for label in found["labels"].values())
 
 

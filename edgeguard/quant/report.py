@@ -294,9 +294,9 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
         if map_ is not None:
             maps[label] = map_
             after_p[:, i] = map_(odds[:, i])
-        thresholds[label] = reproducing(
-            p.said[fit_on, i], after_p[fit_on, i], _thresholds(estimator, choices).of(label)
-        )
+        # The label's own decision: "unsafe" is also said where only a category is.
+        given = _thresholds(estimator, choices).of(label)
+        thresholds[label] = reproducing(p.p[fit_on, i] >= given, after_p[fit_on, i], given)
         after_said[:, i] = after_p[:, i] >= thresholds[label]
     after_said[:, 0] |= after_said[:, 1:].any(axis=1)
     labels = {}
