@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,10 @@ from tiny_gguf import write_tiny_llama
 
 from edgeguard.cli import main
 from edgeguard.guard import Guard
+
+# A shell starts what runs in the background (`make test &`) with Ctrl-C ignored, and the processes that tests interrupt
+# would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Run = Callable[..., Result]
 RunProcess = Callable[..., "subprocess.CompletedProcess[bytes]"]
