@@ -19,6 +19,7 @@ from edgeguard.models import base_model
 from edgeguard.testing import Recompute
 
 FLOATS = 1e-3  # nats; the adapters' docstrings state it
+HALVES = 0.02  # nats, where keys and values are float16: the same
 ROUNDED = 0.05  # of a probability, where activations are rounded to 8 bits: the same
 law = settings(deadline=None, max_examples=25)
 
@@ -30,8 +31,9 @@ def open_tiny(kind: str, path: Path) -> Backend:
     return open_backend(path, n_ctx=512, threads=1, kv_type="f32" if kind == "gguf" else None)
 
 
-def assert_near(fast: np.ndarray, slow: np.ndarray) -> None:
-    np.testing.assert_allclose(fast, slow, atol=FLOATS)
+def assert_near(fast: np.ndarray, slow: np.ndarray, backend: Backend | None = None) -> None:
+    halves = backend is not None and "fp16" in str(backend.info.path)
+    np.testing.assert_allclose(fast, slow, atol=HALVES if halves else FLOATS)
 
 
 def assert_close(fast: np.ndarray, slow: np.ndarray) -> None:
@@ -79,7 +81,7 @@ def test_every_row_is_that_of_the_path_sent_alone(tiny, calls):
     for prefixes in calls:
         fast = tiny.logprobs(prefixes)
         slow = Recompute(tiny).logprobs(prefixes)
-        assert_near(fast, slow)
+        assert_near(fast, slow, tiny)
 
 
 @law
@@ -188,20 +190,20 @@ def test_a_record_up_to_the_very_context_is_evaluated(tiny):
     root = Prefix((5,) * 10)
     full = Prefix(tuple(range(3, 200)) * 2 + (3,) * 108, root)
     assert len(full.path()) == 512
-    assert_near(tiny.logprobs([full]), Recompute(tiny).logprobs([full]))
+    assert_near(tiny.logprobs([full]), Recompute(tiny).logprobs([full]), tiny)
 
 
 def test_more_branches_than_sequences_cost_time_not_correctness(tiny):
     root = Prefix((40, 41))
     prompt = Prefix((50, 51, 52), root)
     branches = [Prefix((3 + i,), prompt) for i in range(100)]
-    assert_near(tiny.logprobs(branches), Recompute(tiny).logprobs(branches))
+    assert_near(tiny.logprobs(branches), Recompute(tiny).logprobs(branches), tiny)
 
 
 def test_more_branches_than_cells_cost_time_not_correctness(tiny):
     prompt = Prefix((50,) * 480, Prefix((40, 41)))
     branches = [Prefix((3 + i, 4, 5), prompt) for i in range(20)]
-    assert_near(tiny.logprobs(branches), Recompute(tiny).logprobs(branches))
+    assert_near(tiny.logprobs(branches), Recompute(tiny).logprobs(branches), tiny)
 
 
 def test_a_prefix_may_be_asked_for_again(tiny):
@@ -216,7 +218,7 @@ def test_a_prefix_may_be_asked_for_again(tiny):
 
 def test_an_empty_root_is_a_root_like_any_other(tiny):
     prompt = Prefix((50, 51, 52), Prefix(()))
-    assert_near(tiny.logprobs([prompt]), Recompute(tiny).logprobs([prompt]))
+    assert_near(tiny.logprobs([prompt]), Recompute(tiny).logprobs([prompt]), tiny)
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "onnx-int8", "onnx-int4"])
