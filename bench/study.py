@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard.backend import available_cores
-from edgeguard.calibration import Calibration, write_calibration
+from edgeguard.calibration import write_calibration
 from edgeguard.cli.models import merged
 from edgeguard.convert import Options, convert
-from edgeguard.files import sha256
-from edgeguard.fitting import Target, fit_table, maps_of, thresholds_of
+from edgeguard.fitting import Target, calibration_of, fit_table
 from edgeguard.models import built_in
 from edgeguard.quant.pictures import size_against_drift
 from edgeguard.quant.report import HEADLINE, floor_of, interval, number, percent
@@ -90,24 +89,15 @@ def calibrate(reference: Variant, val: Path, out: Path) -> list[object]:
     profile = built_in(GUARD).profile
     setting = Setting(records=val, profile=profile, threads=available_cores(), kv_type="f32")
     scored = score(reference, setting, out / "val" / "scores")
-    options: list[object] = []
+    targets, safe_rate, options = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}, 0.01, []
     for estimator in scored.table.scores:
-        targets = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}
-        fits = fit_table(scored.table, estimator, method="platt", targets=targets, safe_rate=0.01)
+        fits = fit_table(scored.table, estimator, method="platt", targets=targets, safe_rate=safe_rate)
+        said = {"guard": reference.name, "profile": profile, "estimator": estimator, "model_sha256": reference.sha256}
         path = out / f"calibration-{estimator}.json"
-        options += ["--calibration", path]
         write_calibration(
-            Calibration(
-                guard=reference.name,
-                profile=profile,
-                estimator=estimator,
-                model_sha256=reference.sha256,
-                maps=maps_of(fits),
-                thresholds=thresholds_of(fits),
-                fitted={"file": val.name, "sha256": sha256(val), "records": len(scored.table)},
-            ),
-            path,
+            calibration_of(fits, said, val, records=len(scored.table), targets=targets, safe_rate=safe_rate), path
         )
+        options += ["--calibration", path]
     return options
 
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.calibration import Map, sigmoid
+from edgeguard.calibration import Calibration, Map, sigmoid
 from edgeguard.errors import CalibrationError
+from edgeguard.files import sha256
 from edgeguard.scores import ScoreTable, log_odds_of, predictions, truth_with_unsafe
 
 Floats = npt.NDArray[np.float64]
@@ -351,14 +353,33 @@ def fit_table(
     ]
 
 
-def maps_of(fits: Sequence[LabelFit]) -> dict[str, Map]:
-    """Label → map, where one was fitted."""
-    return {fit.label: fit.map for fit in fits if fit.map is not None}
+def calibration_of(
+    fits: Sequence[LabelFit],
+    identity: Mapping[str, str],
+    source: Path,
+    *,
+    records: int,
+    targets: Mapping[str, Target],
+    safe_rate: float,
+) -> Calibration:
+    """What was fitted, as a calibration that says on what; thresholds to six digits, as records lie apart.
 
-
-def thresholds_of(fits: Sequence[LabelFit]) -> dict[str, float]:
-    """Label → threshold to six digits: the records on either side are as far away as from one another."""
-    return {fit.label: float(f"{fit.threshold.value:.6g}") for fit in fits if fit.threshold is not None}
+    identity  guard, profile, estimator and model_sha256, as a Calibration has them
+    source    the file that `records` records were read from; its hash is kept
+    """
+    return Calibration(
+        **identity,
+        maps={fit.label: fit.map for fit in fits if fit.map is not None},
+        thresholds={fit.label: float(f"{fit.threshold.value:.6g}") for fit in fits if fit.threshold is not None},
+        fitted={
+            "file": source.name,
+            "sha256": sha256(source),
+            "records": records,
+            "thresholds_for": {label or "all": str(goal) for label, goal in targets.items()} or {"all": "f1"},
+            "safe_rate": safe_rate,
+            "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
+        },
+    )
 
 
 def _all_but(p: Floats, safe: Bools, rate: float) -> Bools:

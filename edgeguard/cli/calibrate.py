@@ -120,9 +120,7 @@ def _fit(
     estimator: str | None,
     options: dict[str, Any],
 ) -> tuple[Calibration, list[LabelFit]]:
-    from edgeguard.calibration import Calibration
-    from edgeguard.files import sha256
-    from edgeguard.fitting import fit_table, maps_of, thresholds_of
+    from edgeguard.fitting import calibration_of, fit_table
 
     labelled = labelled_table(source, estimator=estimator, **options)
     table, chosen = labelled.table, labelled.estimator
@@ -131,18 +129,8 @@ def _fit(
     if unknown := set(goals) - {"", *names}:
         raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(names)}", param_hint="--threshold-for")
     fits = fit_table(table, chosen, method=method, targets=goals, safe_rate=safe_rate)  # type: ignore[arg-type]
-    calibration = Calibration(
-        **labelled.identity,
-        maps=maps_of(fits),
-        thresholds=thresholds_of(fits),
-        fitted={
-            "file": source.name,
-            "sha256": sha256(source),
-            "records": len(table),
-            "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
-            "safe_rate": safe_rate,
-            "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
-        },
+    calibration = calibration_of(
+        fits, labelled.identity, source, records=len(table), targets=goals, safe_rate=safe_rate
     )
     return calibration, fits
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgeguard.calibration import Calibration, write_calibration
-from edgeguard.files import sha256
-from edgeguard.fitting import Target, fit_table, maps_of, thresholds_of
+from edgeguard.fitting import Target, calibration_of, fit_table
 from edgeguard.guard import Guard
 from edgeguard.inputs import read_records
 from edgeguard.scores import ScoreTable, score_records
@@ -42,20 +41,8 @@ def fit(table: ScoreTable, guard: Mapping[str, str], val: Path) -> dict[str, Cal
     found = {}
     for estimator in table.scores:
         fits = fit_table(table, estimator, method="platt", targets=TARGETS, safe_rate=SAFE_RATE)
-        found[estimator] = Calibration(
-            **guard,
-            estimator=estimator,
-            maps=maps_of(fits),
-            thresholds=thresholds_of(fits),
-            fitted={
-                "file": val.name,
-                "sha256": sha256(val),
-                "records": len(table),
-                "thresholds_for": {label or "all": str(goal) for label, goal in TARGETS.items()},
-                "safe_rate": SAFE_RATE,
-                "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
-            },
-        )
+        identity = {**guard, "estimator": estimator}
+        found[estimator] = calibration_of(fits, identity, val, records=len(table), targets=TARGETS, safe_rate=SAFE_RATE)
     return found
 
 
