@@ -176,6 +176,7 @@ class LlamaCpp:
         lc.llama_backend_init()
         params = lc.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = not _has_amx()
         _last_words.clear()
         self._model = lc.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
@@ -385,6 +386,16 @@ def _gpu_layers(device: Device, asked: int | None) -> int:
             "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python"
         )
     return 0
+
+
+def _has_amx() -> bool:
+    """Whether llama.cpp would multiply in AMX tiles.
+
+    GCC up to 12 drops stores to the tile configuration that only `_tile_loadconfig` reads, so a llama.cpp compiled
+    with it on such a processor ends by SIGSEGV at its first product. The tiles live in the extra buffer types;
+    without those the same weights are multiplied with AVX-512.
+    """
+    return b"AMX_INT8 = 1" in lc.llama_print_system_info()
 
 
 def _refuse_uncuttable(path: Path, kind: str) -> None:
