@@ -17,7 +17,7 @@ from pathlib import Path
 import common
 
 from edgeguard.guard import Guard, Score
-from edgeguard.inputs import read_records
+from edgeguard.rows.readers import read_records
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from edgeguard.backend import Vocabulary
 from edgeguard.guard import Guard
 from edgeguard.profile import Profile, load_profile
-from edgeguard.records import Message
+from edgeguard.rows.record import Message
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # published.py, tiny_gguf.py
 
@@ -101,8 +101,8 @@ def texts_of(paths: Sequence[Path], n: int, vocabulary: Vocabulary) -> list[str]
     """The last message of each record of the files, and generated ones where these are fewer than n."""
     from itertools import islice
 
-    from edgeguard.inputs import read_records
-    from edgeguard.records import Record
+    from edgeguard.rows.readers import read_records
+    from edgeguard.rows.record import Record
 
     records = (r for path in paths for r in read_records(path) if isinstance(r, Record))
     texts = [r.messages[-1].content for r in islice(records, n)]

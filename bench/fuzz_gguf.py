@@ -22,10 +22,10 @@ from pathlib import Path
 import common  # noqa: F401  (it puts tests/ on the path)
 from tiny_gguf import write_tiny_llama
 
-from edgeguard import gguf
 from edgeguard.backend import Prefix
 from edgeguard.backends import llama_cpp as adapter
 from edgeguard.errors import ModelError
+from edgeguard.formats import gguf
 
 NASTY = [0, 1, 2, 3, 7, 31, 33, 255, 257, 511, 65535, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
 

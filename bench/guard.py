@@ -30,14 +30,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss, roc_auc_score
 from sklearn.pipeline import make_union
 
-from edgeguard.calibration import logit, read_calibration, sigmoid
-from edgeguard.files import sha256
-from edgeguard.fitting import Target, fit_label
+from edgeguard.builtin import built_in
+from edgeguard.calibration.fitting import Target, fit_label
+from edgeguard.calibration.maps import logit, read_calibration, sigmoid
+from edgeguard.evaluation.table import ScoreTable, load_table, save_table, score_records
+from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
-from edgeguard.inputs import read_records
-from edgeguard.models import built_in
-from edgeguard.records import Record
-from edgeguard.scores import ScoreTable, load_table, save_table, score_records
+from edgeguard.rows.readers import read_records
+from edgeguard.rows.record import Record
 
 RESAMPLINGS = 300
 N_BINS = 15

@@ -22,8 +22,8 @@ import common
 import numpy as np
 import onnxruntime
 
+from edgeguard.builtin import base_model
 from edgeguard.guard import Guard
-from edgeguard.models import base_model
 
 VARIANTS = ("q8_0", "q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 

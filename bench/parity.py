@@ -21,9 +21,9 @@ import common
 import numpy as np
 
 from edgeguard.backend import Prefix, Rows
+from edgeguard.builtin import base_model
 from edgeguard.estimators import ESTIMATORS
 from edgeguard.guard import Guard
-from edgeguard.models import base_model
 from edgeguard.tree import STOP, Tree, explore
 
 PAIRS = (

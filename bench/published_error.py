@@ -23,8 +23,8 @@ from published import any_place, fixed_place, token_probability
 from edgeguard.backend import Prefix
 from edgeguard.estimators import bounds, conditional, joint, marginal
 from edgeguard.guard import Guard
-from edgeguard.inputs import read_records
-from edgeguard.records import Record
+from edgeguard.rows.readers import read_records
+from edgeguard.rows.record import Record
 from edgeguard.testing import vocabulary
 from edgeguard.tree import Tree, explore
 

@@ -20,9 +20,9 @@ from typing import Any
 import common
 import numpy as np
 
+from edgeguard.builtin import base_model
+from edgeguard.formats.tokenizer import tokenizer_files
 from edgeguard.guard import Guard
-from edgeguard.models import base_model
-from edgeguard.tokenizer import tokenizer_files
 
 GGUF = ("f32", "q8_0", "q4_0")
 ONNX = ("onnx-fp32", "onnx-int8", "onnx-int4")
@@ -91,7 +91,7 @@ def optimum_loop(folder: Path, f32: Path, threads: int) -> Any:
     from optimum.onnxruntime import ORTModelForCausalLM
     from transformers import AutoModelForCausalLM, logging
 
-    from edgeguard import gguf
+    from edgeguard.formats import gguf
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

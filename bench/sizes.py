@@ -18,7 +18,7 @@ from pathlib import Path
 import common
 import numpy as np
 
-from edgeguard.models import base_model
+from edgeguard.builtin import base_model
 
 VARIANTS = (
     "f32", "f16", "q8_0", "q4_1", "q4_0", "onnx-fp32", "onnx-fp16", "onnx-int8", "onnx:q4_1", "onnx-int4",

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard.backend import available_cores
-from edgeguard.calibration import write_calibration
+from edgeguard.builtin import built_in
+from edgeguard.calibration.fitting import Target, calibration_of, fit_table
+from edgeguard.calibration.maps import write_calibration
 from edgeguard.cli.models import merged
 from edgeguard.convert import Options, convert
-from edgeguard.fitting import Target, calibration_of, fit_table
-from edgeguard.models import built_in
 from edgeguard.quant.pictures import size_against_drift
 from edgeguard.quant.report import HEADLINE, floor_of, interval, number, percent
 from edgeguard.quant.scoring import Setting, score

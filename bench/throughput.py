@@ -25,9 +25,9 @@ import numpy as np
 from published import any_place
 
 from edgeguard.backend import Prefix
+from edgeguard.builtin import base_model
 from edgeguard.guard import Guard
-from edgeguard.models import base_model
-from edgeguard.output import to_json_line
+from edgeguard.rows.writer import to_json_line
 
 RUNTIME_CALLS = (
     "llama_decode", "llama_get_logits", "llama_tokenize", "llama_memory_seq_cp", "llama_memory_seq_rm",

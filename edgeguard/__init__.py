@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgeguard.calibration import Calibration as Calibration
-    from edgeguard.calibration import read_calibration as read_calibration
+    from edgeguard.calibration.maps import Calibration as Calibration
+    from edgeguard.calibration.maps import read_calibration as read_calibration
     from edgeguard.errors import CalibrationError as CalibrationError
     from edgeguard.errors import ContextOverflow as ContextOverflow
     from edgeguard.errors import EdgeguardError as EdgeguardError
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
     from edgeguard.guard import Thresholds as Thresholds
-    from edgeguard.inputs import read_records as read_records
     from edgeguard.profile import Profile as Profile
     from edgeguard.profile import list_profiles as list_profiles
     from edgeguard.profile import load_profile as load_profile
-    from edgeguard.records import BadRecord as BadRecord
-    from edgeguard.records import Message as Message
-    from edgeguard.records import Record as Record
+    from edgeguard.rows.readers import read_records as read_records
+    from edgeguard.rows.record import BadRecord as BadRecord
+    from edgeguard.rows.record import Message as Message
+    from edgeguard.rows.record import Record as Record
 
 _PUBLIC = {
-    "edgeguard.calibration": ("Calibration", "read_calibration"),
+    "edgeguard.calibration.maps.maps": ("Calibration", "read_calibration"),
     "edgeguard.errors": (
         "CalibrationError",
         "ContextOverflow",
@@ -44,8 +44,8 @@ _PUBLIC = {
     ),
     "edgeguard.guard": ("Failure", "Guard", "Score", "Thresholds"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
-    "edgeguard.inputs": ("read_records",),
-    "edgeguard.records": ("BadRecord", "Message", "Record"),
+    "edgeguard.rows.readers": ("read_records",),
+    "edgeguard.rows.record": ("BadRecord", "Message", "Record"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

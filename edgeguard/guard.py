@@ -13,13 +13,13 @@ import numpy as np
 from edgeguard.answers import Answers
 from edgeguard.backend import Backend, Condition, Prefix
 from edgeguard.backends import open_backend
-from edgeguard.calibration import SMALLEST, Calibration, logit, read_calibration
+from edgeguard.builtin import find_built_in
+from edgeguard.calibration.maps import SMALLEST, Calibration, logit, read_calibration
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds, marginal
-from edgeguard.models import find_built_in
 from edgeguard.profile import Profile, detect_profile, load_profile
 from edgeguard.prompt import compile_prompt
-from edgeguard.records import BadRecord, Message, Record, make_record
+from edgeguard.rows.record import BadRecord, Message, Record, make_record
 from edgeguard.tree import Floats, Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from edgeguard import gguf, onnx_file
-from edgeguard import tokenizer as tokenizers
 from edgeguard.errors import ModelError
-from edgeguard.files import sha256
-from edgeguard.model_file import find_model
+from edgeguard.formats import gguf, onnx_graph
+from edgeguard.formats import tokenizer as tokenizers
+from edgeguard.formats.hashes import sha256
+from edgeguard.formats.model_file import find_model
 from edgeguard.profile import detect_profile, list_profiles
 
 Kind = Literal["gguf", "onnx", "checkpoint", "adapter"]
@@ -448,19 +448,19 @@ def _gguf_adapter(header: gguf.Header) -> Adapter:
 
 
 def _onnx(path: Path, hashes: _Hashes) -> Inspection:
-    graph, folder = onnx_file.read_graph(path), path.parent
+    graph, folder = onnx_graph.read_graph(path), path.parent
     problems = _Problems([])
-    settings = problems.of(lambda: onnx_file.read_settings(folder))
+    settings = problems.of(lambda: onnx_graph.read_settings(folder))
     head, n_ctx = (settings.head, settings.n_ctx) if settings else (0, 0)
-    interface = problems.of(lambda: onnx_file.read_interface(graph, head=head))
+    interface = problems.of(lambda: onnx_graph.read_interface(graph, head=head))
     tokenizer = _folder_tokenizer(folder, interface.n_vocab if interface else None, problems)
     template = problems.of(lambda: tokenizers.read_chat_template(folder))
-    config = problems.of(lambda: onnx_file.read_json(folder / "config.json")) or {}
+    config = problems.of(lambda: onnx_graph.read_json(folder / "config.json")) or {}
     shares, n_weights = _onnx_shares(graph)
     files = hashes.files(graph.files)
     beside = hashes.files(folder / name for name in _BESIDE if (folder / name).is_file())
     provenance, notices = _provenance(folder / _MANIFEST, graph.metadata, (*files, *beside), hashes)
-    dynamic = tuple(op for op in graph.operators if op in onnx_file.DYNAMIC)
+    dynamic = tuple(op for op in graph.operators if op in onnx_graph.DYNAMIC)
     if dynamic:
         notices = (_dynamic_notice(dynamic), *notices)
     if settings and not n_ctx:
@@ -475,7 +475,7 @@ def _onnx(path: Path, hashes: _Hashes) -> Inspection:
         architecture=settings.architecture if settings else "",
         name=settings.name if settings else "",
         shape=_onnx_shape(interface, config, n_ctx, n_weights),
-        quantization=Quantization(onnx_file.quantization(graph), shares, _activations(graph), dynamic),
+        quantization=Quantization(onnx_graph.quantization(graph), shares, _activations(graph), dynamic),
         tokenizer=tokenizer,
         chat_template=template,
         tensors=tuple(Tensor(w.name, w.shape, w.type_name, w.n_bytes) for w in graph.weights),
@@ -509,7 +509,7 @@ def _dynamic_notice(operators: Sequence[str]) -> str:
     )
 
 
-def _onnx_shape(interface: onnx_file.Interface | None, config: Mapping[str, Any], n_ctx: int, n_weights: int) -> Shape:
+def _onnx_shape(interface: onnx_graph.Interface | None, config: Mapping[str, Any], n_ctx: int, n_weights: int) -> Shape:
     said = _config_shape(config)
     shape = replace(said, n_weights=n_weights, n_ctx_train=n_ctx or said.n_ctx_train)
     if interface is None:
@@ -527,7 +527,7 @@ def _onnx_shape(interface: onnx_file.Interface | None, config: Mapping[str, Any]
     )
 
 
-def _onnx_shares(graph: onnx_file.Graph) -> tuple[tuple[TypeShare, ...], int]:
+def _onnx_shares(graph: onnx_graph.Graph) -> tuple[tuple[TypeShare, ...], int]:
     """By type, a quantized matrix and its scales as one; and the number of weights."""
     by_name = {weight.name: weight for weight in graph.weights if weight.name}
     blocked = {**_looked_up(graph, by_name), **graph.blocked}
@@ -546,13 +546,13 @@ def _onnx_shares(graph: onnx_file.Graph) -> tuple[tuple[TypeShare, ...], int]:
     return _shared(rows), sum(n for _, n, _ in rows)
 
 
-def _n_weights(block: onnx_file.Blocked, n_bytes: int) -> int:
+def _n_weights(block: onnx_graph.Blocked, n_bytes: int) -> int:
     """As the operator says, unless its values have no room for so many."""
     room = n_bytes * 8 // max(1, block.bits)
     return block.n_weights if 0 < block.n_weights <= room else room
 
 
-def _looked_up(graph: onnx_file.Graph, by_name: Mapping[str, onnx_file.Weight]) -> dict[str, onnx_file.Blocked]:
+def _looked_up(graph: onnx_graph.Graph, by_name: Mapping[str, onnx_graph.Weight]) -> dict[str, onnx_graph.Blocked]:
     """Packed embeddings of edgeguard's own graphs, which plain operators unpack."""
     found = {}
     for name, weight in by_name.items():
@@ -562,11 +562,11 @@ def _looked_up(graph: onnx_file.Graph, by_name: Mapping[str, onnx_file.Weight]) 
         n = math.prod(scale.shape) * _OWN_BLOCK
         if n and 8 * weight.n_bytes % n == 0:
             arrays = tuple(a for a in (name, f"{name}/scale", f"{name}/zero") if a in by_name)
-            found[name] = onnx_file.Blocked(arrays, n, 8 * weight.n_bytes // n, _OWN_BLOCK, None)
+            found[name] = onnx_graph.Blocked(arrays, n, 8 * weight.n_bytes // n, _OWN_BLOCK, None)
     return found
 
 
-def _is_constant(weight: onnx_file.Weight) -> bool:
+def _is_constant(weight: onnx_graph.Weight) -> bool:
     """Shapes, indices, scalars and tables of angles; not the bytes of a quantized matrix."""
     if math.prod(weight.shape) <= 1 or weight.name in _ROTARY_TABLES:
         return True
@@ -574,7 +574,7 @@ def _is_constant(weight: onnx_file.Weight) -> bool:
     return not narrow and not weight.type_name.startswith(("float", "bfloat"))
 
 
-def _activations(graph: onnx_file.Graph) -> dict[str, int]:
+def _activations(graph: onnx_graph.Graph) -> dict[str, int]:
     levels = [b.accuracy_level for b in graph.blocked.values() if b.accuracy_level is not None]
     return dict(Counter(_ACTIVATIONS.get(level, f"accuracy_level {level}") for level in levels).most_common())
 
@@ -583,12 +583,12 @@ def _activations(graph: onnx_file.Graph) -> dict[str, int]:
 
 
 def _checkpoint(folder: Path, hashes: _Hashes) -> Inspection:
-    config = onnx_file.read_json(folder / "config.json")
+    config = onnx_graph.read_json(folder / "config.json")
     problems = _Problems(
         [f"{folder} is a Hugging Face checkpoint; convert it first: edgeguard convert {folder} --to onnx-fp32"]
     )
     tensors = tuple(t for path in _safetensors(folder) for t in _read_safetensors(path))
-    settings = problems.of(lambda: onnx_file.read_settings(folder))
+    settings = problems.of(lambda: onnx_graph.read_settings(folder))
     shape = _config_shape(config)
     files = hashes.files(sorted(p for p in folder.iterdir() if p.is_file()))
     notices = () if tensors else ("it has no safetensors files, so nothing is known of its weights",)
@@ -713,7 +713,7 @@ def _table(value: object) -> dict[str, Any]:
 
 def _safetensors(folder: Path) -> list[Path]:
     """The files with a checkpoint's weights: those of its index, or model.safetensors, or all there are."""
-    index = onnx_file.read_json(folder / "model.safetensors.index.json").get("weight_map")
+    index = onnx_graph.read_json(folder / "model.safetensors.index.json").get("weight_map")
     if isinstance(index, dict):
         names = sorted({str(name) for name in index.values()})
         lost = next((n for n in names if Path(n).name != n or not (folder / n).is_file()), None)
@@ -768,7 +768,7 @@ def _is_peft(path: Path) -> bool:
 
 
 def _peft(folder: Path, hashes: _Hashes) -> Inspection:
-    config = onnx_file.read_json(folder / "adapter_config.json")
+    config = onnx_graph.read_json(folder / "adapter_config.json")
     weights = folder / "adapter_model.safetensors"
     tensors = tuple(_read_safetensors(weights)) if weights.is_file() else ()
     files = hashes.files(sorted(p for p in folder.iterdir() if p.is_file()))
@@ -830,7 +830,7 @@ def _provenance(
     """What edgeguard wrote of a conversion, and what is to be said of it: from the manifest, else the metadata."""
     notices: tuple[str, ...] = ()
     try:
-        said = onnx_file.read_json(manifest)
+        said = onnx_graph.read_json(manifest)
         if said:
             return _from_manifest(manifest, said, files, hashes), ()
     except ModelError as error:

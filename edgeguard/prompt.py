@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, RecordError
 from edgeguard.profile import Profile
-from edgeguard.records import Message
+from edgeguard.rows.record import Message
 
 Ids = tuple[int, ...]
 

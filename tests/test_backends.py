@@ -13,9 +13,9 @@ from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Backend, Condition, Prefix, log_softmax
 from edgeguard.backends import open_backend
+from edgeguard.builtin import base_model
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ContextOverflow, ModelError
-from edgeguard.models import base_model
 from edgeguard.testing import Recompute
 
 FLOATS = 1e-3  # nats; the adapters' docstrings state it

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard.calibration import Calibration, Map, logit, read_calibration, sigmoid, write_calibration
+from edgeguard.calibration.maps import Calibration, Map, logit, read_calibration, sigmoid, write_calibration
 from edgeguard.errors import CalibrationError, ProfileError
 from edgeguard.estimators import bounds, log_odds, marginal
 from edgeguard.guard import Guard, Thresholds

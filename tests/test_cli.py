@@ -393,7 +393,7 @@ def test_what_cannot_be_run_fails_with_one_line_and_exit_code_1(
 def test_without_a_model_the_error_says_how_to_install_one(
     run: Run, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeguard.models.find_spec", lambda name: None)
+    monkeypatch.setattr("edgeguard.builtin.find_spec", lambda name: None)
     for args in (("score", source), ("explain", "hello"), ("check",)):
         result = run(*args)
         assert result.exit_code == 1
@@ -849,7 +849,7 @@ def test_there_is_an_example_for_every_command() -> None:
 
 
 def test_help_waits_for_no_runtime(tmp_path: Path) -> None:
-    heavy = ["llama_cpp", "numpy", "jinja2", "rich", "pyarrow", "edgeguard.guard", "edgeguard.records"]
+    heavy = ["llama_cpp", "numpy", "jinja2", "rich", "pyarrow", "edgeguard.guard", "edgeguard.rows.record"]
     assert all(importlib.util.find_spec(name) for name in heavy)
     code = (
         "import sys\nfrom edgeguard.cli import main\n"

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from tiny_gguf import write_tiny_llama, write_tiny_recurrent
 
-from edgeguard import gguf, onnx_file
 from edgeguard.cli import main
 from edgeguard.convert import ONNX_TYPES, TYPES, Options, convert, default_output
 from edgeguard.errors import ModelError, OutputError
+from edgeguard.formats import gguf, onnx_graph
 
 FILES = ["config.json", "edgeguard.json", "generation_config.json", "model.onnx", "tokenizer.json"]
 
@@ -59,7 +59,7 @@ def test_the_manifest_and_the_file_itself_say_what_it_was_made_from(source, tmp_
         metadata = gguf.read_header(done.path).metadata
         beside = json.loads((tmp_path / "out.manifest.json").read_text())
     else:
-        metadata = onnx_file.read_graph(done.path / "model.onnx").metadata
+        metadata = onnx_graph.read_graph(done.path / "model.onnx").metadata
         beside = json.loads((done.path / "edgeguard.json").read_text())
     assert (metadata["edgeguard.to"], metadata["edgeguard.model.sha256"]) == (to, digest)
     assert beside == done.manifest

@@ -22,7 +22,6 @@ import tiny_gguf as tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgeguard import gguf
 from edgeguard.backend import Prefix, log_softmax
 from edgeguard.backends import open_backend
 from edgeguard.convert.imatrix import read_imatrix
@@ -30,6 +29,7 @@ from edgeguard.convert.lora import Adapter, Change, read_adapter, write_merged
 from edgeguard.convert.quantize import FILE_TYPES, NEEDS_IMATRIX, is_float, quantize
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError, OutputError
+from edgeguard.formats import gguf
 
 quantize_module = sys.modules[quantize.__module__]  # the package has a function of the module's name
 TOKENS = [1, 2, 60, 61, 33, 7]

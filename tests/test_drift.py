@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy, spearmanr
 
-from edgeguard import drift
-from edgeguard.calibration import logit, sigmoid
+from edgeguard.calibration.maps import logit, sigmoid
 from edgeguard.errors import InputError
-from edgeguard.scores import Failed, ScoreTable
+from edgeguard.evaluation import drift
+from edgeguard.evaluation.table import Failed, ScoreTable
 
 LABELS = ("S1", "S2", "S3")
 

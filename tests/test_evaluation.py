@@ -16,14 +16,10 @@ from scipy.special import digamma
 from sklearn.metrics import f1_score, roc_auc_score
 
 from edgeguard.backend import Prefix
-from edgeguard.calibration import read_calibration
+from edgeguard.calibration.maps import read_calibration
 from edgeguard.errors import InputError
-from edgeguard.evaluation import _digamma, by_uncertainty, entropy_uncertainty, logtoku, probability_uncertainty
-from edgeguard.guard import Guard, Thresholds
-from edgeguard.inputs import read_records
-from edgeguard.records import Message
-from edgeguard.results import holds_results, read_rows
-from edgeguard.scores import (
+from edgeguard.evaluation.figures import _digamma, by_uncertainty, entropy_uncertainty, logtoku, probability_uncertainty
+from edgeguard.evaluation.table import (
     Failed,
     ScoreTable,
     load_table,
@@ -33,6 +29,10 @@ from edgeguard.scores import (
     score_records,
     with_truth,
 )
+from edgeguard.guard import Guard, Thresholds
+from edgeguard.rows.readers import read_records
+from edgeguard.rows.record import Message
+from edgeguard.rows.results import holds_results, read_rows
 
 TEXTS = ["Boil an egg", "Hurt the dog", "Steal", "Hi", "a", "b c", "Take the money", "Rob", "Kick", "Sing", "x y", "Go"]
 LABELS: list[list[str]] = [[], ["S1"], ["S2"], [], [], ["S1", "S2"], ["S2"], ["S2"], ["S1"], [], [], ["S10"]]

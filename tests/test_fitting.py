@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from edgeguard.calibration import logit, sigmoid
+from edgeguard.calibration.fitting import (
+    METHODS,
+    Target,
+    choose_method,
+    choose_threshold,
+    cross_validated,
+    fit_label,
+    fit_map,
+)
+from edgeguard.calibration.maps import logit, sigmoid
 from edgeguard.errors import CalibrationError
-from edgeguard.fitting import METHODS, Target, choose_method, choose_threshold, cross_validated, fit_label, fit_map
-from edgeguard.metrics import f1, false_positive_rate, log_loss, precision, recall
+from edgeguard.evaluation.metrics import f1, false_positive_rate, log_loss, precision, recall
 
 
 def made(slope: float, intercept: float, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

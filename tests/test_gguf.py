@@ -16,8 +16,8 @@ import tiny_gguf as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeguard import gguf
 from edgeguard.errors import ModelError
+from edgeguard.formats import gguf
 
 KEY_U32, KEY_STR, KEY_ARRAY = 4, 8, 9
 

@@ -24,10 +24,10 @@ from tiny_gguf import (
     write_tiny_swa,
 )
 
-from edgeguard import gguf
 from edgeguard.backends import open_backend
 from edgeguard.errors import ModelError
-from edgeguard.files import sha256, sha256_of_all
+from edgeguard.formats import gguf
+from edgeguard.formats.hashes import sha256, sha256_of_all
 from edgeguard.inspection import CONSTANTS, Inspection, inspect_model
 
 onnx = pytest.importorskip("onnx")
@@ -606,7 +606,7 @@ def test_the_json_has_the_same_keys_for_every_kind(
 
 
 def test_the_default_is_the_base_model(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeguard.models.base_model", lambda: model)
+    monkeypatch.setattr("edgeguard.builtin.base_model", lambda: model)
     assert json.loads(run("inspect", "--json").stdout)["path"] == str(model)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from edgeguard import metrics
+from edgeguard.evaluation import metrics
 
 
 @st.composite

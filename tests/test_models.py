@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from test_convert_gguf import factors, write_adapter
 
-from edgeguard import gguf, models
+from edgeguard import builtin as models
 from edgeguard.backend import Prefix
 from edgeguard.backends import open_backend
+from edgeguard.builtin import BuiltIn, find_built_in
 from edgeguard.errors import ModelError
-from edgeguard.files import sha256
+from edgeguard.formats import gguf
+from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
-from edgeguard.models import BuiltIn, find_built_in
 
 Q, ARCH = "blk.0.attn_q.weight", "qwen2"
 

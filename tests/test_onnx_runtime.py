@@ -13,12 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_gguf import write_tiny_llama
 
-from edgeguard import onnx_file
 from edgeguard.backend import Prefix
 from edgeguard.backends import open_backend
 from edgeguard.convert import convert
 from edgeguard.errors import ModelError
-from edgeguard.model_file import find_model
+from edgeguard.formats import onnx_graph
+from edgeguard.formats.model_file import find_model
 
 
 @pytest.fixture(scope="module")
@@ -232,16 +232,16 @@ def test_a_dynamically_quantized_model_never_meets_a_neighbour(converted, tmp_pa
     """Its kernels scale activations over all rows of a call: so a record, and a branch, is a call of its own."""
     from onnxruntime.quantization import quantize_dynamic
 
-    graph = onnx_file.read_graph(converted / "model.onnx")
-    assert not onnx_file.read_interface(graph).one_row
+    graph = onnx_graph.read_graph(converted / "model.onnx")
+    assert not onnx_graph.read_interface(graph).one_row
     folder = Path(shutil.copytree(converted, tmp_path / "dynamic"))
     options = {"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT}
     only = ["MatMul"]
     out = folder / "model.onnx"
     quantize_dynamic(converted / "model.onnx", out, op_types_to_quantize=only, extra_options=options)
-    graph = onnx_file.read_graph(folder / "model.onnx")
-    assert onnx_file.read_interface(graph).one_row
-    assert onnx_file.quantization(graph) == "dynamic int8"
+    graph = onnx_graph.read_graph(folder / "model.onnx")
+    assert onnx_graph.read_interface(graph).one_row
+    assert onnx_graph.quantization(graph) == "dynamic int8"
     backend = open_backend(folder, n_ctx=512, threads=1)
     record = Prefix((50, 51, 52, 53), Prefix((40, 41)))
     branches = [Prefix((t, t + 1), record) for t in (9, 11, 200)]

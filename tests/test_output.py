@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard import output
 from edgeguard.errors import OutputError
-from edgeguard.output import columns, open_writer, to_json_line
+from edgeguard.rows import writer as output
+from edgeguard.rows.writer import columns, open_writer, to_json_line
 
 LABELS = ["S1", "S2"]
 FORMATS = ["jsonl", "csv", "parquet"]

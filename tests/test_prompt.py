@@ -16,7 +16,7 @@ from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, RecordError
 from edgeguard.profile import AnswerGrammar, Category, Profile, PromptMessage, PromptSpec, load_profile
 from edgeguard.prompt import Prompter, compile_prompt
-from edgeguard.records import Message
+from edgeguard.rows.record import Message
 
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")
 CHATML = ("<|im_start|>", "<|im_end|>", "<bos>")

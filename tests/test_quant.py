@@ -16,19 +16,19 @@ from test_drift import table
 from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Prefix
-from edgeguard.calibration import read_calibration
+from edgeguard.calibration.maps import read_calibration
 from edgeguard.convert import Options, convert
-from edgeguard.drift import kl_divergence
 from edgeguard.errors import ModelError
+from edgeguard.evaluation.drift import kl_divergence
+from edgeguard.evaluation.table import ScoreTable, predictions, score_records
+from edgeguard.formats.onnx_graph import read_graph
 from edgeguard.guard import Guard, Thresholds
-from edgeguard.inputs import read_records
-from edgeguard.onnx_file import read_graph
 from edgeguard.quant import scoring
 from edgeguard.quant.page import page
 from edgeguard.quant.report import Choices, Measured, as_json, build_report, recommend, repair, reproducing
 from edgeguard.quant.scoring import Setting, joined, score
 from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
-from edgeguard.scores import ScoreTable, predictions, score_records
+from edgeguard.rows.readers import read_records
 
 WORDS = [
     "boil",

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard import inputs
 from edgeguard.errors import InputError, RecordError
-from edgeguard.inputs import count_records, read_records
-from edgeguard.records import BadRecord, Message, Record, make_record
+from edgeguard.rows import readers as inputs
+from edgeguard.rows.readers import count_records, read_records
+from edgeguard.rows.record import BadRecord, Message, Record, make_record
 
 # Texts a record may have: not blank, no lone surrogates, no NUL.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(

@@ -15,12 +15,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML, write_tiny_llama
 
-from edgeguard import gguf
 from edgeguard.backend import Vocabulary
 from edgeguard.backends import open_backend
+from edgeguard.builtin import base_model
 from edgeguard.errors import ModelError
-from edgeguard.models import base_model
-from edgeguard.tokenizer import read_chat_template, read_vocabulary, tokenizer_files
+from edgeguard.formats import gguf
+from edgeguard.formats.tokenizer import read_chat_template, read_vocabulary, tokenizer_files
 
 pytest.importorskip("tokenizers")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from edgeguard.backend import Backend, Condition, available_cores
 from edgeguard.errors import ModelError
-from edgeguard.model_file import find_model
+from edgeguard.formats.model_file import find_model
 
 Device = Literal["cpu", "cuda", "auto"]
 KvType = Literal["f16", "f32"]

@@ -25,10 +25,10 @@ from typing import Any, Literal
 import llama_cpp as lc
 import numpy as np
 
-from edgeguard import gguf
 from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
 from edgeguard.errors import ContextOverflow, ModelError
-from edgeguard.files import Digest
+from edgeguard.formats import gguf
+from edgeguard.formats.hashes import Digest
 
 Device = Literal["cpu", "cuda", "auto"]
 KvType = Literal["f16", "f32"]

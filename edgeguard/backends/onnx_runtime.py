@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edgeguard import onnx_file
 from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
 from edgeguard.errors import ContextOverflow, ModelError
-from edgeguard.files import Digest
-from edgeguard.tokenizer import read_chat_template, read_vocabulary
+from edgeguard.formats import onnx_graph
+from edgeguard.formats.hashes import Digest
+from edgeguard.formats.tokenizer import read_chat_template, read_vocabulary
 
 Device = Literal["cpu", "cuda", "auto"]
 Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, head)
@@ -89,10 +89,10 @@ class OnnxRuntime:
             raise ValueError("a graph has one attention kernel, and no company in its calls")
         self._n_batch = condition.batch or N_BATCH
         file = Path(path)
-        self._graph = onnx_file.read_graph(file)
+        self._graph = onnx_graph.read_graph(file)
         self._path, folder = file, file.parent
-        self._settings = onnx_file.read_settings(folder)
-        self._interface = onnx_file.read_interface(self._graph, head=self._settings.head)
+        self._settings = onnx_graph.read_settings(folder)
+        self._interface = onnx_graph.read_interface(self._graph, head=self._settings.head)
         self._digest = Digest(self._graph.files)
         self._n_ctx = _context(self._path, self._settings.n_ctx, n_ctx)
         self._vocabulary = read_vocabulary(folder, n_vocab=self._interface.n_vocab)
@@ -120,7 +120,7 @@ class OnnxRuntime:
             sha256=self._digest.hex(),
             architecture=self._settings.architecture,
             name=self._settings.name,
-            quantization=onnx_file.quantization(self._graph),
+            quantization=onnx_graph.quantization(self._graph),
             n_ctx_train=self._settings.n_ctx,
             chat_template=self._chat_template,
         )

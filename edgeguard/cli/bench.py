@@ -15,11 +15,11 @@ from edgeguard.cli.options import read_thresholds, reported_errors
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.calibration import Calibration
+    from edgeguard.calibration.maps import Calibration
+    from edgeguard.evaluation.table import ScoreTable
     from edgeguard.quant.report import Choices, Measured
     from edgeguard.quant.scoring import Scored, Setting
     from edgeguard.quant.variants import Variant
-    from edgeguard.scores import ScoreTable
 
 DEFAULT_VARIANTS = "q8_0,q5_1,q5_0,q4_1,q4_0,iq4_nl,onnx-int8,onnx-int4"
 
@@ -120,11 +120,11 @@ def quant(
 
         from edgeguard.backend import available_cores
         from edgeguard.guard import Thresholds
-        from edgeguard.inputs import count_records
         from edgeguard.profile import load_profile
         from edgeguard.quant.report import Choices, Measured, build_report
         from edgeguard.quant.scoring import Setting
         from edgeguard.quant.variants import make_variants
+        from edgeguard.rows.readers import count_records
 
         count_records(records)  # a file that is not there is said before models are made
         _writable(out)
@@ -184,8 +184,8 @@ def _writable(out: Path) -> None:
 
 def _reference(given: str | None, out: Path) -> Variant:
     """The model to compare with. A built-in guard is merged to F32 and kept."""
+    from edgeguard.builtin import find_built_in
     from edgeguard.cli.models import merged
-    from edgeguard.models import find_built_in
     from edgeguard.quant.variants import open_variant
 
     built = find_built_in(given)
@@ -196,8 +196,8 @@ def _reference(given: str | None, out: Path) -> Variant:
 
 
 def _profile_of(model: Variant) -> str:
-    from edgeguard import gguf
     from edgeguard.errors import ProfileError
+    from edgeguard.formats import gguf
     from edgeguard.profile import detect_profile
 
     name = None
@@ -214,7 +214,7 @@ def _profile_of(model: Variant) -> str:
 
 
 def _calibrations(paths: Sequence[Path], sha256: str) -> dict[str, Calibration]:
-    from edgeguard.calibration import read_calibration
+    from edgeguard.calibration.maps import read_calibration
     from edgeguard.errors import CalibrationError
 
     found: dict[str, Calibration] = {}
@@ -324,7 +324,7 @@ def _costs(models: Sequence[Variant], setting: Setting, measurements: int) -> li
 
 def _said(setting: Setting, records: Path, measurements: int, floor: int) -> dict[str, Any]:
     """What the report says of how it was made; no path of this machine but the file's name."""
-    from edgeguard.files import sha256
+    from edgeguard.formats.hashes import sha256
 
     command = ["edgeguard", *sys.argv[1:]] if sys.argv[1:2] == ["bench"] else ["edgeguard", "bench", "quant", "…"]
     return {
@@ -346,8 +346,8 @@ def _said(setting: Setting, records: Path, measurements: int, floor: int) -> dic
 def _write_repairs(measured: Sequence[Measured], choices: Choices, profile: str, folder: Path) -> None:
     from dataclasses import replace
 
-    from edgeguard.calibration import write_calibration
-    from edgeguard.drift import aligned
+    from edgeguard.calibration.maps import write_calibration
+    from edgeguard.evaluation.drift import aligned
     from edgeguard.quant.report import repair
 
     folder.mkdir(exist_ok=True)

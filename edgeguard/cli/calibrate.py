@@ -12,8 +12,8 @@ from edgeguard.cli.options import load_guard, model_options, reported_errors, se
 from edgeguard.cli.tables import labelled_table, table_options
 
 if TYPE_CHECKING:
-    from edgeguard.calibration import Calibration
-    from edgeguard.fitting import LabelFit, Target
+    from edgeguard.calibration.fitting import LabelFit, Target
+    from edgeguard.calibration.maps import Calibration
 
 CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
 
@@ -84,7 +84,7 @@ def calibrate(
         raise click.UsageError("--threshold is for decisions; --threshold-for says what thresholds are to reach")
     goals = read_targets(targets)
     with reported_errors():
-        from edgeguard.calibration import write_calibration
+        from edgeguard.calibration.maps import write_calibration
         from edgeguard.errors import CalibrationError, OutputError
 
         if out.exists() and not overwrite:
@@ -120,7 +120,7 @@ def _fit(
     estimator: str | None,
     options: dict[str, Any],
 ) -> tuple[Calibration, list[LabelFit]]:
-    from edgeguard.fitting import calibration_of, fit_table
+    from edgeguard.calibration.fitting import calibration_of, fit_table
 
     labelled = labelled_table(source, estimator=estimator, **options)
     table, chosen = labelled.table, labelled.estimator
@@ -138,9 +138,9 @@ def _fit(
 def _contextual(estimator: str, options: dict[str, Any]) -> Calibration:
     import numpy as np
 
-    from edgeguard.calibration import Calibration
+    from edgeguard.calibration.fitting import contextual_map
+    from edgeguard.calibration.maps import Calibration
     from edgeguard.estimators import log_odds
-    from edgeguard.fitting import contextual_map
 
     with load_guard(**_guard_options(options), no_calibration=True) as guard:
         bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
@@ -160,7 +160,7 @@ def _guard_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def read_targets(given: Sequence[str]) -> dict[str, Target]:
     """`f1`, `unsafe:fpr=0.02` → label → Target; "" is every label without one of its own."""
-    from edgeguard.fitting import Target
+    from edgeguard.calibration.fitting import Target
 
     found = {}
     for text in given:

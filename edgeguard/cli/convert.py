@@ -60,9 +60,9 @@ def convert(
     Converting twice gives the same bytes.
     """
     with reported_errors():
+        from edgeguard.builtin import base_model, find_built_in
         from edgeguard.convert import TYPES, Options, default_output
         from edgeguard.convert import convert as run
-        from edgeguard.models import base_model, find_built_in
 
         kind = to.lower()
         if kind not in TYPES:

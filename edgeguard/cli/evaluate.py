@@ -15,10 +15,10 @@ from edgeguard.cli.options import calibration_options, model_options, read_thres
 from edgeguard.cli.tables import labelled_table, table_options
 
 if TYPE_CHECKING:
-    from edgeguard.calibration import Calibration
+    from edgeguard.calibration.maps import Calibration
     from edgeguard.cli.tables import Labelled
-    from edgeguard.evaluation import Evaluation
-    from edgeguard.metrics import Interval
+    from edgeguard.evaluation.figures import Evaluation
+    from edgeguard.evaluation.metrics import Interval
 
 
 @click.command(
@@ -71,10 +71,10 @@ def evaluate(
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
     numbers = read_thresholds(threshold)
     with reported_errors():
-        from edgeguard.evaluation import baselines
-        from edgeguard.evaluation import evaluate as figures
+        from edgeguard.evaluation.figures import baselines
+        from edgeguard.evaluation.figures import evaluate as figures
+        from edgeguard.evaluation.table import predictions, truth_with_unsafe
         from edgeguard.guard import Thresholds
-        from edgeguard.scores import predictions, truth_with_unsafe
 
         found = labelled_table(source, labels=labels, estimator=None, evidence=True, threshold=(), **options)
         table = found.table
@@ -99,8 +99,8 @@ def evaluate(
 
 def _calibration(found: Labelled, estimator: str, given: Path | None, force: bool) -> Calibration | None:
     """The file that was given, where it is for this estimator; else the one that a built-in guard brings."""
-    from edgeguard.calibration import read_calibration
-    from edgeguard.models import built_in_guards
+    from edgeguard.builtin import built_in_guards
+    from edgeguard.calibration.maps import read_calibration
 
     if given is None:
         own = [g for g in built_in_guards() if g.model_sha256 == found.identity["model_sha256"]]

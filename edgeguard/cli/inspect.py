@@ -33,8 +33,8 @@ def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
     model is loaded. Exit code 1 only if it cannot be read at all.
     """
     with reported_errors():
+        from edgeguard.builtin import base_model
         from edgeguard.inspection import inspect_model
-        from edgeguard.models import base_model
 
         found = inspect_model(base_model() if model is None else model)
         if as_json:

@@ -11,7 +11,7 @@ import click
 from edgeguard.cli.options import reported_errors
 
 if TYPE_CHECKING:
-    from edgeguard.models import BuiltIn, ModelFile
+    from edgeguard.builtin import BuiltIn, ModelFile
 
 
 @click.group(
@@ -34,7 +34,7 @@ def models(context: click.Context, as_json: bool) -> None:
             raise click.UsageError("--json is for the list; leave it out")
         return
     with reported_errors():
-        from edgeguard.models import built_in_guards, state
+        from edgeguard.builtin import built_in_guards, state
 
         found = [(guard, state(guard)) for guard in built_in_guards()]
         if as_json:
@@ -68,7 +68,7 @@ def _row(guard: BuiltIn, files: list[ModelFile]) -> dict[str, Any]:
 def card(name: str) -> None:
     """Print the model card of NAME: data, figures, what it is for and what it must not be used for."""
     with reported_errors():
-        from edgeguard.models import built_in
+        from edgeguard.builtin import built_in
 
         click.echo(built_in(name).card.read_text(encoding="utf-8"), nl=False)
 
@@ -84,7 +84,7 @@ def build(name: str, output: Path | None, overwrite: bool) -> None:
     is taken as it is.
     """
     with reported_errors():
-        from edgeguard.models import built_in
+        from edgeguard.builtin import built_in
 
         guard = built_in(name)
         if output is None:
@@ -120,7 +120,7 @@ def _is_built(guard: BuiltIn, path: Path) -> bool:
     import json
 
     from edgeguard.errors import EdgeguardError
-    from edgeguard.files import sha256
+    from edgeguard.formats.hashes import sha256
 
     try:
         manifest = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))

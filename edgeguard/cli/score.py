@@ -25,8 +25,8 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.guard import Failure, Guard, Score
-    from edgeguard.output import Writer
-    from edgeguard.records import BadRecord, Record
+    from edgeguard.rows.record import BadRecord, Record
+    from edgeguard.rows.writer import Writer
 
 
 @dataclass
@@ -127,7 +127,7 @@ def score(
     if output is not None and _same_file(source, output):
         raise click.UsageError(f"{output} is the input; name another --output")
     with reported_errors():
-        from edgeguard.inputs import count_records, read_records
+        from edgeguard.rows.readers import count_records, read_records
 
         total = None if str(source) == "-" else count_records(source, format=input_format)
         _refuse_existing(output, overwrite or resume)
@@ -155,7 +155,7 @@ def _same_file(source: Path, output: Path) -> bool:
 
 def _refuse_existing(output: Path | None, allowed: bool) -> None:
     """Before the model loads; the writer checks again, without a race."""
-    from edgeguard.output import already_exists
+    from edgeguard.rows.writer import already_exists
 
     if output is not None and str(output) != "-" and not allowed and os.path.isfile(output):
         raise already_exists(output)
@@ -170,7 +170,7 @@ def _scored(
 ) -> Iterator[tuple[Record | BadRecord, Score | Failure]]:
     """Each record and its result. A failure to score names the record's place, as the readers' errors do."""
     from edgeguard.guard import Failure
-    from edgeguard.records import Record
+    from edgeguard.rows.record import Record
 
     where = "<stdin>" if str(source) == "-" else printable(str(source))
     for record in records:
@@ -190,7 +190,7 @@ def _write(
     overwrite: bool,
     resume: bool,
 ) -> Tally:
-    from edgeguard.output import open_writer
+    from edgeguard.rows.writer import open_writer
 
     by_name = {".csv": "csv", ".parquet": "parquet"}.get("" if output is None else output.suffix, "jsonl")
     tally = Tally()
@@ -286,7 +286,7 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
 
 def _show_table(guard: Guard, records: Iterator[Record | BadRecord], source: Path) -> Tally:
     from edgeguard.cli.screen import print_scores
-    from edgeguard.records import Record
+    from edgeguard.rows.record import Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
     for record, result in _scored(guard, records, source):

@@ -21,11 +21,11 @@ from edgeguard.tree import ROOT, STOP, Tree
 
 if TYPE_CHECKING:
     from edgeguard.answers import Ints
-    from edgeguard.evaluation import Evaluation
-    from edgeguard.fitting import LabelFit
-    from edgeguard.metrics import Interval
-    from edgeguard.models import BuiltIn, ModelFile
-    from edgeguard.scores import ScoreTable
+    from edgeguard.builtin import BuiltIn, ModelFile
+    from edgeguard.calibration.fitting import LabelFit
+    from edgeguard.evaluation.figures import Evaluation
+    from edgeguard.evaluation.metrics import Interval
+    from edgeguard.evaluation.table import ScoreTable
 
 
 @contextmanager

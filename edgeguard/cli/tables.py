@@ -13,7 +13,7 @@ from edgeguard.cli.options import F, load_guard
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.scores import ScoreTable
+    from edgeguard.evaluation.table import ScoreTable
 
 
 def table_options(command: F) -> F:
@@ -40,9 +40,9 @@ def labelled_table(
 ) -> Labelled:
     """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError."""
     from edgeguard.errors import InputError
-    from edgeguard.inputs import count_records, read_records
-    from edgeguard.results import holds_results
-    from edgeguard.scores import read_scores, score_records, with_truth
+    from edgeguard.evaluation.table import read_scores, score_records, with_truth
+    from edgeguard.rows.readers import count_records, read_records
+    from edgeguard.rows.results import holds_results
 
     if holds_results(source):
         table, said = read_scores(source)
@@ -79,9 +79,9 @@ def labelled_table(
 def _check_truth(source: Path, labels: Path | None, taxonomy: Sequence[str]) -> None:
     """Raises InputError for a missing or impossible truth now, and not after hours of scoring."""
     from edgeguard.errors import InputError
-    from edgeguard.inputs import read_records
-    from edgeguard.records import Record
-    from edgeguard.scores import joined_truth, truth_of
+    from edgeguard.evaluation.table import joined_truth, truth_of
+    from edgeguard.rows.readers import read_records
+    from edgeguard.rows.record import Record
 
     records = list(read_records(source))
     good = [r for r in records if isinstance(r, Record)]

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from edgeguard import gguf
 from edgeguard.convert import artifact
 from edgeguard.convert.blocks import CARRIED
 from edgeguard.convert.graph import Activations, Precision, write_graph
@@ -18,8 +17,9 @@ from edgeguard.convert.lora import read_adapter, write_merged
 from edgeguard.convert.quantize import FILE_TYPES, Quantized, is_float, quantize
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
-from edgeguard.model_file import find_model
-from edgeguard.tokenizer import tokenizer_files
+from edgeguard.formats import gguf
+from edgeguard.formats.model_file import find_model
+from edgeguard.formats.tokenizer import tokenizer_files
 
 ONNX_TYPES: Mapping[str, Precision] = {
     "onnx": "source",

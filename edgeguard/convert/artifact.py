@@ -16,7 +16,7 @@ from typing import Any
 
 from edgeguard import __version__
 from edgeguard.errors import OutputError
-from edgeguard.files import sha256, sha256_of_all
+from edgeguard.formats.hashes import sha256, sha256_of_all
 
 MANIFEST = "edgeguard.json"  # in a folder; beside a file, NAME.manifest.json
 

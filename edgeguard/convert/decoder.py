@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
-from edgeguard.gguf import Header
+from edgeguard.formats.gguf import Header
 
 # Pairs of a head's elements that are rotated together: neighbours (0, 1), or one of each half.
 _NEIGHBOURS: Mapping[str, bool] = {"llama": True, "granite": True, "qwen2": False, "qwen3": False}

@@ -15,8 +15,8 @@ from struct import unpack_from
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard import gguf
 from edgeguard.errors import ModelError
+from edgeguard.formats import gguf
 
 Floats = npt.NDArray[np.float32]
 

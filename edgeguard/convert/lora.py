@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError, OutputError
-from edgeguard.gguf import OTHER_ADAPTER, Array, Header, TensorInfo, check_adapter, pair_halves, read_header
+from edgeguard.formats.gguf import OTHER_ADAPTER, Array, Header, TensorInfo, check_adapter, pair_halves, read_header
 
 Floats = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.errors import ModelError
-from edgeguard.gguf import Header, TensorInfo
+from edgeguard.formats.gguf import Header, TensorInfo
 
 if TYPE_CHECKING:
     from edgeguard.convert.lora import Adapter

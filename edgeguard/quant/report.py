@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard import drift, metrics
-from edgeguard.calibration import Calibration, Map
-from edgeguard.drift import Flips
+from edgeguard.calibration.fitting import FOLDS, fit_map
+from edgeguard.calibration.maps import Calibration, Map
 from edgeguard.errors import CalibrationError
-from edgeguard.fitting import FOLDS, fit_map
+from edgeguard.evaluation import drift, metrics
+from edgeguard.evaluation.drift import Flips
+from edgeguard.evaluation.metrics import Interval
+from edgeguard.evaluation.table import Predictions, ScoreTable, log_odds_of, predictions, truth_with_unsafe
 from edgeguard.guard import Thresholds
-from edgeguard.metrics import Interval
 from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
-from edgeguard.scores import Predictions, ScoreTable, log_odds_of, predictions, truth_with_unsafe
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

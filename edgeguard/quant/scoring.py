@@ -17,11 +17,11 @@ import numpy as np
 from edgeguard import process
 from edgeguard.backend import Condition
 from edgeguard.errors import InputError, ModelError
-from edgeguard.files import sha256
+from edgeguard.evaluation.table import ScoreTable, load_table, save_table, score_records
+from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
-from edgeguard.inputs import read_records
 from edgeguard.quant.variants import Variant
-from edgeguard.scores import ScoreTable, load_table, save_table, score_records
+from edgeguard.rows.readers import read_records
 
 CHUNK = 100  # records a file; what an interrupted run loses at most
 FORMAT = 1  # of what is kept; another number scores anew

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeguard import gguf
 from edgeguard.convert import TYPES, Options, convert
 from edgeguard.errors import ModelError
-from edgeguard.files import sha256_of_all
-from edgeguard.model_file import find_model
-from edgeguard.onnx_file import read_graph
+from edgeguard.formats import gguf
+from edgeguard.formats.hashes import sha256_of_all
+from edgeguard.formats.model_file import find_model
+from edgeguard.formats.onnx_graph import read_graph
 
 FLOAT = "-float"  # onnx-int8-float: the same blocks, what they are multiplied with not rounded
 _IN_FLOATS = 1  # MatMulNBits' accuracy_level

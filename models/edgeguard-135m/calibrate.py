@@ -12,11 +12,11 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeguard.calibration import Calibration, write_calibration
-from edgeguard.fitting import Target, calibration_of, fit_table
+from edgeguard.calibration.fitting import Target, calibration_of, fit_table
+from edgeguard.calibration.maps import Calibration, write_calibration
+from edgeguard.evaluation.table import ScoreTable, score_records
 from edgeguard.guard import Guard
-from edgeguard.inputs import read_records
-from edgeguard.scores import ScoreTable, score_records
+from edgeguard.rows.readers import read_records
 
 HERE = Path(__file__).parent
 TARGETS = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}

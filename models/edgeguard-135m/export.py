@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import torch
 
-from edgeguard.files import sha256
+from edgeguard.formats.hashes import sha256
 
 HERE = Path(__file__).parent
 BASE = {

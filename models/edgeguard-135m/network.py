@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # the name everyone gives it
 
 from edgeguard.convert.decoder import Decoder, read_decoder
 from edgeguard.convert.weights import Weights
-from edgeguard.gguf import read_header
+from edgeguard.formats.gguf import read_header
 
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 

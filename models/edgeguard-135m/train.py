@@ -28,7 +28,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from edgeguard.backends import open_backend
 from edgeguard.profile import load_profile
 from edgeguard.prompt import Prompter, compile_prompt
-from edgeguard.records import make_record
+from edgeguard.rows.record import make_record
 
 HERE = Path(__file__).parent
 PAD = 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from edgeguard.errors import InputError, RecordError, printable
-from edgeguard.records import (
+from edgeguard.rows.record import (
     CONTENT_FIELDS,
     EXPECTED,
     MAX_RECORD,

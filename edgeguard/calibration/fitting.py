@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.calibration import Calibration, Map, sigmoid
+from edgeguard.calibration.maps import Calibration, Map, sigmoid
 from edgeguard.errors import CalibrationError
-from edgeguard.files import sha256
-from edgeguard.scores import ScoreTable, log_odds_of, predictions, truth_with_unsafe
+from edgeguard.evaluation.table import ScoreTable, log_odds_of, predictions, truth_with_unsafe
+from edgeguard.formats.hashes import sha256
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgeguard.errors import ModelError
-from edgeguard.files import combined, sha256
+from edgeguard.formats.hashes import combined, sha256
 
 DEFAULT = "edgeguard-135m"
 _PACKAGE = Path(__file__).parent

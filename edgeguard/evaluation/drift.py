@@ -14,13 +14,13 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard import metrics
-from edgeguard.calibration import logit
+from edgeguard.calibration.fitting import FOLDS, fit_map
+from edgeguard.calibration.maps import logit
 from edgeguard.errors import InputError
-from edgeguard.evaluation import label_figures, overall_figures
-from edgeguard.fitting import FOLDS, fit_map
-from edgeguard.metrics import Figure, Interval, Weight, bootstrap
-from edgeguard.scores import Predictions, ScoreTable
+from edgeguard.evaluation import metrics
+from edgeguard.evaluation.figures import label_figures, overall_figures
+from edgeguard.evaluation.metrics import Figure, Interval, Weight, bootstrap
+from edgeguard.evaluation.table import Predictions, ScoreTable
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard import metrics
-from edgeguard.fitting import Target, Threshold, choose_threshold
-from edgeguard.metrics import Figure, Interval, Weight, bootstrap
-from edgeguard.scores import Predictions, ScoreTable
+from edgeguard.calibration.fitting import Target, Threshold, choose_threshold
+from edgeguard.evaluation import metrics
+from edgeguard.evaluation.metrics import Figure, Interval, Weight, bootstrap
+from edgeguard.evaluation.table import Predictions, ScoreTable
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

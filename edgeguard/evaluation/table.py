@@ -14,12 +14,12 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.calibration import Calibration, logit
+from edgeguard.calibration.maps import Calibration, logit
 from edgeguard.errors import InputError, RecordError
 from edgeguard.estimators import ESTIMATORS, first_label, log_odds, marginal
 from edgeguard.guard import Guard, Thresholds
-from edgeguard.records import BadRecord, Record
-from edgeguard.results import read_rows
+from edgeguard.rows.record import BadRecord, Record
+from edgeguard.rows.results import read_rows
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

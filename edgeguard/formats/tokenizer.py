@@ -28,9 +28,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edgeguard import gguf
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ModelError, printable
+from edgeguard.formats import gguf
 
 MAX_BYTES = 64 << 20  # of one JSON file; Gemma's tokenizer.json, the largest known, has 33 MB
 MAX_TOKENS = 1 << 22  # an id above would cost memory before the lie shows

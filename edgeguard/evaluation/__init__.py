@@ -1,0 +1,1 @@
+"""What scores are worth: against the truth, and against another model's."""

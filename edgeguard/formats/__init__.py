@@ -1,0 +1,1 @@
+"""Readers of model files and what lies beside them, without trusting any of them."""

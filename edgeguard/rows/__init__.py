@@ -1,0 +1,1 @@
+"""Records in, result rows out: one schema, its readers and its writers."""
