@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Record as Record
 
 _PUBLIC = {
-    "edgeguard.calibration.maps.maps": ("Calibration", "read_calibration"),
+    "edgeguard.calibration.maps": ("Calibration", "read_calibration"),
     "edgeguard.errors": (
         "CalibrationError",
         "ContextOverflow",

@@ -11,13 +11,28 @@ EdgeguardError
 └── OutputError           an output that cannot be written, or must not be overwritten
 
 A programmer's mistake is a ValueError or TypeError and not in this tree.
+
+Every error has a `kind` for machines and `data` about what happened. Messages name no command line option: a library's
+user has none. `cli/advice.py` adds what an option can do, by kind.
 """
 
 from __future__ import annotations
 
 
 class EdgeguardError(Exception):
-    """Base of the tree: catch it to catch everything edgeguard raises on purpose."""
+    """Base of the tree: catch it to catch everything edgeguard raises on purpose.
+
+    kind  what happened, in one word for machines: "context_too_long"; "" where nothing can be done about it by option
+    data  the values that the message names, by name
+    """
+
+    kind = ""
+
+    def __init__(self, message: str, *, kind: str | None = None, **data: object) -> None:
+        super().__init__(message)
+        if kind is not None:
+            self.kind = kind
+        self.data = data
 
 
 class ModelError(EdgeguardError):
@@ -33,11 +48,6 @@ class RecordError(EdgeguardError):
 
     kind = "invalid_record"
 
-    def __init__(self, message: str, *, kind: str | None = None) -> None:
-        super().__init__(message)
-        if kind is not None:
-            self.kind = kind
-
 
 class ContextOverflow(RecordError):
     """The record's prompt does not fit into the model's context."""
@@ -46,10 +56,10 @@ class ContextOverflow(RecordError):
 
     def __init__(self, n_tokens: int, n_ctx: int) -> None:
         super().__init__(
-            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; "
-            "shorten the text or raise --context"
+            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; shorten the text",
+            n_tokens=n_tokens,
+            n_ctx=n_ctx,
         )
-        self.n_tokens, self.n_ctx = n_tokens, n_ctx
 
 
 class OffGrammar(RecordError):

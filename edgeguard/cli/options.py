@@ -184,12 +184,13 @@ def _parse_table(path: Path, raw: str) -> Mapping[str, Any]:
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
     """Every error edgeguard raises on purpose becomes one line on stderr and exit code 1."""
+    from edgeguard.cli.advice import advised
     from edgeguard.errors import EdgeguardError
 
     try:
         yield
     except EdgeguardError as error:
-        click.echo(f"edgeguard: {printable(str(error))}", err=True)
+        click.echo(f"edgeguard: {printable(advised(error))}", err=True)
         sys.exit(1)
     except OSError as error:  # files have errors of their own: this is stdout, full or closed by its reader
         drop_stdout()
