@@ -26,7 +26,8 @@ from edgeguard.calibration.maps import write_calibration
 from edgeguard.cli.models import merged
 from edgeguard.convert import Options, convert
 from edgeguard.quant.pictures import size_against_drift
-from edgeguard.quant.report import HEADLINE, floor_of, interval, number, percent
+from edgeguard.quant.reading import floor_of, interval, number, percent
+from edgeguard.quant.report import HEADLINE
 from edgeguard.quant.scoring import Setting, score
 from edgeguard.quant.variants import Variant, open_variant
 

@@ -17,7 +17,8 @@ from edgeguard.errors import printable
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.evaluation.table import ScoreTable
-    from edgeguard.quant.report import Choices, Measured
+    from edgeguard.quant.choices import Choices
+    from edgeguard.quant.report import Measured
     from edgeguard.quant.scoring import Scored, Setting
     from edgeguard.quant.variants import Variant
 
@@ -121,7 +122,8 @@ def quant(
         from edgeguard.backend import available_cores
         from edgeguard.guard import Thresholds
         from edgeguard.profile import load_profile
-        from edgeguard.quant.report import Choices, Measured, build_report
+        from edgeguard.quant.choices import Choices
+        from edgeguard.quant.report import Measured, build_report
         from edgeguard.quant.scoring import Setting
         from edgeguard.quant.variants import make_variants
         from edgeguard.rows.readers import count_records
@@ -348,7 +350,7 @@ def _write_repairs(measured: Sequence[Measured], choices: Choices, profile: str,
 
     from edgeguard.calibration.maps import write_calibration
     from edgeguard.evaluation.drift import aligned
-    from edgeguard.quant.report import repair
+    from edgeguard.quant.repair import repair
 
     folder.mkdir(exist_ok=True)
     reference = measured[0]

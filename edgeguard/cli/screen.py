@@ -189,7 +189,8 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[ModelFile]]]) -> None:
 
 def print_quant(report: Mapping[str, Any]) -> None:
     """A line a variant, and what to ship."""
-    from edgeguard.quant.report import HEADLINE, floor_of, interval, limits, number, percent
+    from edgeguard.quant.reading import floor_of, interval, limits, number, percent
+    from edgeguard.quant.report import HEADLINE
 
     console, truth = Console(), report["unsafe"] is not None
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -231,7 +232,8 @@ def print_quant(report: Mapping[str, Any]) -> None:
 
 def _print_parts(console: Console, report: Mapping[str, Any]) -> None:
     """What the weights and what the rounded activations did, where that was measured."""
-    from edgeguard.quant.report import HEADLINE, number
+    from edgeguard.quant.reading import number
+    from edgeguard.quant.report import HEADLINE
 
     measured = [v for v in report["variants"] if v["weights_or_runtime"]]
     if not measured:
