@@ -161,7 +161,7 @@ def quant(
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         _write_repairs(measured, choices, load_profile(setting.profile).name, out / "repair")
         _write_page(report, out / "report.html")
-        from edgeguard.cli.screen import print_quant
+        from edgeguard.cli.screen.quant import print_quant
 
         print_quant(report)
         click.echo(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}", err=True)

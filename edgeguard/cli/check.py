@@ -32,7 +32,7 @@ def check(as_json: bool, **options: Any) -> None:
         if as_json:
             _print_json(name, profile, safe, unsafe, problems)
         else:
-            from edgeguard.cli.screen import print_self_test
+            from edgeguard.cli.screen.guards import print_self_test
 
             click.echo(f"{printable(name)} with profile {profile}")
             print_self_test([("safe", safe), ("unsafe", unsafe)], problems)

@@ -37,7 +37,7 @@ def explain(text: str, response: str | None, least: float, as_json: bool, **opti
 
                 click.echo(json.dumps(_as_json(guard, tree), ensure_ascii=False))
             else:
-                from edgeguard.cli.screen import print_tree
+                from edgeguard.cli.screen.tree import print_tree
 
                 print_tree(guard, tree, least=least)
 

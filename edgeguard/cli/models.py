@@ -42,7 +42,7 @@ def models(context: click.Context, as_json: bool) -> None:
 
             click.echo(json.dumps([_row(guard, files) for guard, files in found], ensure_ascii=False))
         else:
-            from edgeguard.cli.screen import print_models
+            from edgeguard.cli.screen.guards import print_models
 
             print_models(found)
     sys.exit(0 if all(file.problem is None for _, files in found for file in files) else 1)

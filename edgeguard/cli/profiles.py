@@ -30,11 +30,11 @@ def profiles(name: str | None, toml: bool, as_json: bool) -> None:
             found = [load_profile(name)] if name else list_profiles()
             click.echo(json.dumps([asdict(profile) for profile in found], ensure_ascii=False))
         elif name:
-            from edgeguard.cli.screen import print_categories
+            from edgeguard.cli.screen.guards import print_categories
 
             print_categories(load_profile(name))
         else:
-            from edgeguard.cli.screen import print_profiles
+            from edgeguard.cli.screen.guards import print_profiles
 
             print_profiles(list_profiles())
 
