@@ -187,14 +187,14 @@ def _writable(out: Path) -> None:
 def _reference(given: str | None, out: Path) -> Variant:
     """The model to compare with. A built-in guard is merged to F32 and kept."""
     from edgeguard.builtin import find_built_in
-    from edgeguard.cli.models import merged
+    from edgeguard.convert.built_in import merged_built_in
     from edgeguard.quant.variants import open_variant
 
     built = find_built_in(given)
     if built is None:
         assert given is not None
         return open_variant(Path(given))
-    return open_variant(merged(built, out / "models" / f"{built.name}.F32.gguf"))
+    return open_variant(merged_built_in(built, out / "models" / f"{built.name}.F32.gguf"))
 
 
 def _profile_of(model: Variant) -> str:

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeguard.errors import printable
-from edgeguard.guard import SelfTestResult
 from edgeguard.profile import Profile
+from edgeguard.selftest import SelfTestPair
 
 if TYPE_CHECKING:
-    from edgeguard.builtin import BuiltIn, ModelFile
+    from edgeguard.builtin import BuiltIn, BuiltInFile
 
 
 def print_profiles(profiles: Sequence[Profile]) -> None:
@@ -41,7 +41,7 @@ def print_categories(profile: Profile) -> None:
     Console().print(table)
 
 
-def print_models(guards: Sequence[tuple[BuiltIn, Sequence[ModelFile]]]) -> None:
+def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> None:
     """What each built-in guard is and what it is made of."""
     console = Console()
     for guard, files in guards:
@@ -60,29 +60,21 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[ModelFile]]]) -> None:
         console.print(facts)
 
 
-def print_self_test(results: Sequence[tuple[str, SelfTestResult]], problems: Sequence[str]) -> None:
+def print_self_test(test: SelfTestPair) -> None:
     """The self-test pair side by side, and what is wrong."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, side in (
-        ("text", "left"),
-        ("on the grammar", "right"),
-        ("P(unsafe)", "right"),
-        ("log-odds", "right"),
-    ):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table.add_column("text")
+    for name in ("on the grammar", "P(unsafe)", "log-odds"):
+        table.add_column(name, justify="right")
     table.add_column("likeliest first tokens")
-    for kind, result in results:
+    for kind, result in (("safe", test.safe), ("unsafe", test.unsafe)):
         first = "  ".join(f"{printable(repr(t)[1:-1])} {p:.2f}" for t, p in result.first_tokens[:4])
-        table.add_row(
-            f"known {kind}",
-            f"{result.grammar_mass:.4f}",
-            f"{result.unsafe:.4f}",
-            f"{result.margin:+.2f}",
-            Text(first),
-        )
+        figures = f"{result.grammar_mass:.4f}", f"{result.unsafe:.4f}", f"{result.margin:+.2f}"
+        table.add_row(f"known {kind}", *figures, Text(first))
     console = Console()
+    console.print(Text(f"{printable(test.guard)} with profile {printable(test.profile)}"), soft_wrap=True)
     console.print(table)
-    for problem in problems:
+    for problem in test.problems:
         console.print(Text(f"✗ {problem}", "bold red"))
-    if not problems:
+    if not test.problems:
         console.print(Text("✓ the profile fits the model", "bold green"))
