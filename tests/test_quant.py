@@ -25,10 +25,13 @@ from edgeguard.formats.onnx_graph import read_graph
 from edgeguard.guard import Guard, Thresholds
 from edgeguard.quant import scoring
 from edgeguard.quant.choices import Choices
+from edgeguard.quant.files import write_report
 from edgeguard.quant.page import page
 from edgeguard.quant.repair import repair, reproducing
 from edgeguard.quant.report import Measured, as_json, build_report, recommend
 from edgeguard.quant.scoring import Setting, joined, score
+from edgeguard.quant.study import StudyOptions
+from edgeguard.quant.study import study as make_study
 from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
 from edgeguard.rows.readers import read_records
 
@@ -177,6 +180,48 @@ def test_the_same_weights_give_the_same_report_in_both_runtimes(run, tiny_model,
             assert change["value"] == pytest.approx(0, abs=0.001)
 
 
+def test_a_study_from_python_finds_what_the_command_found(report, study, records, tiny_model, tiny_profile, tmp_path):
+    heard = []
+    options = StudyOptions(
+        records=records,
+        folder=tmp_path / "own",
+        reference=tiny_model,
+        variants=["q4_0"],
+        profile=str(tiny_profile),
+        choices=Choices(draws=30),
+        floor=0,
+        measurements=1,
+        threads=1,
+    )
+    found = make_study(options, tell=lambda *step: heard.append(step))
+    assert {"making q4_0", "scoring tiny", "scoring q4_0", "measuring q4_0"} <= {what for what, _, _ in heard}
+    assert ("scoring q4_0", 24, 24) in heard and ("measuring q4_0", 1, 1) in heard
+    (mine,), its = found.data["variants"], report["variants"][1]
+    for key in ("name", "sha256", "records", "estimators", "repair", "verdict", "first_label", "off_grammar", "points"):
+        assert mine[key] == its[key], key
+    assert mine["cost"].keys() == its["cost"].keys()
+    assert found.data["setting"] == report["setting"] | {"command": "", "floor_records": 0}
+    assert found.recommended is None
+    write_report(found, tmp_path / "elsewhere")
+    assert json.loads((tmp_path / "elsewhere" / "report.json").read_text()) == found.data
+    for estimator in found.repairs["q4_0"]:
+        written = (tmp_path / "elsewhere" / "repair" / f"q4_0-{estimator}.json").read_bytes()
+        assert written == (study[0] / "repair" / f"q4_0-{estimator}.json").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_models_are_made(run, records, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("bench", "quant", records, "-o", tmp_path / "file", "-r", tmp_path / "none.gguf")
+    assert result.exit_code == 1
+    assert "file cannot be written" in result.stderr and "name another --out" in result.stderr
+
+
+def test_a_reference_that_does_not_say_its_profile_needs_one(run, records, tiny_model, tmp_path):
+    result = run("bench", "quant", records, "-o", tmp_path / "s", "-r", tiny_model)
+    assert result.exit_code == 1
+    assert "does not say for certain which guard it is" in result.stderr and "pass --profile" in result.stderr
+
+
 def test_nothing_is_scored_twice(run, study, report, monkeypatch):
     out, args = study
     before = {p: p.stat().st_mtime_ns for p in (out / "scores").rglob("*.npz")}
@@ -216,7 +261,7 @@ def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, t
             (model, replace(setting, records=other)),
             (model, replace(setting, tolerance=0.1)),
             (model, replace(setting, threads=2)),
-            (model, replace(setting, first=5)),
+            (model, replace(setting, limit=5)),
         )
     }
     assert len(keys) == 6
@@ -348,13 +393,13 @@ def test_the_smallest_variant_inside_the_limits_is_recommended(tiny_model, tmp_p
         measured(tiny_model, name, table(n=400, noise=noise), size, tmp_path)
         for name, noise, size in (("big", 0.01, 500), ("small", 0.05, 300), ("tiny", 3.0, 100))
     ]
-    report = build_report(reference, variants, choices(max_flip_rate=0.05), {"measurements": 0})
-    assert report["recommendation"]["ship"] == "small"
-    assert [v["inside"] for v in report["recommendation"]["variants"]] == [True, True, False]
-    strict = build_report(reference, variants, choices(max_flip_rate=0.0), {"measurements": 0})
-    assert strict["recommendation"]["ship"] is None  # no number of records proves a rate of nought
-    free = build_report(reference, variants, choices(), {"measurements": 0})
-    assert free["recommendation"]["ship"] is None
+    report = build_report(reference, variants, choices(max_flip_rate=0.05), {"profile": "tiny", "measurements": 0})
+    assert report.recommended == "small"
+    assert [v["inside"] for v in report.data["recommendation"]["variants"]] == [True, True, False]
+    strict = build_report(reference, variants, choices(max_flip_rate=0.0), {"profile": "tiny", "measurements": 0})
+    assert strict.recommended is None  # no number of records proves a rate of nought
+    free = build_report(reference, variants, choices(), {"profile": "tiny", "measurements": 0})
+    assert free.recommended is None
     assert recommend(reference, [], [], choices(max_flip_rate=1.0))["ship"] is None
 
 

@@ -9,6 +9,8 @@ ADVICE = {
     "base_not_installed": "or pass another model with --model",
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
+    "folder_not_writable": "name another --out",
+    "profile_unknown": "pass --profile with a name from `edgeguard profiles`, or a TOML file",
 }
 
 

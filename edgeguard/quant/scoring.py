@@ -32,18 +32,18 @@ class Setting:
     """What scores depend on besides the model.
 
     records     the file; its hash is part of what is kept
-    first       score the first so many records only; None: all
+    limit       score the first so many records only; None: all
     condition   another way to compute, to measure noise with
     """
 
     records: Path
     profile: str
     threads: int
-    n_ctx: int | None = None
+    context: int | None = None
     tolerance: float = 0.01
     max_nodes: int = 64
-    kv_type: str = "f32"
-    first: int | None = None
+    kv_cache: str = "f32"
+    limit: int | None = None
     condition: Condition = field(default_factory=Condition)
 
 
@@ -173,16 +173,16 @@ def _work(job: Mapping[str, Any]) -> int:
         job["model"],
         profile=setting.profile,
         threads=setting.threads,
-        n_ctx=setting.n_ctx,
+        n_ctx=setting.context,
         tolerance=setting.tolerance,
         max_nodes=setting.max_nodes,
-        kv_type=setting.kv_type if job["runtime"] == "gguf" else None,  # type: ignore[arg-type]
+        kv_type=setting.kv_cache if job["runtime"] == "gguf" else None,  # type: ignore[arg-type]
         condition=setting.condition,
         calibration=False,
         min_grammar_mass=0,  # what a variant loses there is a finding, not an error
     ) as guard:
         loaded = time.perf_counter() - began
-        records = list(islice(read_records(setting.records), setting.first))
+        records = list(islice(read_records(setting.records), setting.limit))
         if job["out"] is None:
             began = time.perf_counter()
             score_records(guard, records)
