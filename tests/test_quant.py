@@ -219,7 +219,10 @@ def test_a_folder_that_cannot_be_written_is_said_before_models_are_made(run, rec
 def test_a_reference_that_does_not_say_its_profile_needs_one(run, records, tiny_model, tmp_path):
     result = run("bench", "quant", records, "-o", tmp_path / "s", "-r", tiny_model)
     assert result.exit_code == 1
-    assert "does not say for certain which guard it is" in result.stderr and "pass --profile" in result.stderr
+    assert (
+        "does not say for certain which guard it is" in result.stderr
+        and "name its profile; with --profile" in result.stderr
+    )
 
 
 def test_nothing_is_scored_twice(run, study, report, monkeypatch):

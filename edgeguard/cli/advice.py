@@ -10,7 +10,7 @@ ADVICE = {
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
     "folder_not_writable": "name another --out",
-    "profile_unknown": "pass --profile with a name from `edgeguard profiles`, or a TOML file",
+    "profile_not_told": "with --profile: a name from `edgeguard profiles`, or a TOML file",
 }
 
 

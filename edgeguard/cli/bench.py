@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -77,23 +78,14 @@ Examples:
 def quant(
     records: Path,
     out: Path,
-    reference: str | None,
     variants: tuple[str, ...],
-    profile: str | None,
     calibration: tuple[Path, ...],
     threshold: tuple[str, ...],
     max_flip_rate: float | None,
     max_auprc_loss: float | None,
-    floor: int,
-    measurements: int,
-    limit: int | None,
-    threads: int | None,
-    context: int | None,
-    tolerance: float,
-    max_nodes: int,
-    kv_cache: str,
     draws: int,
     seed: int,
+    **options: Any,
 ) -> None:
     """Compare quantized models with a full precision reference, decision by decision, on RECORDS.
 
@@ -121,24 +113,15 @@ def quant(
             draws=draws,
             seed=seed,
         )
-        options = StudyOptions(
+        asked = StudyOptions(
             records=records,
             folder=out,
-            reference=reference,
             variants=_names(variants) or DEFAULT_VARIANTS,
-            profile=profile,
             choices=choices,
-            floor=floor,
-            measurements=measurements,
-            limit=limit,
-            threads=threads,
-            context=context,
-            tolerance=tolerance,
-            max_nodes=max_nodes,
-            kv_cache=kv_cache,
             command=_command(),
+            **options,
         )
-        report = study(options, tell=_teller())
+        report = study(asked, tell=_teller())
         write_report(report, out)
         print_quant(report.data)
         click.echo(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}", err=True)
