@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_drift import table
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import RuntimeOptions
 from edgeguard.calibration.maps import read_calibration
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ModelError
@@ -113,7 +113,7 @@ def test_a_quantized_model_drifts_beyond_its_noise(report):
 
 def test_figures_are_those_of_scoring_by_hand(report, records, tiny_guard, study, tiny_profile):
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
-    options = {"profile": tiny_profile, "threads": 1, "kv_type": "f32"}
+    options = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1, kv_cache="f32")}
     with Guard.load(path, **options) as guard:
         variant = score_records(guard, read_records(records))
     with Guard.load(tiny_guard.backend.info.path, **options) as guard:
@@ -134,9 +134,13 @@ def test_weights_and_rounded_activations_are_told_apart(report, records, study, 
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
     convert(path, tmp_path / "floats.gguf", to="f32")
     first = list(read_records(records))[: q4["records"]]
-    with Guard.load(tmp_path / "floats.gguf", profile=tiny_profile, threads=1, kv_type="f32") as guard:
+    with Guard.load(
+        tmp_path / "floats.gguf", profile=tiny_profile, runtime=RuntimeOptions(threads=1, kv_cache="f32")
+    ) as guard:
         in_floats = score_records(guard, first)
-    with Guard.load(tiny_guard.backend.info.path, profile=tiny_profile, threads=1, kv_type="f32") as guard:
+    with Guard.load(
+        tiny_guard.backend.info.path, profile=tiny_profile, runtime=RuntimeOptions(threads=1, kv_cache="f32")
+    ) as guard:
         reference = score_records(guard, first)
     by_hand = np.mean(in_floats.margin - reference.margin)
     assert q4["marginal"]["weights"]["odds_mean"] == pytest.approx(by_hand, rel=1e-5)
@@ -148,10 +152,10 @@ def test_onnx_in_floats_is_what_convert_makes_with_float_activations(study, tiny
     with made_float(int8, tmp_path / "here") as ours:
         assert {b.accuracy_level for b in read_graph(ours.path).blocked.values()} <= {None, 1}
         assert as_float(replace(int8, path=ours.path)) is None
-        with Guard.load(ours.path, profile=tiny_profile_of(study), threads=1) as guard:
+        with Guard.load(ours.path, profile=tiny_profile_of(study), runtime=RuntimeOptions(threads=1)) as guard:
             one = guard.score("boil an egg now")
     assert not any((tmp_path / "here").iterdir())
-    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), threads=1) as guard:
+    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), runtime=RuntimeOptions(threads=1)) as guard:
         assert guard.score("boil an egg now").categories == one.categories
 
 
@@ -253,10 +257,9 @@ def test_the_divergence_is_that_of_llama_cpp_s_own_tool(study, tiny_guard, recor
     """At each record's verdict: its sum is over 16-bit log-probabilities, and over tokens of more than e^-16."""
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
     ours, theirs = [], []
-    with Guard.load(path, profile=tiny_guard.profile, threads=1) as guard:
+    with Guard.load(path, profile=tiny_guard.profile, runtime=RuntimeOptions(threads=1)) as guard:
         for record in read_records(records):
-            preamble, rest = tiny_guard._prompter.split(record.messages)
-            prompt = [Prefix(rest, Prefix(preamble))]
+            prompt = [tiny_guard.prompt(record)]
             base, now = (g.backend.logits(prompt)[0].astype(np.float64) for g in (tiny_guard, guard))
             kept, logp = as_llama_cpp_keeps_it(base), now - np.logaddexp.reduce(now)
             seen = kept > -16

@@ -275,17 +275,14 @@ def _floors(model: Variant, setting: Setting, n: int, folder: Path) -> dict[str,
     """Condition → the scores of the model's first records under it."""
     from dataclasses import replace
 
-    from edgeguard.backend import Condition
+    from edgeguard.backends import conditions as conditions_of
 
     if not n:
         return {}
-    conditions: dict[str, Setting] = {
+    conditions = {
         "threads": replace(setting, threads=1 if setting.threads > 1 else 2),
-        "batch": replace(setting, condition=Condition(batch=16)),
+        **{name: replace(setting, condition=one) for name, one in conditions_of(model.path).items()},
     }
-    if model.runtime == "gguf":
-        conditions["attention"] = replace(setting, condition=Condition(attention="flash"))
-        conditions["neighbours"] = replace(setting, condition=Condition(company=True))
     first = min(n, setting.first or n)
     return {name: _score(model, replace(here, first=first), folder).table for name, here in conditions.items()}
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from edgeguard import process
-from edgeguard.backend import Condition
+from edgeguard.backend import Condition, RuntimeOptions
+from edgeguard.backends import runtime_of
 from edgeguard.errors import InputError, ModelError
 from edgeguard.evaluation.table import ScoreTable, load_table, save_table, score_records
 from edgeguard.formats.hashes import sha256
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.quant.variants import Variant
 from edgeguard.rows.readers import read_records
 
@@ -150,7 +151,6 @@ def measure(variant: Variant, setting: Setting) -> Cost:
 def _job(variant: Variant, setting: Setting, kept: Path | None) -> dict[str, Any]:
     return {
         "model": str(variant.path),
-        "runtime": variant.runtime,
         "out": None if kept is None else str(kept),
         "setting": {**asdict(setting), "records": str(setting.records)},
     }
@@ -172,14 +172,15 @@ def _work(job: Mapping[str, Any]) -> int:
     with Guard.load(
         job["model"],
         profile=setting.profile,
-        threads=setting.threads,
-        n_ctx=setting.n_ctx,
-        tolerance=setting.tolerance,
-        max_nodes=setting.max_nodes,
-        kv_type=setting.kv_type if job["runtime"] == "gguf" else None,  # type: ignore[arg-type]
-        condition=setting.condition,
+        runtime=RuntimeOptions(
+            context=setting.n_ctx,
+            threads=setting.threads,
+            kv_cache=setting.kv_type if "kv_cache" in runtime_of(job["model"]).takes else None,  # type: ignore[arg-type]
+            condition=setting.condition,
+        ),
+        # What a variant loses on the grammar is a finding, not an error.
+        search=Search(tolerance=setting.tolerance, max_nodes=setting.max_nodes, min_grammar_mass=0),
         calibration=False,
-        min_grammar_mass=0,  # what a variant loses there is a finding, not an error
     ) as guard:
         loaded = time.perf_counter() - began
         records = list(islice(read_records(setting.records), setting.first))
