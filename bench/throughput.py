@@ -24,9 +24,9 @@ import llama_cpp
 import numpy as np
 from published import any_place
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.builtin import base_model
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.rows.writer import to_json_line
 
 RUNTIME_CALLS = (
@@ -70,23 +70,24 @@ def main() -> None:
     args = parser.parse_args()
     model = args.model or base_model()
 
-    with Guard.load(model, profile="instruct", threads=args.threads, n_ctx=2048) as base:
+    with Guard.load(model, profile="instruct", runtime=RuntimeOptions(threads=args.threads, context=2048)) as base:
         profile = common.short_policy(base, args.policy_tokens)
-        marginal = Guard(base.backend, profile, min_grammar_mass=0)
-        conditional = Guard(base.backend, profile, estimator="conditional", min_grammar_mass=0)
-        conditional._roots = marginal._roots  # one preamble in the KV memory for both, as one guard would have
+        marginal = Guard(base.backend, profile, search=Search(min_grammar_mass=0))
+        conditional = Guard(base.backend, profile, estimator="conditional", search=Search(min_grammar_mass=0))
         texts = common.messages(base.backend.vocabulary, args.records)
-        preamble = marginal._prompter.preamble(["user"])
         lengths = [len(base.backend.vocabulary.encode(t)) for t in texts]
+        root = marginal.prompt(texts[0]).parent
+        assert root is not None
+        preamble = root.tokens
         print(f"model {base.name} ({base.backend.info.quantization}), {args.records} records")
         print(f"policy {len(preamble)} tokens, messages {min(lengths)} to {max(lengths)} tokens", flush=True)
 
-        marginal.score(texts[0])  # the preamble is evaluated here, once
         inside = Inside()
         rows: dict[str, list[float]] = {"marginal": [], "conditional": [], "rate": [], "outside": []}
         evaluated: dict[str, list[int]] = {"marginal": [], "conditional": []}
         for i, text in enumerate(texts):
             for name, guard in (("conditional", conditional), ("marginal", marginal)):
+                guard.score(texts[i - 1])  # its preamble is in the memory now, as it is where one guard works alone
                 before = inside.seconds
                 began = time.perf_counter()
                 score = guard.score({"id": str(i), "text": text})
@@ -100,14 +101,14 @@ def main() -> None:
             if i % 10 == 0:  # a fresh root each time: nothing is reused
                 whole = Prefix(preamble)
                 rows["rate"].append(len(preamble) / seconds(lambda p=whole: base.backend.logprobs([p])))
-                marginal.score(text)  # bring the shared preamble back
 
-        stops = set(marginal._answers.stops.tolist())
+        stops = set(marginal.answers.stops.tolist())
         pieces = base.backend.vocabulary.pieces
         labels = [b"unsafe", *(code.encode() for code in marginal.labels)]
         published, mine = [], []
+        marginal.score(texts[0])  # the preamble into the memory again
         for text in texts[: args.published_records]:
-            ids = common.prompt_ids(marginal, text)
+            ids = marginal.prompt_ids(text)
             mine.append(seconds(lambda t=text: marginal.score(t)))
 
             def step(path: tuple[int, ...], ids: tuple[int, ...] = ids) -> np.ndarray:
@@ -115,7 +116,7 @@ def main() -> None:
 
             published.append(seconds(lambda step=step: any_place(step, pieces, labels, stops)))
             marginal.score(text)
-        prompts = [list(common.prompt_ids(marginal, text)) for text in texts]
+        prompts = [list(marginal.prompt_ids(text)) for text in texts]
 
     threads = args.threads or len(os.sched_getaffinity(0))  # the same for both
     loop = llama_cpp.Llama(str(model), n_ctx=2048, logits_all=True, n_threads=threads, verbose=False)

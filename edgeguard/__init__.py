@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeguard.backend import RuntimeOptions as RuntimeOptions
     from edgeguard.calibration.maps import Calibration as Calibration
     from edgeguard.calibration.maps import read_calibration as read_calibration
     from edgeguard.errors import CalibrationError as CalibrationError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgeguard.guard import Failure as Failure
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
+    from edgeguard.guard import Search as Search
     from edgeguard.guard import Thresholds as Thresholds
     from edgeguard.profile import Profile as Profile
     from edgeguard.profile import list_profiles as list_profiles
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Record as Record
 
 _PUBLIC = {
+    "edgeguard.backend": ("RuntimeOptions",),
     "edgeguard.calibration.maps": ("Calibration", "read_calibration"),
     "edgeguard.errors": (
         "CalibrationError",
@@ -42,7 +45,7 @@ _PUBLIC = {
         "ProfileError",
         "RecordError",
     ),
-    "edgeguard.guard": ("Failure", "Guard", "Score", "Thresholds"),
+    "edgeguard.guard": ("Failure", "Guard", "Score", "Search", "Thresholds"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("BadRecord", "Message", "Record"),
@@ -66,7 +69,9 @@ __all__ = [
     "ProfileError",
     "Record",
     "RecordError",
+    "RuntimeOptions",
     "Score",
+    "Search",
     "Thresholds",
     "list_profiles",
     "load_profile",

@@ -31,7 +31,6 @@ from edgeguard.evaluation.table import (
 )
 from edgeguard.guard import Guard, Thresholds
 from edgeguard.rows.readers import read_records
-from edgeguard.rows.record import Message
 from edgeguard.rows.results import holds_results, read_rows
 
 TEXTS = ["Boil an egg", "Hurt the dog", "Steal", "Hi", "a", "b c", "Take the money", "Rob", "Kick", "Sing", "x y", "Go"]
@@ -233,12 +232,11 @@ def test_the_threshold_of_a_baseline_is_the_best_there_is(seed):
 def test_evidence_turns_label_probabilities_into_logits(tiny_guard: Guard):
     """At the place where the first label is chosen, for labels of one token: log P + evidence is the raw logit."""
     tree, evidence = tiny_guard.explore_with_evidence("Hurt the dog")
-    way = tiny_guard._answers.way_to_label
+    way = tiny_guard.answers.way_to_label
     place = 0
     for token in way:
         place = next(int(c) for c in tree.children(place) if tree.token[c] == token)
-    preamble, rest = tiny_guard._prompter.split((Message("user", "Hurt the dog"),))
-    (row,) = tiny_guard.backend.logits([Prefix(way, Prefix(rest, Prefix(preamble)))])
+    (row,) = tiny_guard.backend.logits([Prefix(way, tiny_guard.prompt("Hurt the dog"))])
     for child in tree.children(place):
         if tree.token[child] >= 0:
             assert tree.logp[child] - tree.logp[place] + evidence == pytest.approx(row[tree.token[child]], abs=1e-3)

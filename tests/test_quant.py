@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from test_drift import table
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.calibration.maps import read_calibration
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ModelError
 from edgeguard.evaluation.drift import kl_divergence
 from edgeguard.evaluation.table import ScoreTable, predictions, score_records
 from edgeguard.formats.onnx_graph import read_graph
-from edgeguard.guard import Guard, Thresholds
+from edgeguard.guard import Guard, Search, Thresholds
 from edgeguard.quant import scoring
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
@@ -118,7 +118,7 @@ def test_a_quantized_model_drifts_beyond_its_noise(report):
 
 def test_figures_are_those_of_scoring_by_hand(report, records, tiny_guard, study, tiny_profile):
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
-    options = {"profile": tiny_profile, "threads": 1, "kv_type": "f32"}
+    options = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1, kv_cache="f32")}
     with Guard.load(path, **options) as guard:
         variant = score_records(guard, read_records(records))
     with Guard.load(tiny_guard.backend.info.path, **options) as guard:
@@ -139,9 +139,13 @@ def test_weights_and_rounded_activations_are_told_apart(report, records, study, 
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
     convert(path, tmp_path / "floats.gguf", to="f32")
     first = list(read_records(records))[: q4["records"]]
-    with Guard.load(tmp_path / "floats.gguf", profile=tiny_profile, threads=1, kv_type="f32") as guard:
+    with Guard.load(
+        tmp_path / "floats.gguf", profile=tiny_profile, runtime=RuntimeOptions(threads=1, kv_cache="f32")
+    ) as guard:
         in_floats = score_records(guard, first)
-    with Guard.load(tiny_guard.backend.info.path, profile=tiny_profile, threads=1, kv_type="f32") as guard:
+    with Guard.load(
+        tiny_guard.backend.info.path, profile=tiny_profile, runtime=RuntimeOptions(threads=1, kv_cache="f32")
+    ) as guard:
         reference = score_records(guard, first)
     by_hand = np.mean(in_floats.margin - reference.margin)
     assert q4["marginal"]["weights"]["odds_mean"] == pytest.approx(by_hand, rel=1e-5)
@@ -153,10 +157,10 @@ def test_onnx_in_floats_is_what_convert_makes_with_float_activations(study, tiny
     with made_float(int8, tmp_path / "here") as ours:
         assert {b.accuracy_level for b in read_graph(ours.path).blocked.values()} <= {None, 1}
         assert as_float(replace(int8, path=ours.path)) is None
-        with Guard.load(ours.path, profile=tiny_profile_of(study), threads=1) as guard:
+        with Guard.load(ours.path, profile=tiny_profile_of(study), runtime=RuntimeOptions(threads=1)) as guard:
             one = guard.score("boil an egg now")
     assert not any((tmp_path / "here").iterdir())
-    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), threads=1) as guard:
+    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), runtime=RuntimeOptions(threads=1)) as guard:
         assert guard.score("boil an egg now").categories == one.categories
 
 
@@ -191,7 +195,7 @@ def test_a_study_from_python_finds_what_the_command_found(report, study, records
         choices=Choices(draws=30),
         floor=0,
         measurements=1,
-        threads=1,
+        runtime=RuntimeOptions(threads=1, kv_cache="f32"),
     )
     found = make_study(options, tell=lambda *step: heard.append(step))
     assert {"making q4_0", "scoring tiny", "scoring q4_0", "measuring q4_0"} <= {what for what, _, _ in heard}
@@ -207,6 +211,13 @@ def test_a_study_from_python_finds_what_the_command_found(report, study, records
     for estimator in found.repairs["q4_0"]:
         written = (tmp_path / "elsewhere" / "repair" / f"q4_0-{estimator}.json").read_bytes()
         assert written == (study[0] / "repair" / f"q4_0-{estimator}.json").read_bytes()
+
+
+def test_a_study_takes_no_lora_and_no_condition(records, tmp_path):
+    """Scores are kept by the hash of a model file: an adapter beside it would go unseen."""
+    for runtime in (RuntimeOptions(lora="adapter.gguf"), RuntimeOptions(condition=Condition(batch=1))):
+        with pytest.raises(ValueError, match="no lora and no condition"):
+            StudyOptions(records=records, folder=tmp_path, runtime=runtime)
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_models_are_made(run, records, tmp_path):
@@ -239,7 +250,7 @@ def test_nothing_is_scored_twice(run, study, report, monkeypatch):
 def test_an_interrupted_run_goes_on_with_the_chunk_it_was_at(
     study, records, tiny_model, tiny_profile, tmp_path, monkeypatch
 ):
-    setting = Setting(records=records, profile=str(tiny_profile), threads=1)
+    setting = Setting(records=records, profile=str(tiny_profile), runtime=RuntimeOptions(threads=1, kv_cache="f32"))
     model = open_variant(tiny_model)
     whole = score(model, setting, tmp_path / "one")
     monkeypatch.setattr(scoring, "CHUNK", 100)
@@ -252,7 +263,7 @@ def test_an_interrupted_run_goes_on_with_the_chunk_it_was_at(
 
 
 def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, tiny_profile, tmp_path):
-    setting = Setting(records=records, profile=str(tiny_profile), threads=1)
+    setting = Setting(records=records, profile=str(tiny_profile), runtime=RuntimeOptions(threads=1, kv_cache="f32"))
     model = open_variant(tiny_model)
     other = tmp_path / "records.jsonl"
     other.write_text(records.read_text() + '{"id": "new", "text": "go"}\n')
@@ -262,12 +273,13 @@ def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, t
             (model, setting),
             (replace(model, sha256="0" * 64), setting),
             (model, replace(setting, records=other)),
-            (model, replace(setting, tolerance=0.1)),
-            (model, replace(setting, threads=2)),
+            (model, replace(setting, search=Search(tolerance=0.1))),
+            (model, replace(setting, runtime=RuntimeOptions(threads=2, kv_cache="f32"))),
+            (model, replace(setting, runtime=RuntimeOptions(threads=1, kv_cache="f16"))),
             (model, replace(setting, limit=5)),
         )
     }
-    assert len(keys) == 6
+    assert len(keys) == 7
 
 
 def test_chunks_join_to_the_table_of_all(tiny_guard, records):
@@ -303,10 +315,9 @@ def test_the_divergence_is_that_of_llama_cpp_s_own_tool(study, tiny_guard, recor
     """At each record's verdict: its sum is over 16-bit log-probabilities, and over tokens of more than e^-16."""
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
     ours, theirs = [], []
-    with Guard.load(path, profile=tiny_guard.profile, threads=1) as guard:
+    with Guard.load(path, profile=tiny_guard.profile, runtime=RuntimeOptions(threads=1)) as guard:
         for record in read_records(records):
-            preamble, rest = tiny_guard._prompter.split(record.messages)
-            prompt = [Prefix(rest, Prefix(preamble))]
+            prompt = [tiny_guard.prompt(record)]
             base, now = (g.backend.logits(prompt)[0].astype(np.float64) for g in (tiny_guard, guard))
             kept, logp = as_llama_cpp_keeps_it(base), now - np.logaddexp.reduce(now)
             seen = kept > -16

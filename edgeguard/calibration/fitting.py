@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -355,7 +355,7 @@ def fit_table(
 
 def calibration_of(
     fits: Sequence[LabelFit],
-    identity: Mapping[str, str],
+    identity: Mapping[str, Any],
     source: Path,
     *,
     records: int,

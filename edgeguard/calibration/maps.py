@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Calibration:
 
     guard, profile, estimator, model_sha256  what it was fitted on
     fitted   on what, and how: for people, not read by edgeguard
+    bound    whether it is refused on another guard
     """
 
     guard: str
@@ -83,23 +84,28 @@ class Calibration:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     fitted: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    bound: bool = True
 
     def apply(self, label: str, log_odds: float) -> float:
         """The probability of a label whose score has these log-odds."""
         map_ = self.maps.get(label)
         return float(sigmoid(np.float64(log_odds)) if map_ is None else map_(log_odds))
 
+    def unbound(self) -> Calibration:
+        """A copy that no guard refuses: its probabilities need not hold there."""
+        return replace(self, bound=False)
+
     def check(self, *, profile: str, estimator: str, model_sha256: str) -> None:
-        """Refuse to be used on another guard. Raises CalibrationError."""
+        """Refuse to be used on another guard, unless unbound. Raises CalibrationError."""
         for what, own, other in (
             ("profile", self.profile, profile),
             ("estimator", self.estimator, estimator),
             ("model", self.model_sha256, model_sha256),
         ):
-            if own != other:
+            if self.bound and own != other:
                 raise CalibrationError(
-                    f"{self.source} was fitted on {what} {own}, this is {what} {other}; "
-                    "fit one for this guard, or force it with --force-calibration"
+                    f"{self.source} was fitted on {what} {own}, this is {what} {other}; fit one for this guard",
+                    kind="other_calibration",
                 )
 
 
@@ -142,7 +148,7 @@ def read_calibration(path: str | Path) -> Calibration:
     found = _json(path)
     if found.get("format") != FORMAT:
         raise CalibrationError(f"{path}: format is {_shown(found.get('format'))}; expected {FORMAT!r}")
-    names = {key: _text(path, found, key) for key in ("guard", "profile", "estimator", "model_sha256")}
+    names: dict[str, Any] = {key: _text(path, found, key) for key in ("guard", "profile", "estimator", "model_sha256")}
     labels, fitted = found.get("labels"), found.get("fitted", {})
     if not isinstance(labels, dict) or not isinstance(fitted, dict):
         raise CalibrationError(f"{path}: labels and fitted must be objects; is this a calibration file?")

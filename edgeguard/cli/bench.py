@@ -6,13 +6,16 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeguard.cli.options import read_thresholds, reported_errors
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
+
+if TYPE_CHECKING:
+    from edgeguard.backend import KvCache
 
 
 @click.group(epilog="Example: edgeguard bench quant labelled.jsonl --out study")
@@ -83,6 +86,11 @@ def quant(
     threshold: tuple[str, ...],
     max_flip_rate: float | None,
     max_auprc_loss: float | None,
+    threads: int | None,
+    context: int | None,
+    tolerance: float,
+    max_nodes: int,
+    kv_cache: KvCache,
     draws: int,
     seed: int,
     **options: Any,
@@ -98,9 +106,10 @@ def quant(
     """
     numbers = read_thresholds(threshold)
     with reported_errors():
+        from edgeguard.backend import RuntimeOptions
         from edgeguard.calibration.maps import read_calibration
         from edgeguard.cli.screen.quant import print_quant
-        from edgeguard.guard import Thresholds
+        from edgeguard.guard import Search, Thresholds
         from edgeguard.quant.choices import Choices, by_estimator
         from edgeguard.quant.files import write_report
         from edgeguard.quant.study import StudyOptions, study
@@ -117,6 +126,8 @@ def quant(
             records=records,
             folder=out,
             variants=_names(variants) or DEFAULT_VARIANTS,
+            runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
+            search=Search(tolerance, max_nodes),
             choices=choices,
             command=_command(),
             **options,

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeguard.backend import Condition, available_cores
+from edgeguard.backend import RuntimeOptions, available_cores
+from edgeguard.backends import conditions
 from edgeguard.builtin import find_built_in
 from edgeguard.convert.built_in import merged_built_in
 from edgeguard.errors import CalibrationError, ModelError, ProfileError
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.formats.hashes import sha256
+from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
 from edgeguard.profile import load_profile
 from edgeguard.quant import DEFAULT_VARIANTS
@@ -42,15 +44,15 @@ class StudyOptions:
     reference     an F32 or F16 GGUF or fp32 ONNX model, or a built-in guard's name; None: the default guard
     variants      model files, or types to make of the reference
     profile       a built-in's name, or a TOML file; None: told by the reference
+    runtime       of all models; `kv_cache` "f32" keeps the cache's own error out of the comparison
+    search        as of a guard
     choices       what decisions are taken on, limits, and the bootstrap
     floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
     measurements  of speed and memory, of all models in turn; 0: none
     limit         score the first so many records only
-    threads       None: all cores
-    context       tokens; None: the model's own, up to 8192
-    tolerance, max_nodes  as of a guard
-    kv_cache      GGUF: "f16" or "f32", which keeps the cache's own error out of the comparison
     command       how the study was asked for, for the report to say
+
+    Raises ValueError for a `lora`, which is merged into a reference first, and a `condition`, which a study chooses.
     """
 
     records: Path
@@ -58,16 +60,17 @@ class StudyOptions:
     reference: str | Path | None = None
     variants: Sequence[str] = DEFAULT_VARIANTS
     profile: str | None = None
+    runtime: RuntimeOptions = RuntimeOptions(kv_cache="f32")
+    search: Search = Search()
     choices: Choices = field(default_factory=Choices)
     floor: int = 200
     measurements: int = 3
     limit: int | None = None
-    threads: int | None = None
-    context: int | None = None
-    tolerance: float = 0.01
-    max_nodes: int = 64
-    kv_cache: str = "f32"
     command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.runtime.lora is not None or self.runtime.condition is not None:
+            raise ValueError(f"a study takes no lora and no condition; {self.runtime} has one")
 
     @property
     def models(self) -> Path:
@@ -112,11 +115,8 @@ def setting_of(reference: Variant, options: StudyOptions) -> Setting:
     return Setting(
         records=options.records,
         profile=options.profile or _profile_of(reference),
-        threads=options.threads or available_cores(),
-        context=options.context,
-        tolerance=options.tolerance,
-        max_nodes=options.max_nodes,
-        kv_cache=options.kv_cache,
+        runtime=replace(options.runtime, threads=options.runtime.threads or available_cores()),
+        search=options.search,
         limit=options.limit,
     )
 
@@ -177,23 +177,15 @@ def _refuse_strangers(models: Sequence[Variant], scored: Sequence[Scored]) -> No
 # Noise: the same model and records, computed in another way
 
 
-def measurable_conditions(model: Variant) -> dict[str, Condition]:
-    """Name → another way in which the model's runtime can compute the same."""
-    conditions = {"batch": Condition(batch=16)}
-    if model.runtime == "gguf":
-        conditions |= {"attention": Condition(attention="flash"), "neighbours": Condition(company=True)}
-    return conditions
-
-
 def _floors(model: Variant, setting: Setting, options: StudyOptions, tell: Tell) -> dict[str, ScoreTable]:
     """Condition → the scores of the model's first records under it."""
     if not options.floor:
         return {}
-    short = _first(setting, options.floor)
-    others = {"threads": replace(short, threads=1 if setting.threads > 1 else 2)}
-    others |= {name: replace(short, condition=here) for name, here in measurable_conditions(model).items()}
+    short, runtime = _first(setting, options.floor), setting.runtime
+    others = {"threads": replace(runtime, threads=2 if runtime.threads == 1 else 1)}
+    others |= {name: replace(runtime, condition=one) for name, one in conditions(model.path).items()}
     return {
-        name: score(model, other, options.scores, tell=_scoring(model, tell, name)).table
+        name: score(model, replace(short, runtime=other), options.scores, tell=_scoring(model, tell, name)).table
         for name, other in others.items()
     }
 
@@ -236,10 +228,10 @@ def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
         "records": setting.records.name,
         "records_sha256": sha256(setting.records),
         "profile": load_profile(setting.profile).name,
-        "threads": setting.threads,
-        "tolerance": setting.tolerance,
-        "max_nodes": setting.max_nodes,
-        "kv_cache": setting.kv_cache,
+        "threads": setting.runtime.threads,
+        "tolerance": setting.search.tolerance,
+        "max_nodes": setting.search.max_nodes,
+        "kv_cache": setting.runtime.kv_cache,
         "first": setting.limit,
         "floor_records": options.floor,
         "measurements": options.measurements,

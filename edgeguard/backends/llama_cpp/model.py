@@ -17,21 +17,33 @@ import ctypes
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from threading import RLock
+from typing import Any
 
 import llama_cpp as lc
 import numpy as np
 
-from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
+from edgeguard.backend import (
+    Condition,
+    Device,
+    KvCache,
+    ModelInfo,
+    Prefix,
+    Rows,
+    RuntimeOptions,
+    Vocabulary,
+    available_cores,
+    context_for,
+    log_softmax,
+    root_and_record,
+)
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import Digest
-
-Device = Literal["cpu", "cuda", "auto"]
-KvType = Literal["f16", "f32"]
 
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
@@ -67,51 +79,36 @@ class LlamaCpp:
     record's own branches, always the same) may move a probability: by less than 0.05 in the tests.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        n_ctx: int | None = None,
-        threads: int = 1,
-        device: Device = "cpu",
-        gpu_layers: int | None = None,
-        kv_type: KvType = "f16",
-        adapter: str | Path | None = None,
-        condition: Condition | None = None,
-    ) -> None:
-        """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError.
+    def __init__(self, path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> None:
+        """Load a model. Raises ModelError.
 
-        `adapter` is a LoRA in a GGUF file, applied beside the weights; the model's sha256 is then that of both files.
-        `condition` is for measuring noise.
+        A LoRA is a GGUF file too, applied beside the weights; the model's sha256 is then that of both files.
         """
         self._path = Path(path)
         header = gguf.read_header(self._path)
         gguf.check_model(header)
         _refuse_uncuttable(self._path, gguf.memory_kind(header))
-        lora = None if adapter is None else Path(adapter)
+        lora = None if options.lora is None else Path(options.lora)
         if lora is not None:
             gguf.check_adapter(gguf.read_header(lora), header)
         self._digest = Digest([self._path] if lora is None else [self._path, lora])
-        self._condition = condition or Condition()
+        self._condition = options.condition or Condition()
+        self._lock = RLock()
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
         try:
-            self._load(_gpu_layers(device, gpu_layers))
-            train = int(lc.llama_model_n_ctx_train(self._model))
-            self._n_ctx = min(train, 8192) if n_ctx is None else n_ctx
-            if self._n_ctx > train:
-                raise ModelError(
-                    f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for; lower --context"
-                )
-            self._open_context(threads, kv_type)
+            self._load(_gpu_layers(options.device, options.gpu_layers))
+            trained = int(lc.llama_model_n_ctx_train(self._model))
+            self._n_ctx = context_for(self._path, trained=trained, asked=options.context)
+            self._open_context(options.threads or available_cores(), options.kv_cache or "f16")
             if lora is not None:
                 self._apply(lora)
         except BaseException:
             self.close()
             raise
         self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model))
-        self._header, self._n_ctx_train = header, train
+        self._header, self._n_ctx_train = header, trained
         self._root: Prefix | None = None  # in sequence 0 from position 0
         self._record: Prefix | None = None  # the root's child that the other held prefixes stand on
         self._held: dict[Prefix, _Held] = {}
@@ -128,6 +125,11 @@ class LlamaCpp:
     def n_ctx(self) -> int:
         """Tokens a prompt and its answer may have together."""
         return self._n_ctx
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by whoever asks for a record's rows."""
+        return self._lock
 
     @property
     def info(self) -> ModelInfo:
@@ -151,6 +153,8 @@ class LlamaCpp:
         """What they are the log-softmax of: (n, n_vocab) float32."""
         if len(set(prefixes)) < len(prefixes):
             raise ValueError("the same prefix was passed twice in one call")
+        if self._ctx is None:  # llama.cpp would read freed memory, and end the process
+            raise ValueError("the model is closed")
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
         groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
         for i, prefix in enumerate(prefixes):
@@ -189,9 +193,7 @@ class LlamaCpp:
         if lc.llama_model_has_encoder(self._model) or not lc.llama_model_has_decoder(self._model):
             raise ModelError(f"{self._path} is not a decoder-only model; edgeguard scores generative guard models")
 
-    def _open_context(self, threads: int, kv_type: KvType) -> None:
-        if self._n_ctx < 1:
-            raise ModelError(f"a context of {self._n_ctx} tokens was asked for; it needs at least 1")
+    def _open_context(self, threads: int, kv_cache: KvCache) -> None:
         params = lc.llama_context_default_params()
         params.n_ctx = self._n_ctx
         n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
@@ -207,13 +209,16 @@ class LlamaCpp:
         # Flash attention changes the order of float sums with the company in the batch: bits would differ.
         flash = self._condition.attention == "flash"
         params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.type_k = params.type_v = GGML_TYPE[kv_type]
+        params.type_k = params.type_v = GGML_TYPE[kv_cache]
         params.no_perf = True
         _last_words.clear()
         self._ctx = lc.llama_init_from_model(self._model, params)
         if not self._ctx:
             self._ctx = None
-            raise ModelError(f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; lower --context")
+            raise ModelError(
+                f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; give a smaller `context`",
+                kind="no_room_for_context",
+            )
         self._memory = lc.llama_get_memory(self._ctx)
         self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
 
