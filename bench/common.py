@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def n_shared(guard: Guard) -> int:
     """Tokens of the policy's preamble, which all lone user messages share."""
     (preamble,) = {guard.prompt(text).parent for text in ("a", "b")}
     return 0 if preamble is None else len(preamble.tokens)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """That the work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 3) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def compare(guards: dict[str, Guard], texts: list[str], loop: Any, n_loop: int) 
     all_three = timed(guards, texts)
     walking = timed({n: walks[n] for n in ONNX}, texts)
     prompts = [first.prompt_ids(text) for text in texts[:n_loop]]
-    full = np.array([seconds(lambda p=prompt: loop(p)) for prompt in prompts])
+    full = np.array([common.seconds(lambda p=prompt: loop(p)) for prompt in prompts])
     for name, values in all_three.items():
         print(f"   {name}: {common.spread(1 / values, ' records/s')}")
     print(f"   ORTModelForCausalLM loop, full prompt, fp32: {common.spread(1 / full, ' records/s')}")
@@ -86,7 +85,7 @@ def timed(guards: dict[str, Guard], texts: list[str]) -> dict[str, np.ndarray]:
     times: dict[str, list[float]] = {name: [] for name in guards}
     for text in texts:
         for name, guard in guards.items():
-            times[name].append(seconds(lambda g=guard, t=text: g.score(t)))
+            times[name].append(common.seconds(lambda g=guard, t=text: g.score(t)))
     return {name: np.array(values) for name, values in times.items()}
 
 
@@ -121,12 +120,6 @@ def optimum_loop(folder: Path, f32: Path, threads: int) -> Any:
         return ort.generate(given, attention_mask=mask, max_new_tokens=16, do_sample=False, **more)
 
     return loop
-
-
-def seconds(work: Any) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

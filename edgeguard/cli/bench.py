@@ -93,7 +93,7 @@ def quant(
     kv_cache: KvCache,
     draws: int,
     seed: int,
-    **options: Any,
+    **others: Any,
 ) -> None:
     """Compare quantized models with a full precision reference, decision by decision, on RECORDS.
 
@@ -104,7 +104,6 @@ def quant(
 
     Exit code 4: no variant keeps inside --max-flip-rate and --max-auprc-loss.
     """
-    numbers = read_thresholds(threshold)
     with reported_errors():
         from edgeguard.backend import RuntimeOptions
         from edgeguard.calibration.maps import read_calibration
@@ -116,13 +115,13 @@ def quant(
 
         choices = Choices(
             calibrations=by_estimator(map(read_calibration, calibration)),
-            thresholds=Thresholds().replaced(numbers) if numbers else None,
+            thresholds=Thresholds().replaced(read_thresholds(threshold)) if threshold else None,
             max_flip_rate=max_flip_rate,
             max_auprc_loss=max_auprc_loss,
             draws=draws,
             seed=seed,
         )
-        asked = StudyOptions(
+        options = StudyOptions(
             records=records,
             folder=out,
             variants=_names(variants) or DEFAULT_VARIANTS,
@@ -130,9 +129,9 @@ def quant(
             search=Search(tolerance, max_nodes),
             choices=choices,
             command=_command(),
-            **options,
+            **others,
         )
-        report = study(asked, tell=_teller())
+        report = study(options, tell=_teller())
         write_report(report, out)
         print_quant(report.data)
         click.echo(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}", err=True)

@@ -34,14 +34,14 @@ class Setting:
 
     records  the file; its hash is part of what is kept
     runtime  of every model; `kv_cache` of those whose runtime takes one
-    search   how far to look; what a variant loses on the grammar is a finding, so `min_grammar_mass` is not asked
+    search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
     limit    score the first so many records only; None: all
     """
 
     records: Path
     profile: str
     runtime: RuntimeOptions
-    search: Search = Search()
+    search: Search = Search(min_grammar_mass=0)
     limit: int | None = None
 
 
@@ -171,7 +171,7 @@ def _work(job: Mapping[str, Any]) -> int:
         job["model"],
         profile=setting.profile,
         runtime=_taken(setting.runtime, job["model"]),
-        search=replace(setting.search, min_grammar_mass=0),
+        search=setting.search,
         calibration=False,
     ) as guard:
         loaded = time.perf_counter() - began

@@ -45,7 +45,7 @@ class StudyOptions:
     variants      model files, or types to make of the reference
     profile       a built-in's name, or a TOML file; None: told by the reference
     runtime       of all models; `kv_cache` "f32" keeps the cache's own error out of the comparison
-    search        as of a guard
+    search        how far to look; its `min_grammar_mass` is taken for 0: what a variant loses there is a finding
     choices       what decisions are taken on, limits, and the bootstrap
     floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
     measurements  of speed and memory, of all models in turn; 0: none
@@ -116,7 +116,7 @@ def setting_of(reference: Variant, options: StudyOptions) -> Setting:
         records=options.records,
         profile=options.profile or _profile_of(reference),
         runtime=replace(options.runtime, threads=options.runtime.threads or available_cores()),
-        search=options.search,
+        search=replace(options.search, min_grammar_mass=0),
         limit=options.limit,
     )
 
