@@ -288,7 +288,7 @@ class Guard:
 
     def score(self, record: str | Mapping[str, Any] | Record) -> Score:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
-        record = make_record(record)
+        record = _record(record)
         with self._in_use():
             tree, tokens, _ = self._explore(record.messages)
             return self._score(record, tree, tokens)
@@ -300,7 +300,10 @@ class Guard:
                 yield Failure(given.id, given.error.kind, str(given.error), given.line)
                 continue
             try:
-                record = make_record(given)
+                record = _record(given)
+            except TypeError as error:
+                yield Failure(None, "invalid_type", str(error))
+                continue
             except RecordError as error:
                 id_ = given.get("id") if isinstance(given, Mapping) else None
                 yield Failure(id_ if isinstance(id_, str | int) else None, error.kind, str(error))
@@ -312,7 +315,7 @@ class Guard:
 
     def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
         """The explored tree of answers to a record. Raises RecordError."""
-        record = make_record(record)
+        record = _record(record)
         with self._in_use():
             return self._explore(record.messages)[0]
 
@@ -322,7 +325,7 @@ class Guard:
         The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
         several tokens gets one too. Raises RecordError.
         """
-        record = make_record(record)
+        record = _record(record)
         with self._in_use():
             tree, _, prompt = self._explore(record.messages)
             way = self._answers.way_to_label
@@ -331,7 +334,7 @@ class Guard:
 
     def prompt(self, record: str | Mapping[str, Any] | Record) -> Prefix:
         """What the model reads of a record: its own tokens, on the preamble as the parent, which others share."""
-        record = make_record(record)
+        record = _record(record)
         with self._in_use():
             return self._prompt(record.messages)
 
@@ -446,13 +449,21 @@ class Guard:
         )
 
 
+def _record(given: object) -> Record:
+    if not isinstance(given, str | Mapping | Record):
+        raise TypeError(
+            f"{type(given).__name__} is no record; give a text, a mapping or a Record, several to score_many"
+        )
+    return make_record(given)
+
+
 def _detected(backend: Backend) -> Profile:
     info = backend.info
     name = detect_profile(architecture=info.architecture, name=info.name, chat_template=info.chat_template)
     if name is None:
         raise ProfileError(
             f"{info.path} ({info.name or 'no name'}) does not say for certain which guard it is; "
-            "give a `profile`: a name from `edgeguard profiles`, `instruct` for a general chat model, or a TOML file",
+            "give a `profile`: a built-in's name, `instruct` for a general chat model, or a TOML file",
             kind="profile_not_told",
         )
     return load_profile(name)

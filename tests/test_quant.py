@@ -232,7 +232,7 @@ def test_a_reference_that_does_not_say_its_profile_needs_one(run, records, tiny_
     assert result.exit_code == 1
     assert (
         "does not say for certain which guard it is" in result.stderr
-        and "name its profile; with --profile" in result.stderr
+        and "; pass --profile with a name" in result.stderr
     )
 
 

@@ -104,7 +104,8 @@ class Calibration:
         ):
             if self.bound and own != other:
                 raise CalibrationError(
-                    f"{self.source} was fitted on {what} {own}, this is {what} {other}; fit one for this guard",
+                    f"{self.source} was fitted on {what} {own}, this is {what} {other}; "
+                    "fit one for this guard, or take it `unbound`",
                     kind="other_calibration",
                 )
 

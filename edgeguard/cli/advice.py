@@ -10,15 +10,15 @@ ADVICE = {
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
     "context_too_long": "lower --context",
-    "no_context_length": "--context does",
+    "no_context_length": "pass --context",
     "no_room_for_context": "lower --context",
     "cuda_not_started": "--device cpu does without",
     "gpu_layers_not_taken": "--device cuda puts all of the model on the GPU",
-    "kv_cache_not_taken": "leave --kv-cache out: the model's file says the precision of its keys and values",
-    "lora_not_taken": "merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
-    "other_calibration": "or take it all the same with --force-calibration",
+    "kv_cache_not_taken": "the model's file says the precision of its keys and values",
+    "lora_not_taken": "or merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
+    "other_calibration": "or pass --force-calibration",
+    "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
     "folder_not_writable": "name another --out",
-    "profile_not_told": "with --profile: a name from `edgeguard profiles`, or a TOML file",
 }
 
 

@@ -125,7 +125,7 @@ def _profile_of(model: Variant) -> str:
     name = inspect_model(model.path).profile
     if name is None:
         raise ProfileError(
-            f"{model.path} does not say for certain which guard it is; name its profile", kind="profile_not_told"
+            f"{model.path} does not say for certain which guard it is; give a `profile`", kind="profile_not_told"
         )
     return name
 
