@@ -7,6 +7,8 @@ from edgeguard.errors import EdgeguardError
 # kind → what to do, with the error's data by name in braces
 ADVICE = {
     "context_overflow": "or raise --context",
+    "conversion_exists": "--overwrite replaces it",
+    "adapter_as_model": "--lora takes the adapter",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,16 @@ def read_text(
 def table(value: object) -> dict[str, Any]:
     """A member that should be an object; empty where it is none."""
     return value if isinstance(value, dict) else {}
+
+
+def member(
+    source: Path, values: Mapping[str, Any], key: str, kind: type[Any], default: Any = None, *, cure: str = DOWNLOAD
+) -> Any:
+    """A member that must be an object or a list; `default` where it is missing. Raises ModelError."""
+    value = values.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, kind):
+        expected = {"dict": "an object", "list": "a list"}[kind.__name__]
+        raise ModelError(f"{source}: {key} is {shown(value)}, {expected} is needed; {cure}")
+    return value
