@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from edgeguard.convert import artifact
+from edgeguard.convert.adapters import read_adapter
 from edgeguard.convert.blocks import CARRIED
 from edgeguard.convert.decoder import read_decoder
 from edgeguard.convert.graph import Activations, Precision, write_graph
-from edgeguard.convert.lora import read_adapter, write_merged
+from edgeguard.convert.merged import write_merged
 from edgeguard.convert.quantize import FILE_TYPES, Quantized, is_float, quantize
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError

@@ -68,14 +68,19 @@ def read_entries(path: Path) -> list[Entry]:
 
 def read_floats(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     """All tensors as float32, by name in the order of names. Raises ModelError where one is of another kind."""
+    entries = sorted(read_entries(path), key=lambda entry: entry.name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     found = {}
-    for entry in sorted(read_entries(path), key=lambda entry: entry.name):
+    for entry in entries:
         kind = _FLOATS.get(entry.type_name)
         if kind is None:
             raise ModelError(f"{path}: {shown(entry.name)} is {shown(entry.type_name)}; F32, F16 or BF16 is needed")
         if entry.n_bytes != math.prod(entry.shape) * np.dtype(kind).itemsize:
             raise ModelError(f"{path}: {shown(entry.name)} of shape {entry.shape} has {entry.n_bytes} bytes; {_AGAIN}")
-        values = np.fromfile(path, kind, math.prod(entry.shape), offset=entry.begin).reshape(entry.shape)
+        values = np.frombuffer(data, kind, math.prod(entry.shape), entry.begin).reshape(entry.shape)
         found[entry.name] = _from_bfloat16(values) if entry.type_name == "BF16" else values.astype(np.float32)
     return found
 
