@@ -22,6 +22,7 @@ import tiny_gguf as tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from edgeguard import process
 from edgeguard.backend import Prefix, log_softmax
 from edgeguard.backends import open_backend
 from edgeguard.convert.adapters import read_adapter
@@ -776,14 +777,14 @@ def test_an_abort_of_llama_cpp_is_a_model_error(folder: Path, wide: Path, imatri
     assert not (folder / "o.gguf").exists()
 
 
-SLEEP = "import sys, time; sys.path[:] = sys.argv[1:]; import edgeguard.convert.quantize; "
-SLEEP += "q = sys.modules['edgeguard.convert.quantize']; q._quantize = lambda job: time.sleep(60) or 0; q._child()"
+SLEEP = "import sys, time; sys.path[:] = sys.argv[1:]; from edgeguard import process; "
+SLEEP += "process.serve(lambda job: time.sleep(60) or 0)"
 
 
 def test_an_interrupt_ends_the_process_at_once_and_leaves_no_file(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize_module, "_START", SLEEP)
+    monkeypatch.setattr(process, "start", lambda module: SLEEP)
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 

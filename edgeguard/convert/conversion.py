@@ -13,9 +13,10 @@ from typing import Any, Literal, cast
 
 from edgeguard.convert import artifact
 from edgeguard.convert.adapters import read_adapter
-from edgeguard.convert.blocks import CARRIED
+from edgeguard.convert.blocks import CARRIED, Activations
+from edgeguard.convert.checkpoint import export
 from edgeguard.convert.decoder import read_decoder
-from edgeguard.convert.graph import Activations, Precision, write_graph
+from edgeguard.convert.graph import Precision, write_graph
 from edgeguard.convert.merged import write_merged
 from edgeguard.convert.quantize import FILE_TYPES, Quantized, is_float, quantize
 from edgeguard.convert.weights import Weights
@@ -224,8 +225,6 @@ def _requantizing(weights: Weights, to: str) -> tuple[str, ...]:
 
 
 def _from_checkpoint(folder: Path, out: Path, to: str, options: Options) -> Converted:
-    from edgeguard.convert.checkpoint import export
-
     if to not in ONNX_TYPES:
         raise ModelError(
             f"{folder} is a Hugging Face checkpoint; make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, "
