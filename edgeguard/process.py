@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-_LAST_LINES = 8
+from edgeguard.errors import printable
+
+_LAST_LINES, _LAST_CHARACTERS = 8, 1000
 _SAID = "edgeguard says: "
 
 
@@ -61,6 +63,16 @@ def run(
         except BaseException:
             child.kill()
             raise
+
+
+def last_words(last: Sequence[str]) -> str:
+    """The lines that `run` gave as one, printable and not too long."""
+    return printable("; ".join(last))[-_LAST_CHARACTERS:] or "it gave no reason"
+
+
+def ending(program: str, code: int) -> str:
+    """How a process ended that did not end well: by which signal, or by itself."""
+    return f"{program} was ended by {signal.Signals(-code).name}" if code < 0 else f"{program} failed"
 
 
 def say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -253,15 +254,35 @@ def test_too_little_room_is_said_before_anything_is_written(source, tmp_path, mo
 
 
 def test_a_disk_that_becomes_full_leaves_nothing(source, tmp_path, monkeypatch):
-    from edgeguard.convert import graph
+    from edgeguard.convert.store import Store
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(graph._Graph, "save", full)
+    monkeypatch.setattr(Store, "tensor", full)
     with pytest.raises(OutputError, match="the disk became full"):
         convert(source, tmp_path / "out", to="onnx-fp32")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_that_opens_no_folder_and_flushes_only_what_is_written_to_converts_too(source, tmp_path, monkeypatch):
+    """Windows, whose two refusals are played here: every conversion ended with one of them."""
+    real_open, real_sync = os.open, os.fsync
+
+    def open_(path, flags, *rest, **more):
+        if os.path.isdir(path) and flags == os.O_RDONLY:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, flags, *rest, **more)
+
+    def fsync(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert (convert(source, tmp_path / "onnx", to="onnx").path / "model.onnx").is_file()
+    assert convert(source, tmp_path / "out.gguf", to="f32").path.is_file()
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])

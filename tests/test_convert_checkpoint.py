@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeguard.convert import checkpoint
-from edgeguard.convert.checkpoint import MODEL_TYPES, blocks, export
+from edgeguard.convert.checkpoint import MODEL_TYPES, check_checkpoint, checks, export, onnx_export, probe
+from edgeguard.convert.checkpoint.matrices import quantized_blocks
+from edgeguard.convert.checkpoint.surgery import cut
+from edgeguard.convert.checkpoint.torch_process import write_tokenizer
 from edgeguard.errors import ModelError, OutputError
 
 onnx = pytest.importorskip("onnx")
@@ -31,12 +33,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 _MANY = """
 import json, sys
 from pathlib import Path
-from edgeguard.convert.checkpoint import _export, _job
+from edgeguard.convert.checkpoint.torch_process import Job, export_job
 for line in sys.stdin:
-    job = _job({**json.loads(line), "lora": None, "lora_scale": 1.0})
+    job = Job.from_json({**json.loads(line), "lora": None, "lora_scale": 1.0})
     job.out.mkdir(parents=True)
     job.place.mkdir()
-    _export(job)
+    export_job(job)
 """
 _TO = {"fp16": "float", "int8": "int8", "int4": "int8", "int8-float": "float", "int4-float": "float"}
 # float32 sums in another order: 2e-5 is seen, and a wrong graph is off by nats
@@ -254,7 +256,7 @@ def test_a_quantized_graph_computes_with_the_rounded_weights(name, to, checkpoin
             near = min(rounded.values(), key=lambda w, m=module: _distance(w, m.weight.numpy()))
             module.weight.copy_(torch.from_numpy(near))
         embedding = model.get_input_embeddings().weight
-        packed, scale = blocks(embedding.numpy(), 8)
+        packed, scale = quantized_blocks(embedding.numpy(), 8)
         rows = ((packed.astype(np.float32) - 128) * scale[..., None]).reshape(packed.shape[0], -1)
         embedding.copy_(torch.from_numpy(rows[:, : embedding.shape[1]]))
     row = some_rows(model.config.vocab_size, 40)[0]
@@ -308,7 +310,7 @@ def test_blocks_are_within_half_a_step_of_the_weights(bits, k):
     """Rows that are no multiple of a block are filled up; a block of zeros is zeros."""
     w = np.random.default_rng(k).normal(0, 1, (5, k)).astype(np.float32)
     w[0], w[1, : min(k, 32)] = 0, 0.5
-    packed, scale = blocks(w, bits)
+    packed, scale = quantized_blocks(w, bits)
     assert packed.shape == (5, -(-k // 32), 4 * bits) and packed.dtype == np.uint8
     q = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(5, -1, 32)
     back = ((q.astype(np.int32) - (1 << (bits - 1))) * scale[..., None]).reshape(5, -1)
@@ -401,7 +403,7 @@ def test_paths_of_the_makers_machine_are_left_out(checkpoints, tmp_path):
     for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
         said = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**said, key: str(tmp_path / "guard")}))
-    checkpoint._copy_settings(folder, out)
+    onnx_export.copy_settings(folder, out)
     assert json.loads((out / "config.json").read_text())["_name_or_path"] == "guard"
     assert json.loads((out / "tokenizer_config.json").read_text())["name_or_path"] == "guard"
 
@@ -449,14 +451,14 @@ def _edited(folder: Path, out: Path, **config: Any) -> Path:
 )
 def test_a_checkpoint_of_another_kind_is_refused_before_torch_starts(config, said, checkpoints, tmp_path, monkeypatch):
     folder = _edited(checkpoints("llama"), tmp_path / "in", **config)
-    monkeypatch.setattr(checkpoint, "_run", None)
+    monkeypatch.setattr(onnx_export, "run_job", None)
     with pytest.raises(ModelError, match=said):
         export(folder, tmp_path, to="fp32")
 
 
 @pytest.mark.parametrize("config", [{"sliding_window": 512}, {"sliding_window": 8, "use_sliding_window": False}])
 def test_a_window_that_limits_nothing_is_let_in(config, checkpoints, tmp_path):
-    checkpoint.check_checkpoint(_edited(checkpoints("llama"), tmp_path / "in", **config))
+    check_checkpoint(_edited(checkpoints("llama"), tmp_path / "in", **config))
 
 
 @pytest.mark.parametrize(
@@ -464,7 +466,7 @@ def test_a_window_that_limits_nothing_is_let_in(config, checkpoints, tmp_path):
     [
         (["config.json"], {}, "has no config.json; give the folder of a Hugging Face checkpoint"),
         (["config.json"], {"adapter_config.json": "{}"}, "is a LoRA adapter; give its base model's checkpoint"),
-        ([], {"config.json": "{"}, "config.json is not JSON; download the checkpoint again"),
+        ([], {"config.json": "{"}, "config.json is not JSON: .*; download the checkpoint again"),
         ([], {"config.json": "[" * 100_000}, "config.json is not JSON"),
         ([], {"config.json": "[]"}, "config.json is no JSON object"),
         (
@@ -494,7 +496,7 @@ def test_a_folder_that_is_not_whole_is_refused(gone, put, said, checkpoints, tmp
         (folder / name).unlink()
     for name, text in put.items():
         (folder / name).write_text(text)
-    monkeypatch.setattr(checkpoint, "_run", None)
+    monkeypatch.setattr(onnx_export, "run_job", None)
     with pytest.raises(ModelError, match=said):
         export(folder, tmp_path, to="fp32")
 
@@ -516,9 +518,9 @@ def test_an_adapter_that_cannot_be_read_is_refused(files, said, checkpoints, tmp
 
 def test_a_missing_package_is_named_with_what_installs_it(checkpoints, tmp_path, monkeypatch):
     def missing(name: str) -> str:
-        raise checkpoint.metadata.PackageNotFoundError(name)
+        raise checks.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(checkpoint.metadata, "version", missing)
+    monkeypatch.setattr(checks.metadata, "version", missing)
     with pytest.raises(ModelError, match=r"optimum-onnx and torch, which are not installed .*'edgeguard\[optimum\]'"):
         export(checkpoints("llama"), tmp_path, to="fp32")
 
@@ -558,7 +560,7 @@ def test_a_tokenizer_that_nobody_can_read_is_refused(checkpoints, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(ModelError, match=r"in has no tokenizer.json, and transformers cannot make it \(.*; get one"):
-        checkpoint._write_tokenizer(folder, out)
+        write_tokenizer(folder, out)
 
 
 def test_wrong_names_are_a_programmer_s_mistake(tmp_path):
@@ -571,7 +573,7 @@ def test_wrong_names_are_a_programmer_s_mistake(tmp_path):
 
 def test_a_graph_that_computes_something_else_is_not_handed_out(checkpoints, exported):
     """The check has to see what the export could do wrong, in one weight and in one operator."""
-    model, check = load(checkpoints("llama")), checkpoint._Check(276)
+    model, check = load(checkpoints("llama")), probe.Probe(276)
     expected, good = check.torch_logits(model), exported("llama", "fp32")
     check.refuse_other(check.graph_logits(good), expected, 1e-2)
     with pytest.raises(ModelError, match=r"differ by \d.* from torch's, 0.01 is allowed; take a GGUF"):
@@ -587,7 +589,7 @@ def test_a_graph_that_computes_something_else_is_not_handed_out(checkpoints, exp
 @pytest.mark.parametrize("wrong", ("position_ids", "attention_mask", "past"))
 def test_the_check_sees_a_forgotten_input(wrong, checkpoints, exported, monkeypatch):
     """A graph traced with a constant in the place of an input would pass a check of one prompt alone."""
-    check, real = checkpoint._Check(276), checkpoint._session
+    check, real = probe.Probe(276), probe.open_session
 
     class Forgetful:
         def __init__(self, path: Path) -> None:
@@ -608,7 +610,7 @@ def test_the_check_sees_a_forgotten_input(wrong, checkpoints, exported, monkeypa
             return self.session.run(names, inputs)
 
     expected = check.torch_logits(load(checkpoints("llama")))
-    monkeypatch.setattr(checkpoint, "_session", Forgetful)
+    monkeypatch.setattr(probe, "open_session", Forgetful)
     with pytest.raises(ModelError, match="computes something else"):
         check.refuse_other(check.graph_logits(exported("llama", "fp32")), expected, 1e-2)
 
@@ -639,7 +641,7 @@ def test_the_cut_goes_behind_biases_scales_and_caps():
             node("Mul", ["t", "b"], ["logits"]),
         ]
     )
-    assert checkpoint.cut(model) == "head"
+    assert cut(model) == "head"
     x = np.random.default_rng(0).normal(0, 0.1, (2, 3, 4)).astype(np.float32)
     session = ort.InferenceSession(_runnable(model))
     empty = np.zeros((1, 1, 4), np.float32)
@@ -667,7 +669,7 @@ def _runnable(model: Any) -> bytes:
 def test_a_graph_of_another_shape_is_not_cut(nodes, said):
     """Rows must stay rows: what mixes them after the matrix would get the wrong ones."""
     with pytest.raises(ModelError, match=f"{said}.*take a GGUF file of the model"):
-        checkpoint.cut(_model([onnx.helper.make_node(*node) for node in nodes]))
+        cut(_model([onnx.helper.make_node(*node) for node in nodes]))
 
 
 # onnxruntime-genai's own graphs

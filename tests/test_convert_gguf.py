@@ -22,10 +22,13 @@ import tiny_gguf as tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from edgeguard import process
 from edgeguard.backend import Prefix, RuntimeOptions, log_softmax
 from edgeguard.backends import open_backend
+from edgeguard.convert.adapters import read_adapter
 from edgeguard.convert.imatrix import read_imatrix
-from edgeguard.convert.lora import Adapter, Change, read_adapter, write_merged
+from edgeguard.convert.lora import Change, Lora
+from edgeguard.convert.merged import write_merged
 from edgeguard.convert.quantize import FILE_TYPES, NEEDS_IMATRIX, is_float, quantize
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError, OutputError
@@ -53,7 +56,7 @@ def wide(folder: Path) -> Path:
     return tiny.write_tiny_llama(folder / "wide.gguf", n_embd=256, n_ff=256, n_layer=1)
 
 
-def weights(path: Path, adapter: Adapter | None = None) -> Weights:
+def weights(path: Path, adapter: Lora | None = None) -> Weights:
     return Weights(gguf.read_header(path), adapter)
 
 
@@ -119,7 +122,7 @@ def test_a_missing_tensor_is_named_with_its_file(base: Path) -> None:
 
 def test_blocks_of_a_changed_tensor_are_refused(base: Path) -> None:
     changes = {"output.weight": Change(np.ones((280, 1), np.float32), np.ones((1, 32), np.float32), 1.0)}
-    ours = weights(base, Adapter(base, changes))
+    ours = weights(base, Lora(base, changes))
     assert ours.changed("output.weight")
     with pytest.raises(ValueError, match=r"output\.weight is changed by an adapter"):
         ours.blocks("output.weight")
@@ -165,7 +168,7 @@ def test_a_file_that_shrinks_meanwhile_is_refused(tmp_path: Path, base: Path) ->
 def test_a_delta_is_the_scaled_product_rounded_once(rows: int, cols: int, rank: int, factor: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     left, right = (rng.normal(size=s).astype(np.float32) for s in ((rows, rank), (rank, cols)))
-    delta = Adapter(Path("a"), {"t": Change(left, right, factor)}).delta("t")
+    delta = Lora(Path("a"), {"t": Change(left, right, factor)}).delta("t")
     expected = factor * (left.astype(np.float64) @ right.astype(np.float64))
     assert delta.dtype == np.float32
     np.testing.assert_allclose(delta, expected, rtol=1e-6, atol=1e-12)  # a float32's rounding
@@ -774,14 +777,14 @@ def test_an_abort_of_llama_cpp_is_a_model_error(folder: Path, wide: Path, imatri
     assert not (folder / "o.gguf").exists()
 
 
-SLEEP = "import sys, time; sys.path[:] = sys.argv[1:]; import edgeguard.convert.quantize; "
-SLEEP += "q = sys.modules['edgeguard.convert.quantize']; q._quantize = lambda job: time.sleep(60) or 0; q._child()"
+SLEEP = "import sys, time; sys.path[:] = sys.argv[1:]; from edgeguard import process; "
+SLEEP += "process.serve(lambda job: time.sleep(60) or 0)"
 
 
 def test_an_interrupt_ends_the_process_at_once_and_leaves_no_file(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize_module, "_START", SLEEP)
+    monkeypatch.setattr(process, "start", lambda module: SLEEP)
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
@@ -809,7 +812,7 @@ def test_the_process_ends_with_its_parent() -> None:
 
 
 def test_importing_the_modules_imports_no_runtime() -> None:
-    names = ("weights", "lora", "imatrix", "quantize")
+    names = ("weights", "adapters", "peft", "merged", "imatrix", "quantize")
     code = f"import sys; {'; '.join(f'import edgeguard.convert.{n}' for n in names)}; "
     code += "print([m for m in ('llama_cpp', 'gguf', 'safetensors', 'torch') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

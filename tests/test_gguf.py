@@ -500,7 +500,9 @@ import ctypes, sys
 import llama_cpp as lc, numpy as np
 log = lc.llama_log_callback(lambda *a: None)
 lc.llama_log_set(log, ctypes.c_void_p(0))
-model = lc.llama_model_load_from_file(sys.argv[1].encode(), lc.llama_model_default_params())
+params = lc.llama_model_default_params()
+params.use_extra_bufts = b"AMX_INT8 = 1" not in lc.llama_print_system_info()  # as the adapter does, and says why
+model = lc.llama_model_load_from_file(sys.argv[1].encode(), params)
 assert model
 params = lc.llama_context_default_params()
 params.n_ctx, params.n_threads, params.n_threads_batch = 256, 1, 1

@@ -292,7 +292,7 @@ def test_a_graph_without_its_folder_s_files_is_still_described(run: Run, folder:
         (folder / name).unlink()
     found = inspect_model(folder)
     assert "no tokenizer.json" in found.problems[0]
-    assert any("--context" in notice for notice in found.notices)
+    assert any("scoring needs `context`" in notice for notice in found.notices)
     assert (found.tokenizer, found.chat_template, found.beside) == (None, None, ())
     assert found.shape.n_layer == 2
     assert run("inspect", folder).exit_code == 0

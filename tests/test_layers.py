@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors", "process"},
+    {"errors"},
+    {"process"},
     {"backend", "rows"},
     {"profile", "formats"},
     {"calibration"},
@@ -69,6 +72,31 @@ def test_imports_go_downward_only(path):
     for name in imports_at_load(path) - {here}:
         assert name not in BESIDE, f"{here} imports {name}"
         assert layer_of(name) < layer_of(here), f"{here} imports {name}, which is not below it"
+
+
+def imports_anywhere(path: Path, names: set[str]) -> set[str]:
+    """Modules among `names` that a module imports at load, inside functions, or for types only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module in names:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & names
+            found |= {node.module} if inner - names else set()
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Below the layers: within a package too, where a circle means that two modules are one."""
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {name: imports_anywhere(path, set(paths)) - {name} for name, path in paths.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_public_class_has_a_name_of_its_own():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules()]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, n in names.items() if n > 1 and not name.startswith("_")] == []
 
 
 def test_nobody_imports_an_adapter_but_open_backend():

@@ -410,11 +410,11 @@ def config(name: str, **values: Any) -> Damage:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), r"has no tokenizer\.json; export the model again"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"has no tokenizer\.json; download or"),
         (broken(""), r"tokenizer\.json is not JSON"),
         (broken("[" * 100_000), r"tokenizer\.json is not JSON"),
         (broken(b"\xff\xfe"), r"is not UTF-8 at byte 0"),
-        (broken("[]"), r"holds \[\], a JSON object is needed"),
+        (broken("[]"), r"is no JSON object but \[\]"),
         (broken("{}"), r"model is None, an object is needed"),
         (within("model", "type", value="Unigram"), r"model is 'Unigram'; BPE is supported"),
         (within("model", "vocab", value=[["a", 0.5]]), r"vocab is .*, an object is needed"),
@@ -486,7 +486,7 @@ def test_nothing_is_written_to_stdout(folder, capfd):
 def test_an_absurdly_large_file_is_not_parsed(folder):
     with (folder / "tokenizer.json").open("ab") as file:
         file.truncate(80 << 20)
-    with pytest.raises(ModelError, match="larger than 64 MB"):
+    with pytest.raises(ModelError, match="larger than 64 MiB"):
         read_vocabulary(folder)
 
 

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.errors import CalibrationError
+from edgeguard.errors import CalibrationError, shown
+from edgeguard.formats.bounded_json import read_object
 
 Floats = npt.NDArray[np.float64]
 
 FORMAT = "edgeguard-calibration-1"
-MAX_BYTES = 16 << 20
+MAX_BYTES = 16 << 20  # of a file
 SMALLEST = 1e-7  # what a score of 0 is taken for: about what float32 logits resolve
 MAX_KNOTS = 100_000
 _PARAMETERS = {
@@ -146,18 +147,18 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 def read_calibration(path: str | Path) -> Calibration:
     """A calibration file. Raises CalibrationError, which names the file and the key."""
     path = Path(path)
-    found = _json(path)
+    found = read_object(path, max_bytes=MAX_BYTES, cure="give a calibration file", error=CalibrationError)
     if found.get("format") != FORMAT:
-        raise CalibrationError(f"{path}: format is {_shown(found.get('format'))}; expected {FORMAT!r}")
+        raise CalibrationError(f"{path}: format is {shown(found.get('format'))}; expected {FORMAT!r}")
     names: dict[str, Any] = {key: _text(path, found, key) for key in ("guard", "profile", "estimator", "model_sha256")}
     labels, fitted = found.get("labels"), found.get("fitted", {})
     if not isinstance(labels, dict) or not isinstance(fitted, dict):
         raise CalibrationError(f"{path}: labels and fitted must be objects; is this a calibration file?")
     maps, thresholds = {}, {}
     for label, entry in labels.items():
-        where = f"{path}: {_shown(label)}"
+        where = f"{path}: {shown(label)}"
         if not isinstance(entry, dict):
-            raise CalibrationError(f"{where} is {_shown(entry)}; expected an object with a method")
+            raise CalibrationError(f"{where} is {shown(entry)}; expected an object with a method")
         if "method" in entry:
             maps[label] = _map(where, entry)
         if "threshold" in entry:
@@ -167,26 +168,10 @@ def read_calibration(path: str | Path) -> Calibration:
     return Calibration(**names, maps=maps, thresholds=thresholds, fitted=fitted, source=str(path))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise CalibrationError(f"{path} is longer than {MAX_BYTES >> 20} MiB; no calibration is")
-        found = json.loads(data)
-    except OSError as error:
-        raise CalibrationError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{path} is not JSON: {error}; give a calibration file") from None
-    if not isinstance(found, dict):
-        raise CalibrationError(f"{path} holds {_shown(found)}; expected an object")
-    return found
-
-
 def _map(where: str, entry: Mapping[str, Any]) -> Map:
     method = entry["method"]
     if not isinstance(method, str) or method not in _PARAMETERS:
-        raise CalibrationError(f"{where}: method is {_shown(method)}; expected one of {', '.join(_PARAMETERS)}")
+        raise CalibrationError(f"{where}: method is {shown(method)}; expected one of {', '.join(_PARAMETERS)}")
     if method == "isotonic":
         return Map(method, _knots(where, entry))
     values = {name: _number(where, entry, name) for name in _PARAMETERS[method]}
@@ -203,7 +188,7 @@ def _knots(where: str, entry: Mapping[str, Any]) -> dict[str, tuple[float, ...]]
     for key in ("x", "y"):
         values = entry.get(key)
         if not isinstance(values, list) or not 1 <= len(values) <= MAX_KNOTS:
-            raise CalibrationError(f"{where}: {key} is {_shown(values)}; expected 1 to {MAX_KNOTS} numbers")
+            raise CalibrationError(f"{where}: {key} is {shown(values)}; expected 1 to {MAX_KNOTS} numbers")
         lists[key] = tuple(_number(where, {key: value}, key) for value in values)
     x, y = np.array(lists["x"]), np.array(lists["y"])
     if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any() or y[0] < 0 or y[-1] > 1:
@@ -214,17 +199,12 @@ def _knots(where: str, entry: Mapping[str, Any]) -> dict[str, tuple[float, ...]]
 def _number(where: str, entry: Mapping[str, Any], key: str) -> float:
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CalibrationError(f"{where}: {key} is {_shown(value)}; expected a finite number")
+        raise CalibrationError(f"{where}: {key} is {shown(value)}; expected a finite number")
     return float(value)
 
 
 def _text(path: Path, found: Mapping[str, Any], key: str) -> str:
     value = found.get(key)
     if not isinstance(value, str):
-        raise CalibrationError(f"{path}: {key} is {_shown(value)}; expected a text")
+        raise CalibrationError(f"{path}: {key} is {shown(value)}; expected a text")
     return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

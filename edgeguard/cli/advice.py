@@ -19,6 +19,8 @@ ADVICE = {
     "other_calibration": "or pass --force-calibration",
     "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
     "folder_not_writable": "name another --out",
+    "conversion_exists": "--overwrite replaces it",
+    "adapter_as_model": "--lora takes the adapter",
 }
 
 

@@ -14,7 +14,7 @@ from edgeguard.errors import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeguard.inspection import Adapter, File, Inspection, Numbers, Provenance, Shape, Token, Tokenizer
+    from edgeguard.inspection.types import Adapter, File, Inspection, ModelShape, Numbers, Provenance, Token, Tokenizer
 
 _KINDS = {"gguf": "model", "onnx": "model", "checkpoint": "Hugging Face checkpoint", "adapter": "LoRA adapter"}
 _TEMPLATE_LINES, _TEMPLATE_CHARS = 3, 150
@@ -129,7 +129,7 @@ def _shape_facts(found: Inspection) -> Iterator[tuple[str, str]]:
     yield from _context_facts(shape)
 
 
-def _context_facts(shape: Shape) -> Iterator[tuple[str, str]]:
+def _context_facts(shape: ModelShape) -> Iterator[tuple[str, str]]:
     trained = f"{shape.n_ctx_train:,} tokens in training" if shape.n_ctx_train else ""
     memory = f"{shape.memory} memory" if shape.memory else ""
     unfit = "" if shape.memory in ("attention", None) else ", which edgeguard cannot use"

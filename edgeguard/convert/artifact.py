@@ -3,67 +3,31 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from edgeguard import __version__
 from edgeguard.errors import OutputError
-from edgeguard.formats.hashes import sha256, sha256_of_all
-
-MANIFEST = "edgeguard.json"  # in a folder; beside a file, NAME.manifest.json
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a conversion reads. Of a folder, `sha256` is what `sha256sum` prints for its files, hashed."""
-
-    role: str
-    file: str
-    sha256: str
-    n_bytes: int
+from edgeguard.formats.hashes import sha256_of_all
+from edgeguard.formats.manifest import IN_FOLDER, Origin, Source
 
 
 def source(role: str, path: Path) -> Source:
     """A file, or all the files of a folder. Raises ModelError."""
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    return Source(role, path.resolve().name, sha256_of_all(files), sum(p.stat().st_size for p in files))
+    n_bytes = sum(p.stat().st_size for p in files)
+    return Source(role, sha256_of_all(files), path.resolve().name, n_bytes)
 
 
-def provenance(
-    to: str, sources: Sequence[Source], options: Mapping[str, str], packages: Sequence[str]
-) -> dict[str, Any]:
-    """What an output was made from and with. No time, no path: the same conversion says the same."""
-    return {
-        "format": 1,
-        "to": to,
-        "options": dict(sorted(options.items())),
-        "sources": [asdict(s) for s in sources],
-        "tools": {"edgeguard": __version__, **{p: v for p in sorted(packages) if (v := _version(p))}},
-    }
-
-
-def as_metadata(made: Mapping[str, Any]) -> dict[str, str]:
-    """The provenance as short texts, for a model file's own metadata."""
-    said = {"edgeguard.to": made["to"]}
-    for s in made["sources"]:
-        said[f"edgeguard.{s['role']}.sha256"] = s["sha256"]
-    for kind in ("tools", "options"):
-        said |= {f"edgeguard.{kind}.{key}": value for key, value in made[kind].items()}
-    return said
-
-
-def manifest(made: Mapping[str, Any], files: Sequence[Path], **more: Any) -> bytes:
-    """The provenance and the hashes of what came out, as JSON."""
-    outputs = [{"file": p.name, "sha256": sha256(p), "n_bytes": p.stat().st_size} for p in sorted(files)]
-    return (json.dumps({**made, **more, "outputs": outputs}, ensure_ascii=False, indent=2) + "\n").encode()
+def origin(to: str, sources: Sequence[Source], options: Mapping[str, str], packages: Sequence[str]) -> Origin:
+    """What an output is made from, with the versions of the packages that are installed."""
+    tools = {"edgeguard": __version__, **{p: v for p in sorted(packages) if (v := _version(p))}}
+    return Origin(to, tuple(sources), dict(sorted(options.items())), tools)
 
 
 @contextmanager
@@ -83,7 +47,7 @@ def staged(out: Path, *, model: Path, folder: bool, overwrite: bool, n_bytes: in
     free = shutil.disk_usage(parent).free
     if free < n_bytes:
         raise OutputError(
-            f"{out} needs about {_size(n_bytes)}, the disk has {_size(free)} free; make room, or name another --output"
+            f"{out} needs about {_size(n_bytes)}, the disk has {_size(free)} free; make room, or name another output"
         )
     try:
         stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
@@ -115,19 +79,28 @@ def _refuse_existing(out: Path, model: Path, folder: bool, overwrite: bool) -> N
     if not out.exists():
         return
     if out.samefile(model):
-        raise OutputError(f"{out} is what is read; name another --output")
+        raise OutputError(f"{out} is what is read; name another output")
     if out.is_dir() != folder:
         is_, wanted = ("folder", "file") if out.is_dir() else ("file", "folder")
-        raise OutputError(f"{out} is a {is_}, and the result will be a {wanted}; name another --output")
+        raise OutputError(f"{out} is a {is_}, and the result will be a {wanted}; name another output")
     if not overwrite:
-        raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --output")
-    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
-        raise OutputError(f"{out} is a folder that no conversion made (it has no {MANIFEST}); name another --output")
+        raise OutputError(f"{out} exists already; name another output, or let it be replaced", kind="conversion_exists")
+    if out.is_dir() and not (out / IN_FOLDER).is_file() and any(out.iterdir()):
+        raise OutputError(f"{out} is a folder that no conversion made (it has no {IN_FOLDER}); name another output")
 
 
 def _sync(path: Path) -> None:
-    """To the disk, before the name says that it is there."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """To the disk, before the name says that it is there.
+
+    Windows flushes only what is open for writing, and opens no folder: NTFS keeps a journal of names itself.
+    """
+    folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except PermissionError:
+        if folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

@@ -9,13 +9,17 @@ The zero points 128 and 8 are MatMulNBits' own defaults, and left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+Activations = Literal["int8", "float"]  # what blocks are multiplied with: rounded to 8 bits, or as it is
+
 SIZE = 32  # weights a block
+ACCURACY: Mapping[Activations, int] = {"float": 1, "int8": 4}  # MatMulNBits' accuracy_level
 CARRIED = ("Q8_0", "Q4_0", "Q4_1")
 
 Bytes = npt.NDArray[np.uint8]

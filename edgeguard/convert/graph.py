@@ -20,19 +20,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.convert.blocks import CARRIED, SIZE, Blocks, carry
+from edgeguard.convert.blocks import ACCURACY, CARRIED, SIZE, Activations, Blocks, carry
 from edgeguard.convert.decoder import Decoder, read_decoder
 from edgeguard.convert.store import Store
 from edgeguard.convert.weights import Weights, gguf_library
 from edgeguard.errors import ModelError
 
 Precision = Literal["source", "fp32", "fp16", "int8", "int4"]
-Activations = Literal["int8", "float"]
 
 OPSET = 23  # the first with Attention and RotaryEmbedding
 IR_VERSION = 11
 _MS = "com.microsoft"
-_ACCURACY = {"float": 1, "int8": 4}  # MatMulNBits' accuracy_level
 
 _HEAD = "token_embd.weight"
 _OUTPUT = "output.weight"
@@ -156,7 +154,7 @@ class _Graph:
             N=n,
             bits=blocks.bits,
             block_size=SIZE,
-            accuracy_level=_ACCURACY[self.activations],
+            accuracy_level=ACCURACY[self.activations],
         )
 
     # Layers

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from edgeguard import process
 from edgeguard.backend import available_cores
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.weights import refuse_parts
-from edgeguard.errors import ModelError, OutputError, printable
+from edgeguard.errors import ModelError, OutputError
 from edgeguard.formats import gguf
 
 MAX_TEXT = 127  # bytes of a metadata key or value that llama.cpp takes
@@ -182,18 +181,16 @@ def _fell_back(tensor: gguf.TensorInfo, plain: str) -> bool:
 
 # The process that llama.cpp runs in
 
-_START = process.start("edgeguard.convert.quantize")
-
 
 def _run(job: Mapping[str, Any], failed: str) -> None:
     """Do `job` in a process of its own, which ends when this one does. Raises ModelError, OutputError."""
     # Without the variable llama.cpp starts a debugger, if there is one, before it aborts.
-    code, last = process.run(_START, job, {"GGML_NO_BACKTRACE": "1"})
+    code, last = process.run(process.start(__name__), job, {"GGML_NO_BACKTRACE": "1"})
     if code != 0:
-        said = printable("; ".join(last))[-1000:] or "it gave no reason"
+        said = process.last_words(last)
         if "iostream error" in said:
             raise OutputError(f"{job['out']} cannot be written: the disk may be full ({said})")
-        how = f"llama.cpp was ended by {signal.Signals(-code).name}" if code < 0 else "llama.cpp failed"
+        how = process.ending("llama.cpp", code)
         raise ModelError(f"{failed}: {how}: {said}; take another file type, or another file of the model")
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.convert.lora import Lora
 from edgeguard.errors import ModelError
 from edgeguard.formats.gguf import Header, TensorInfo
-
-if TYPE_CHECKING:
-    from edgeguard.convert.lora import Adapter
 
 
 class Weights:
@@ -22,7 +20,7 @@ class Weights:
     tensor depends on the file, the adapter and the tensor's name alone.
     """
 
-    def __init__(self, header: Header, adapter: Adapter | None = None) -> None:
+    def __init__(self, header: Header, adapter: Lora | None = None) -> None:
         """Map the file of `header`. Raises ModelError if it is one part of several, or changed since it was read."""
         refuse_parts(header)
         self.header = header

@@ -12,25 +12,25 @@ Kind = Literal["gguf", "onnx", "checkpoint"]
 
 
 @dataclass(frozen=True)
-class ModelFile:
+class ModelPath:
     """`path` is the GGUF or ONNX file itself, and the folder of a checkpoint."""
 
     kind: Kind
     path: Path
 
 
-def find_model(path: str | Path) -> ModelFile:
+def find_model(path: str | Path) -> ModelPath:
     """The model that a file or a folder holds. Raises ModelError where it holds none, or several."""
     path = Path(path)
     try:
         if not path.exists():
             raise ModelError(f"{path} does not exist; give the path of a model file, or of a folder with one")
-        return _in_folder(path) if path.is_dir() else ModelFile(_kind(path), path)
+        return _in_folder(path) if path.is_dir() else ModelPath(_kind(path), path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _in_folder(path: Path) -> ModelFile:
+def _in_folder(path: Path) -> ModelPath:
     files = sorted(p for p in path.iterdir() if p.is_file())
     graphs = [p for p in files if p.suffix == ".onnx"]
     # A model in parts is opened by its first.
@@ -40,9 +40,9 @@ def _in_folder(path: Path) -> ModelFile:
     if len(found) > 1:
         raise ModelError(f"{path} holds {len(found)} models; give one of them: {', '.join(p.name for p in found)}")
     if found:
-        return ModelFile("onnx" if found[0].suffix == ".onnx" else "gguf", found[0])
+        return ModelPath("onnx" if found[0].suffix == ".onnx" else "gguf", found[0])
     if (path / "config.json").is_file():
-        return ModelFile("checkpoint", path)
+        return ModelPath("checkpoint", path)
     raise ModelError(f"{path} holds no model: no .gguf, no .onnx, no config.json; give the path of a model")
 
 

@@ -1,12 +1,11 @@
 """Reading an ONNX graph without its weights, and without trusting it.
 
 The graph is held against what ONNX Runtime will do with it: where its weights lie, which operators it
-needs, what it takes and gives. A model folder's other files (config.json, …) are read here too.
+needs, what it takes and gives.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -18,10 +17,7 @@ from typing import Any, Literal
 from edgeguard.errors import ModelError
 
 MAX_GRAPH = 1 << 31  # bytes: protobuf's own limit
-MAX_JSON = 16 << 20  # bytes of a config
-MAX_CONTEXT = 1 << 27  # tokens
 MAX_DIMS = 16  # dimensions of an array
-MAX_HEAD = 1 << 16  # numbers of a key
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})  # operators that come with ONNX Runtime
 
 DYNAMIC = frozenset(
@@ -32,7 +28,7 @@ DYNAMIC = frozenset(
 )
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
-_EXPORT = "export it with `edgeguard convert`, or with optimum and --task text-generation-with-past"
+_EXPORT = "export it with `edgeguard convert`, or with optimum's task text-generation-with-past"
 
 
 @dataclass(frozen=True)
@@ -218,54 +214,6 @@ def quantization(graph: Graph) -> str:
         n_bytes[weight.type_name] += weight.n_bytes
     most = n_bytes.most_common(1)[0][0] if n_bytes else "unknown"
     return {"float32": "fp32", "float16": "fp16"}.get(most, most)
-
-
-# The folder around it
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} where there is no such file. Raises ModelError."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise ModelError(f"{path} is larger than {MAX_JSON >> 20} MiB; download or convert the model again")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise ModelError(f"{path} is not JSON; download or convert the model again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is no JSON object; download or convert the model again")
-    return value
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a model folder says of its model.
-
-    n_ctx  tokens it was trained to read at once; head: length of a key; 0 if not said
-    """
-
-    architecture: str
-    name: str
-    n_ctx: int
-    head: int = 0
-
-
-def read_settings(folder: Path) -> Settings:
-    """From config.json, genai_config.json and edgeguard.json, as far as they are there. Raises ModelError."""
-    config, genai, own = (read_json(folder / f"{n}.json") for n in ("config", "genai_config", "edgeguard"))
-    inner = genai.get("model", {})
-    inner = inner if isinstance(inner, dict) else {}
-    n_ctx = config.get("max_position_embeddings", inner.get("context_length", 0))
-    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 0 <= n_ctx <= MAX_CONTEXT:
-        raise ModelError(f"{folder}: its context length is {n_ctx!r}, a number of tokens is needed; convert it again")
-    name = own.get("name") or Path(str(config.get("_name_or_path", ""))).name
-    decoder = inner.get("decoder", {})
-    head = decoder.get("head_size", 0) if isinstance(decoder, dict) else 0
-    head = head if isinstance(head, int) and 0 <= head <= MAX_HEAD else 0
-    return Settings(str(config.get("model_type", inner.get("type", ""))), str(name), n_ctx, head)
 
 
 # Reading

@@ -45,6 +45,7 @@ from edgeguard.backend import (
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import onnx_graph
 from edgeguard.formats.hashes import Digest
+from edgeguard.formats.model_folder import read_settings
 from edgeguard.formats.tokenizer import read_chat_template, read_vocabulary
 
 Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, head)
@@ -91,7 +92,7 @@ class OnnxRuntime:
         file = Path(path)
         self._graph = onnx_graph.read_graph(file)
         self._path, folder = file, file.parent
-        self._settings = onnx_graph.read_settings(folder)
+        self._settings = read_settings(folder)
         self._interface = onnx_graph.read_interface(self._graph, head=self._settings.head)
         self._digest = Digest(self._graph.files)
         self._n_ctx = context_for(file, trained=self._settings.n_ctx, asked=options.context)

@@ -1,0 +1,300 @@
+"""Model files from model files: what is read is told by content, what is written by the name of a type."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from edgeguard.convert import artifact
+from edgeguard.convert.adapters import read_adapter
+from edgeguard.convert.blocks import CARRIED, Activations
+from edgeguard.convert.checkpoint import export
+from edgeguard.convert.decoder import read_decoder
+from edgeguard.convert.graph import Precision, write_graph
+from edgeguard.convert.merged import write_merged
+from edgeguard.convert.quantize import FILE_TYPES, Quantized, is_float, quantize
+from edgeguard.convert.weights import Weights
+from edgeguard.errors import ModelError
+from edgeguard.formats import gguf
+from edgeguard.formats.manifest import IN_FOLDER, Origin, as_manifest, as_metadata, beside
+from edgeguard.formats.model_file import find_model
+from edgeguard.formats.tokenizer import tokenizer_files
+
+ONNX_TYPES: Mapping[str, Precision] = {
+    "onnx": "source",
+    "onnx-fp32": "fp32",
+    "onnx-fp16": "fp16",
+    "onnx-int8": "int8",
+    "onnx-int4": "int4",
+}
+TYPES = (*ONNX_TYPES, *FILE_TYPES)
+_PACKAGES = ("gguf", "numpy", "onnx")
+_BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp32": 32, "fp16": 16, "int8": 9, "int4": 6}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The file or folder that was written, what its manifest says, and what a user should know of it."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    lora         an adapter to merge into the model: a GGUF file, or a folder as PEFT writes it
+    lora_scale   factor of the adapter
+    imatrix      importance matrix, for quantized GGUF types
+    activations  ONNX int8 and int4: what the blocks are multiplied with
+    threads      CPU threads for quantizing; no effect on the result
+    name         what the output says it is called; None: what the model is called
+    """
+
+    lora: Path | None = None
+    lora_scale: float = 1.0
+    imatrix: Path | None = None
+    activations: Activations = "int8"
+    threads: int | None = None
+    overwrite: bool = False
+    name: str | None = None
+
+
+def convert(model: str | Path, out: str | Path, *, to: str, options: Options | None = None) -> Converted:
+    """Write `model` as type `to`: a name of TYPES. The same inputs and tools give the same bytes.
+
+    "onnx" keeps Q4_0, Q4_1 and Q8_0 blocks as they are and makes the rest float32. An ONNX output is a
+    folder, a GGUF output a file and its manifest. Nothing is left of a conversion that fails.
+    Raises ModelError, OutputError.
+    """
+    options, out = options or Options(), Path(out)
+    if to not in TYPES:
+        raise ValueError(f"to is {to!r}; expected one of {', '.join(TYPES)}")
+    found = find_model(model)
+    if options.imatrix and to in ONNX_TYPES:
+        raise ModelError(
+            "an importance matrix is for quantized GGUF types; quantize to GGUF first, then convert that to onnx"
+        )
+    if found.kind == "onnx":
+        raise ModelError(f"{found.path} is an ONNX model already; convert from its GGUF file or its checkpoint")
+    if found.kind == "checkpoint":
+        return _from_checkpoint(found.path, out, to, options)
+    if to in ONNX_TYPES and find_spec("onnx") is None:
+        raise ModelError(
+            "writing ONNX needs the onnx package, which is not installed; pip install 'edgeguard[convert]'"
+        )
+    header = gguf.read_header(found.path)
+    gguf.check_model(header)
+    adapter = read_adapter(options.lora, header, scale=options.lora_scale) if options.lora else None
+    weights = Weights(header, adapter)
+    return (_to_onnx if to in ONNX_TYPES else _to_gguf)(weights, out, to, options)
+
+
+def default_output(model: Path, to: str) -> Path:
+    """A name in the working directory: guard.F32.gguf → guard.q8_0.gguf, or the folder guard-onnx-int8.
+
+    The type in the old name stays only where its blocks do, with "onnx".
+    """
+    stem = model.resolve().name.removesuffix(".gguf")
+    before, _, kind = stem.rpartition(".")
+    stem = before if before and to != "onnx" and kind.lower() in FILE_TYPES else stem
+    return Path(f"{stem}-{to}") if to in ONNX_TYPES else Path(f"{stem}.{to}.gguf")
+
+
+# GGUF → ONNX
+
+
+def _to_onnx(weights: Weights, out: Path, to: str, options: Options) -> Converted:
+    header, precision = weights.header, ONNX_TYPES[to]
+    origin = _origin(header.path, to, options, _PACKAGES)
+    tokenizer = tokenizer_files(header)
+    name = options.name or str(header.metadata.get("general.name", "") or header.path.stem)
+    with _staged(out, header.path, to, options, _room(header, precision)) as stage:
+        folder = stage / out.name
+        folder.mkdir()
+        kinds = write_graph(
+            weights,
+            folder,
+            precision=precision,
+            activations=options.activations,
+            metadata=as_metadata(origin),
+        )
+        for file, data in {**tokenizer, "config.json": _config(weights)}.items():
+            (folder / file).write_bytes(data)
+        return _finish(folder, out, origin, _onnx_notices(weights, precision), name=name, matrices=kinds)
+
+
+def _config(weights: Weights) -> bytes:
+    """config.json as Hugging Face's models have it, as far as the GGUF says."""
+    d, arch = read_decoder(weights), weights.header.architecture
+    names = {"llama": "LlamaForCausalLM", "granite": "GraniteForCausalLM"}
+    config = {
+        "architectures": [names.get(arch, f"{arch.capitalize()}ForCausalLM")],
+        "model_type": arch,
+        "hidden_size": d.width,
+        "num_hidden_layers": d.n_layer,
+        "num_attention_heads": d.n_head,
+        "num_key_value_heads": d.n_head_kv,
+        "head_dim": d.head,
+        "rms_norm_eps": d.epsilon,
+        "vocab_size": d.n_vocab,
+        "max_position_embeddings": d.n_ctx,
+        "tie_word_embeddings": "output.weight" not in weights,
+    }
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _onnx_notices(weights: Weights, precision: Precision) -> tuple[str, ...]:
+    matrices = [t for t in weights.header.tensors if len(t.shape) > 1]
+    if precision == "source":
+        others = sorted({t.type_name for t in matrices} - {*CARRIED, "F32"})
+        count = sum(t.type_name in others for t in matrices)
+        note = f"{count} matrices of {', '.join(others)} become float32: MatMulNBits has no such blocks"
+        return (note,) if others else ()
+    return _requantizing(weights, f"onnx-{precision}") if precision in ("int8", "int4") else ()
+
+
+# GGUF → GGUF
+
+
+def _to_gguf(weights: Weights, out: Path, to: str, options: Options) -> Converted:
+    header = weights.header
+    origin = _origin(header.path, to, options, ("gguf", "llama-cpp-python", "numpy"))
+    merge = to == "f32" or options.lora is not None or options.name is not None
+    room = _room(header, to) + (_room(header, "f32") if merge and to != "f32" else 0)
+    with _staged(out, header.path, to, options, room) as stage:
+        file, given = stage / out.name, header.path
+        notices: tuple[str, ...] = ()
+        if merge:
+            given = stage / "merged.gguf"
+            said = as_metadata(origin) | ({"general.name": options.name} if options.name else {})
+            write_merged(weights, given, metadata=said)
+        else:
+            notices = _requantizing(weights, to)
+        if to == "f32":
+            given.rename(file)
+        else:
+            done = quantize(
+                given,
+                file,
+                to=to,
+                imatrix=options.imatrix,
+                threads=options.threads,
+                metadata={} if merge else as_metadata(origin),
+            )
+            notices += _fallbacks(done)
+        types: dict[str, int] = {}
+        for tensor in gguf.read_header(file).tensors:
+            types[tensor.type_name] = types.get(tensor.type_name, 0) + 1
+        return _finish(file, out, origin, notices, tensors=types)
+
+
+def _fallbacks(done: Quantized) -> tuple[str, ...]:
+    """What a user of K-quants should know: rows that are no multiple of 256 get another type."""
+    if not done.fallbacks:
+        return ()
+    kinds = sorted({tensor.type_name for tensor in done.fallbacks})
+    n_matrices = sum(n for kind, n in done.types.items() if kind != "F32")
+    widths = sorted({tensor.shape[0] for tensor in done.fallbacks})
+    return (
+        f"{len(done.fallbacks)} of {n_matrices} matrices became {', '.join(kinds)} instead: their rows of "
+        f"{', '.join(map(str, widths))} weights do not divide into the type's blocks",
+    )
+
+
+def _requantizing(weights: Weights, to: str) -> tuple[str, ...]:
+    header = weights.header
+    kind = gguf.quantization(header)
+    if is_float(header) or kind.lower() == to or to in ("f16", "bf16", "f32"):
+        return ()
+    return (
+        f"{header.path.name} is quantized already ({kind}): {to} adds its own error to it; "
+        "convert from an F16 or F32 file where there is one",
+    )
+
+
+# Checkpoint → ONNX
+
+
+def _from_checkpoint(folder: Path, out: Path, to: str, options: Options) -> Converted:
+    if to not in ONNX_TYPES:
+        raise ModelError(
+            f"{folder} is a Hugging Face checkpoint; make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, "
+            f"or name an ONNX type: {', '.join(ONNX_TYPES)}"
+        )
+    precision = "fp32" if to == "onnx" else cast(Literal["fp32", "fp16", "int8", "int4"], ONNX_TYPES[to])
+    packages = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "peft", "torch", "transformers")
+    origin = _origin(folder, to, options, packages)
+    size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    with _staged(out, folder, to, options, 4 * size) as stage:
+        target = stage / out.name
+        target.mkdir()
+        export(
+            folder,
+            target,
+            to=precision,
+            lora=options.lora,
+            lora_scale=options.lora_scale,
+            activations=options.activations,
+        )
+        _add_metadata(target / "model.onnx", as_metadata(origin))
+        return _finish(target, out, origin, (), name=folder.resolve().name)
+
+
+def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    model = onnx.load_model(path, load_external_data=False)
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+# What all have in common
+
+
+def _staged(out: Path, model: Path, to: str, options: Options, n_bytes: int) -> AbstractContextManager[Path]:
+    folder = to in ONNX_TYPES
+    return artifact.staged(out, model=model, folder=folder, overwrite=options.overwrite, n_bytes=n_bytes)
+
+
+def _origin(model: Path, to: str, options: Options, packages: tuple[str, ...]) -> Origin:
+    sources = [artifact.source("model", model)]
+    said = {}
+    if options.lora:
+        sources.append(artifact.source("lora", options.lora))
+        said["lora_scale"] = f"{options.lora_scale:g}"
+    if options.imatrix:
+        sources.append(artifact.source("imatrix", options.imatrix))
+    if to in ("onnx", "onnx-int8", "onnx-int4"):
+        said["activations"] = options.activations
+    return artifact.origin(to, sources, said, packages)
+
+
+def _room(header: gguf.Header, kind: str) -> int:
+    """Bytes that the weights will take at most, with some for the rest."""
+    n_weights = sum(math.prod(t.shape) for t in header.tensors)
+    if kind == "source":
+        return sum(t.n_bytes if t.type_name in CARRIED else 4 * math.prod(t.shape) for t in header.tensors) * 5 // 4
+    return n_weights * _BITS.get(kind, 10) // 8 + (64 << 20)
+
+
+def _finish(made_at: Path, out: Path, origin: Origin, notices: tuple[str, ...], **more: Any) -> Converted:
+    """Write the manifest and put the result in its place."""
+    if made_at.is_dir():
+        text = as_manifest(origin, [*made_at.iterdir()], **more)
+        (made_at / IN_FOLDER).write_bytes(text)
+        artifact.put(made_at, out)
+    else:
+        text = as_manifest(origin, [made_at], **more)
+        beside(made_at).write_bytes(text)
+        artifact.put(made_at, out)
+        artifact.put(beside(made_at), beside(out))
+    return Converted(out, json.loads(text), notices)
