@@ -83,3 +83,13 @@ class OutputError(EdgeguardError):
 def printable(text: str) -> str:
     """Text from a stranger, fit for a message on a terminal: control and direction characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or as much of its beginning as `longest` characters hold."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A stranger's value for a message: its repr, printable and short."""
+    return shortened(printable(repr(value)), longest)

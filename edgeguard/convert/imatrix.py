@@ -79,20 +79,12 @@ def _read_gguf(path: Path, data: mmap.mmap) -> Iterator[tuple[str, Floats]]:
 
 def _gguf_arrays(path: Path, data: mmap.mmap) -> dict[str, Floats]:
     """The tensors of a GGUF that is no model: `gguf.read_header` refuses it, as it names no architecture."""
-    reader = gguf._Reader(path, data)
-    _, n_tensors, n_keys = gguf._preamble(reader)
-    metadata = {}
-    for i in range(n_keys):
-        key = reader.identifier(f"metadata key {i}", 0xFFFF)
-        metadata[key] = gguf._value(reader, key)
+    reader = gguf.Reader(path, data)
+    _, n_tensors, metadata = gguf.read_metadata(reader)
     if metadata.get("general.type") != "imatrix":
         kind = metadata.get("general.type", "model")
         raise ModelError(f"{path} is no importance matrix, its general.type is {kind!r}; {_AGAIN}")
-    alignment = gguf._alignment(path, metadata)
-    tensors = tuple(gguf._tensor(reader, i) for i in range(n_tensors))
-    begin = -(-reader.at // alignment) * alignment
-    gguf._check_names(path, tensors)
-    gguf._check_layout(path, tensors, begin, alignment, len(data))
+    tensors, begin = gguf.read_tensors(reader, n_tensors, metadata)
     other = next((tensor for tensor in tensors if tensor.type_name != "F32"), None)
     if other is not None:
         raise ModelError(f"{path}: tensor {other.name!r} is {other.type_name}, F32 is needed; {_AGAIN}")
@@ -100,7 +92,7 @@ def _gguf_arrays(path: Path, data: mmap.mmap) -> dict[str, Floats]:
 
 
 def _read_dat(path: Path, data: mmap.mmap) -> Iterator[tuple[str, Floats]]:
-    reader = gguf._Reader(path, data)
+    reader = gguf.Reader(path, data)
     n_entries = _whole(reader, "the number of entries", gguf.MAX_TENSORS)
     for i in range(n_entries):
         length = _whole(reader, f"the length of name {i}", gguf.MAX_NAME)
@@ -114,7 +106,7 @@ def _read_dat(path: Path, data: mmap.mmap) -> Iterator[tuple[str, Floats]]:
     # What follows, the number of chunks and the text's name, is not needed.
 
 
-def _whole(reader: gguf._Reader, what: str, most: int) -> int:
+def _whole(reader: gguf.Reader, what: str, most: int) -> int:
     """A count of the .dat format, which has no magic: the first number that makes no sense says it is another."""
     n = int(unpack_from("<i", reader.data, reader.take(4, what))[0])
     if not 1 <= n <= most:
