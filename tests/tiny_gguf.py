@@ -72,7 +72,8 @@ def write_tiny_llama(
     logit_std     standard deviation of logits, nats
     bias          nats to add to tokens' logits, by the token's text: {"safe": 4.0}. The model is a qwen2 then,
                   a llama with a bias on its output
-    arch          "llama"; "qwen2" with biases, "qwen3" with norms of each head, "granite" with scales
+    arch          "llama"; "qwen2" with biases, "qwen3" with norms of each head, "granite" with scales; "gemma2" (every
+                  second layer) and "gemma3" (five layers of six) with a sliding window of 16 tokens
     tied          the output layer is the embedding
     rope_factors  of Llama 3.1, one for each pair of a head's elements
     metadata      keys that replace or join the header's, u32 for ints; None leaves a key out
@@ -126,7 +127,7 @@ def write_tiny_llama(
         weights["token_embd.weight"] = weights.pop("output.weight")
     if rope_factors:
         weights["rope_freqs.weight"] = np.array(rope_factors, dtype=np.float32)
-    keys |= {f"llama.{key}": value for key, value in _MORE_KEYS.get(arch, {}).items()}
+    keys |= {f"llama.{key}": value for key, value in _MORE_KEYS.get(arch, {}).items() if f"llama.{key}" not in keys}
     keys = {key.replace("llama.", f"{arch}.", 1) if key.startswith("llama.") else key: v for key, v in keys.items()}
     return write(path, arch, keys, weights, ftype=ftype)
 
@@ -298,8 +299,10 @@ def _weights(
     }
 
 
-_MORE_KEYS: dict[str, dict[str, float]] = {
+_MORE_KEYS: dict[str, dict[str, int | float]] = {
     "granite": {"embedding_scale": 1.5, "residual_scale": 0.8, "attention.scale": 0.25, "logit_scale": 0.7},
+    "gemma2": {"attention.sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "gemma3": {"attention.sliding_window": 16},
 }
 
 
@@ -313,7 +316,10 @@ def _more_weights(
         if arch == "qwen2":
             sizes = {"q": n_embd, "k": n_kv, "v": n_kv}
             more |= {f"blk.{i}.attn_{p}.bias": rng.normal(0, 0.5, n).astype(np.float32) for p, n in sizes.items()}
-        if arch == "qwen3":
+        if arch in ("gemma2", "gemma3"):
+            ones = np.ones(n_embd, np.float32)
+            more |= {f"blk.{i}.{name}.weight": ones for name in ("post_attention_norm", "post_ffw_norm")}
+        if arch in ("qwen3", "gemma3"):
             more |= {f"blk.{i}.attn_{p}_norm.weight": rng.uniform(0.5, 2, n_rot).astype(np.float32) for p in "qk"}
     return more
 

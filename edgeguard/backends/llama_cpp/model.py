@@ -86,7 +86,8 @@ class LlamaCpp:
         self._path = Path(path)
         header = gguf.read_header(self._path)
         gguf.check_model(header)
-        _refuse_uncuttable(self._path, gguf.memory_kind(header))
+        if gguf.memory_kind(header) == "recurrent":
+            _refuse_recurrent(self._path)
         lora = None if options.lora is None else Path(options.lora)
         if lora is not None:
             gguf.check_adapter(gguf.read_header(lora), header)
@@ -185,9 +186,8 @@ class LlamaCpp:
             self._model = None
             raise ModelError(f"{self._path} cannot be loaded by llama.cpp: {_said()}")
         if lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model):
-            _refuse_uncuttable(self._path, "recurrent")
-        if lc.llama_model_n_swa(self._model) > 0:
-            _refuse_uncuttable(self._path, "sliding window")
+            _refuse_recurrent(self._path)
+        self._window = int(lc.llama_model_n_swa(self._model))  # tokens; 0 for full attention
         if lc.llama_model_has_encoder(self._model) or not lc.llama_model_has_decoder(self._model):
             raise ModelError(f"{self._path} is not a decoder-only model; edgeguard scores generative guard models")
 
@@ -204,6 +204,8 @@ class LlamaCpp:
         params.n_threads = params.n_threads_batch = threads
         # One pool of cells for all sequences: seq_cp of a part of a sequence aborts the process otherwise.
         params.kv_unified = True
+        # All tokens are kept, those that a sliding window has passed too: cutting a record off again needs them.
+        params.swa_full = True
         # Flash attention changes the order of float sums with the company in the batch: bits would differ.
         flash = self._condition.attention == "flash"
         params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -281,7 +283,7 @@ class LlamaCpp:
         """Make `root` the content of sequence 0, from host memory where it was there before."""
         if self._root is root:
             return
-        if self._root is not None and self._root.tokens:
+        if self._root is not None and self._can_be_saved(self._root):
             self._cut_to_root()
             self._saved_roots[self._root] = self._save()
             while len(self._saved_roots) > N_ROOTS:
@@ -295,6 +297,14 @@ class LlamaCpp:
         else:
             self._decode([root], {}, np.empty((0, 0), dtype=np.float32))
         self._root = root
+
+    def _can_be_saved(self, root: Prefix) -> bool:
+        """Whether what is taken back stands in the same cells as before.
+
+        A state leaves out the tokens that a sliding window has passed: no later token sees them, but sums over the
+        cells that are left are rounded otherwise. A longer preamble is evaluated again.
+        """
+        return bool(root.tokens) and (self._window == 0 or len(root.tokens) <= self._window)
 
     def _save(self) -> ctypes.Array[ctypes.c_uint8]:
         size = lc.llama_state_seq_get_size(self._ctx, 0)
@@ -416,12 +426,11 @@ def _has_amx() -> bool:
     return b"AMX_INT8 = 1" in lc.llama_print_system_info()
 
 
-def _refuse_uncuttable(path: Path, kind: str) -> None:
-    if kind != "attention":
-        raise ModelError(
-            f"{path} keeps a {kind} memory, which cannot be cut back to the policy after each record; "
-            "edgeguard needs a model with full attention"
-        )
+def _refuse_recurrent(path: Path) -> None:
+    raise ModelError(
+        f"{path} keeps a recurrent memory, which cannot be cut back to the policy after each record; "
+        "edgeguard needs a model that keeps keys and values of all tokens"
+    )
 
 
 def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabulary:
