@@ -74,7 +74,7 @@ def results() -> dict[str, str]:
 
 
 HEADLINES = {  # what a bench calls it → what the README does
-    "all three estimators over (a)": "all three estimators over a user's loop with `llama_cpp.Llama`, full prompt each time",
+    "all three estimators over (a)": "all three estimators over a loop with `llama_cpp.Llama`, full prompt each time",
     "all three over (a) with Llama's own prefix cache": "the same, where that loop uses Llama's own prefix cache",
     "peak memory, ratio": "peak memory at 100,000 records over that at 1,000",
 }
