@@ -2,8 +2,8 @@
 
 python tests/versions.py
 
-Each version gets an environment in .venv/versions/, without torch: its tests are skipped there. llama-cpp-python's wheel
-is made for every Python 3 at once, so it is compiled for the first and handed to the others.
+Each version gets an environment in .venv/versions/, without torch: its tests are skipped there. llama-cpp-python's
+wheel is made for every Python 3 at once, so it is compiled for the first and handed to the others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def environment(version: str, python: str, wheel: Path) -> Path:
     pip = [own, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--upgrade", "pip>=25.1"], check=True)
     subprocess.run([*pip, wheel], check=True)
-    subprocess.run([*pip, "--editable", f"{ROOT}[{EXTRAS}]", "--group", "test"], check=True, cwd=ROOT)
+    subprocess.run(
+        [*pip, "--editable", f"{ROOT}[{EXTRAS}]", "--group", "test", "--group", "bench"], check=True, cwd=ROOT
+    )
     return own
 
 
@@ -70,7 +72,7 @@ def llama_wheel() -> Path:
 
 def main() -> int:
     """Exit status: 1 if the tests failed on a version."""
-    here, outcomes = "%d.%d" % sys.version_info[:2], {}
+    here, outcomes = f"{sys.version_info.major}.{sys.version_info.minor}", {}
     for version in named():
         if version == here:
             continue
