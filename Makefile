@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs figures clean
+.PHONY: demo test test-versions docs figures clean
 
 demo: .venv/demo.done
 	$(BIN)/edgeguard score examples/messages.jsonl --table
@@ -16,6 +16,10 @@ test: .venv/test.done
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The tests on every other Python that the classifiers name and this machine has.
+test-versions: .venv/test.done
+	$(BIN)/python tests/versions.py
 
 docs: .venv/test.done
 	$(BIN)/python docs/generate.py --examples

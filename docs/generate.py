@@ -67,9 +67,25 @@ def fill(text: str, sections: dict[str, str]) -> str:
 def results() -> dict[str, str]:
     """What the benches printed last, as kept in bench/results/: text as it is, Markdown as part of the page."""
     kept = ROOT / "bench" / "results"
-    said = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(kept.glob("*.*"))}
+    printed = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(kept.glob("*.*"))}
     plain = {path.stem for path in kept.glob("*.txt")}
-    return {name: f"```text\n{text}\n```\n" if name in plain else f"{text}\n" for name, text in said.items()}
+    blocks = {name: f"```text\n{text}\n```\n" if name in plain else f"{text}\n" for name, text in printed.items()}
+    return {**blocks, "ratios": headlines({name: printed[name] for name in sorted(plain)})}
+
+
+HEADLINES = {  # what a bench calls it → what the README does
+    "all three estimators over (a)": "all three estimators over a loop with `llama_cpp.Llama`, full prompt each time",
+    "all three over (a) with Llama's own prefix cache": "the same, where that loop uses Llama's own prefix cache",
+    "peak memory, ratio": "peak memory at 100,000 records over that at 1,000",
+}
+
+
+def headlines(printed: dict[str, str]) -> str:
+    """The README's three ratios, from what the benches printed. KeyError where a bench prints one no more."""
+    lines = (line.strip().partition(": ") for text in printed.values() for line in text.splitlines())
+    values = {name: value for name, _, value in lines if name in HEADLINES}
+    rows = "".join(f"| {said} | {values[name]} |\n" for name, said in HEADLINES.items())
+    return f"| ratio | median (10 % … 90 % of records) |\n|---|---|\n{rows}"
 
 
 def examples() -> dict[str, str]:
