@@ -4,7 +4,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +89,7 @@ def test_arrays_are_read_when_asked_for(tmp_path: Path, vocab: tiny.Vocab) -> No
         types.strings()
 
 
-def test_a_large_vocabulary_is_read_in_well_under_a_second(tmp_path: Path) -> None:
+def test_a_large_vocabulary_takes_no_memory_until_it_is_asked_for(tmp_path: Path) -> None:
     n = 150_000
     tokens = [f"<t{i}>" for i in range(n)]
     more = {
@@ -101,13 +100,10 @@ def test_a_large_vocabulary_is_read_in_well_under_a_second(tmp_path: Path) -> No
     }
     path = tiny.write_tiny_llama(tmp_path / "m.gguf", metadata=more)
     tracemalloc.start()
-    start = time.perf_counter()
     gguf.read_header(path)
-    seconds = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1.0
-    assert peak < 1e6
+    assert peak < 1e6  # bytes; the strings alone are three times as many
 
 
 @pytest.mark.parametrize("ftype", ["F32", "F16", "Q8_0", "Q4_0"])

@@ -21,7 +21,6 @@ from tiny_gguf import (
     truncated,
     write_tiny_llama,
     write_tiny_recurrent,
-    write_tiny_swa,
 )
 
 from edgeguard.backend import RuntimeOptions
@@ -129,17 +128,22 @@ def test_types_add_up_to_the_file(tmp_path: Path, ftype: str) -> None:
     assert bits == {ftype: {"F16": 16, "Q8_0": 8.5, "Q4_0": 4.5}[ftype], "F32": 32}
 
 
-@pytest.mark.parametrize(("write", "memory"), [(write_tiny_swa, "sliding window"), (write_tiny_recurrent, "recurrent")])
-def test_a_memory_that_cannot_be_cut_is_shown_and_said(
-    run: Run, tmp_path: Path, write: Callable[[Path], Path], memory: str
-) -> None:
-    path = write(tmp_path / "m.gguf")
+def test_a_memory_that_cannot_be_cut_is_shown_and_said(run: Run, tmp_path: Path) -> None:
+    path = write_tiny_recurrent(tmp_path / "m.gguf")
     found, result = inspect_model(path), run("inspect", path)
-    assert found.shape.memory == memory
-    assert result.exit_code == 0 and f"{memory} memory, which edgeguard cannot use" in " ".join(result.stdout.split())
+    assert found.shape.memory == "recurrent"
+    assert result.exit_code == 0 and "recurrent memory, which edgeguard cannot use" in " ".join(result.stdout.split())
     with pytest.raises(ModelError) as error:
         open_backend(path)
     assert found.problems == (str(error.value),)
+
+
+def test_a_sliding_window_is_shown_and_no_hindrance(run: Run, tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", arch="gemma2", tied=True)
+    found, result = inspect_model(path), run("inspect", path)
+    assert found.shape.memory == "sliding window" and not found.problems
+    assert "sliding window memory" in " ".join(result.stdout.split()) and "cannot use" not in result.stdout
+    open_backend(path).close()
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def _shape_facts(found: Inspection) -> Iterator[tuple[str, str]]:
 def _context_facts(shape: ModelShape) -> Iterator[tuple[str, str]]:
     trained = f"{shape.n_ctx_train:,} tokens in training" if shape.n_ctx_train else ""
     memory = f"{shape.memory} memory" if shape.memory else ""
-    unfit = "" if shape.memory in ("attention", None) else ", which edgeguard cannot use"
+    unfit = ", which edgeguard cannot use" if shape.memory == "recurrent" else ""
     if trained or memory:
         yield "context", ", ".join(filter(None, (trained, memory))) + unfit
     if each := shape.kv_bytes_per_token:

@@ -69,15 +69,10 @@ def _parts(path: Path, metadata: Mapping[str, gguf.MetadataValue]) -> list[Path]
 def _problems(header: gguf.Header) -> tuple[str, ...]:
     try:
         gguf.check_model(header)
+        gguf.check_memory(header)
     except ModelError as error:
         return (str(error),)
-    kind = gguf.memory_kind(header)
-    if kind == "attention":
-        return ()
-    return (
-        f"{header.path} keeps a {kind} memory, which cannot be cut back to the policy after each record; "
-        "edgeguard needs a model with full attention",
-    )
+    return ()
 
 
 def _shape(header: gguf.Header, tensors: Sequence[Tensor], tokenizer: Tokenizer | None) -> ModelShape:

@@ -86,8 +86,7 @@ class LlamaCpp:
         self._path = Path(path)
         header = gguf.read_header(self._path)
         gguf.check_model(header)
-        if gguf.memory_kind(header) == "recurrent":
-            _refuse_recurrent(self._path)
+        gguf.check_memory(header)
         lora = None if options.lora is None else Path(options.lora)
         if lora is not None:
             gguf.check_adapter(gguf.read_header(lora), header)
@@ -186,7 +185,7 @@ class LlamaCpp:
             self._model = None
             raise ModelError(f"{self._path} cannot be loaded by llama.cpp: {_said()}")
         if lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model):
-            _refuse_recurrent(self._path)
+            raise gguf.uncuttable(self._path)
         self._window = int(lc.llama_model_n_swa(self._model))  # tokens; 0 for full attention
         if lc.llama_model_has_encoder(self._model) or not lc.llama_model_has_decoder(self._model):
             raise ModelError(f"{self._path} is not a decoder-only model; edgeguard scores generative guard models")
@@ -424,13 +423,6 @@ def _has_amx() -> bool:
     without those the same weights are multiplied with AVX-512.
     """
     return b"AMX_INT8 = 1" in lc.llama_print_system_info()
-
-
-def _refuse_recurrent(path: Path) -> None:
-    raise ModelError(
-        f"{path} keeps a recurrent memory, which cannot be cut back to the policy after each record; "
-        "edgeguard needs a model that keeps keys and values of all tokens"
-    )
 
 
 def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabulary:

@@ -11,9 +11,11 @@ from edgeguard.formats.gguf.checks import (
     MAX_LAYERS,
     MAX_WIDTH,
     MemoryKind,
+    check_memory,
     check_model,
     context_length,
     memory_kind,
+    uncuttable,
 )
 from edgeguard.formats.gguf.header import (
     MAX_TEMPLATE,
@@ -51,6 +53,7 @@ __all__ = [
     "TensorInfo",
     "chat_template",
     "check_adapter",
+    "check_memory",
     "check_model",
     "context_length",
     "memory_kind",
@@ -60,4 +63,5 @@ __all__ = [
     "read_header",
     "read_metadata",
     "read_tensors",
+    "uncuttable",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Literal
 
 from edgeguard.errors import ModelError, shown
@@ -54,7 +55,7 @@ def check_model(header: Header) -> None:
 def memory_kind(header: Header) -> MemoryKind:
     """What the model keeps of the tokens it has read, as far as the header tells.
 
-    Only an "attention" memory can be cut back to any earlier length.
+    A "recurrent" memory (hybrid ones too) cannot be cut back to an earlier length.
     """
     arch, metadata = header.architecture, header.metadata
     recurrent = (f"{arch}.ssm.", f"{arch}.wkv.", f"{arch}.shortconv.", f"{arch}.kda.")
@@ -65,6 +66,20 @@ def memory_kind(header: Header) -> MemoryKind:
     if _SLIDING.fullmatch(arch) or (windowed and not _WINDOW_IGNORED.fullmatch(arch)):
         return "sliding window"
     return "attention"
+
+
+def check_memory(header: Header) -> None:
+    """Raises ModelError for a model whose memory cannot be cut back."""
+    if memory_kind(header) == "recurrent":
+        raise uncuttable(header.path)
+
+
+def uncuttable(path: Path) -> ModelError:
+    """The error for a model whose memory cannot be cut back."""
+    return ModelError(
+        f"{path} keeps a recurrent memory, which cannot be cut back to the policy after each record; "
+        "edgeguard needs a model that keeps the keys and values of all tokens"
+    )
 
 
 def context_length(header: Header) -> int:
