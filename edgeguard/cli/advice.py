@@ -8,7 +8,6 @@ from edgeguard.errors import EdgeguardError
 ADVICE = {
     "context_overflow": "or raise --context",
     "conversion_exists": "--overwrite replaces it",
-    "adapter_as_model": "--lora takes the adapter",
 }
 
 
