@@ -20,7 +20,6 @@ ADVICE = {
     "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
     "folder_not_writable": "name another --out",
     "conversion_exists": "--overwrite replaces it",
-    "adapter_as_model": "--lora takes the adapter",
 }
 
 

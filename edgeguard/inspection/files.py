@@ -1,17 +1,14 @@
-"""The hashes of a model's files, and what went wrong while they were read."""
+"""The hashes of a model's files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from edgeguard.errors import ModelError
 from edgeguard.formats.hashes import combined, sha256
 from edgeguard.inspection.types import File
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,19 +34,3 @@ class Hashes:
 def together(files: Sequence[File]) -> str:
     """One file's own hash; of several, that of all by name, as hashes.sha256_of_all has it."""
     return files[0].sha256 if len(files) == 1 else combined({file.name: file.sha256 for file in files})
-
-
-@dataclass(frozen=True)
-class Problems:
-    """What went wrong, each once, in order: the rest is shown all the same."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def of(self, read: Callable[[], T]) -> T | None:
-        """What `read` gives, None if it fails."""
-        try:
-            return read()
-        except ModelError as error:
-            if str(error) not in self.texts:
-                self.texts.append(str(error))
-            return None

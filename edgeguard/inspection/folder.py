@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.bounded_json import MAX_TOKENIZER, loose_object, table
 from edgeguard.formats.tokenizer import kinds_of, read_vocabulary
-from edgeguard.inspection.files import Problems
 from edgeguard.inspection.types import ModelShape, Token, Tokenizer, kv_bytes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What went wrong, each once, in order: the rest is shown all the same."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def of(self, read: Callable[[], T]) -> T | None:
+        """What `read` gives, None if it fails."""
+        try:
+            return read()
+        except ModelError as error:
+            if str(error) not in self.texts:
+                self.texts.append(str(error))
+            return None
 
 
 def config_shape(config: Mapping[str, Any]) -> ModelShape:

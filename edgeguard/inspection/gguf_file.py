@@ -22,7 +22,7 @@ from edgeguard.inspection.types import (
     Token,
     Tokenizer,
     kv_bytes,
-    shares,
+    type_shares,
 )
 
 
@@ -47,7 +47,9 @@ def inspect_gguf(path: Path, hashes: Hashes) -> Inspection:
         architecture=header.architecture,
         name=str(metadata.get("general.name", "") or metadata.get("general.basename", "")),
         shape=_shape(header, tensors, tokenizer),
-        quantization=Quantization(gguf.quantization(header), shares(tensors)),
+        quantization=Quantization(
+            gguf.quantization(header), type_shares((t.type_name, math.prod(t.shape), t.n_bytes) for t in tensors)
+        ),
         tokenizer=tokenizer,
         chat_template=gguf.chat_template(header),
         tensors=tensors,

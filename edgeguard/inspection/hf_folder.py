@@ -12,9 +12,9 @@ from edgeguard.formats.bounded_json import find_object
 from edgeguard.formats.model_folder import read_settings
 from edgeguard.formats.safetensors import read_entries, weight_files
 from edgeguard.formats.tokenizer import read_chat_template
-from edgeguard.inspection.files import Hashes, Problems, together
-from edgeguard.inspection.folder import config_shape, folder_tokenizer
-from edgeguard.inspection.types import Adapter, Inspection, ModelShape, Quantization, Tensor, TypeShare, shared
+from edgeguard.inspection.files import Hashes, together
+from edgeguard.inspection.folder import Problems, config_shape, folder_tokenizer
+from edgeguard.inspection.types import Adapter, Inspection, ModelShape, Quantization, Tensor, TypeShare, type_shares
 
 
 def inspect_checkpoint(folder: Path, hashes: Hashes) -> Inspection:
@@ -98,7 +98,7 @@ def _tensors(path: Path) -> list[Tensor]:
 
 
 def _shares(tensors: Iterable[Tensor]) -> tuple[TypeShare, ...]:
-    return shared((t.type_name, _n_weights(t), t.n_bytes) for t in tensors)
+    return type_shares((t.type_name, _n_weights(t), t.n_bytes) for t in tensors)
 
 
 def _n_weights(tensor: Tensor) -> int:

@@ -14,8 +14,8 @@ from edgeguard.formats.bounded_json import find_object
 from edgeguard.formats.manifest import IN_FOLDER
 from edgeguard.formats.model_folder import read_settings
 from edgeguard.formats.tokenizer import read_chat_template
-from edgeguard.inspection.files import Hashes, Problems, together
-from edgeguard.inspection.folder import config_shape, folder_tokenizer
+from edgeguard.inspection.files import Hashes, together
+from edgeguard.inspection.folder import Problems, config_shape, folder_tokenizer
 from edgeguard.inspection.provenance import find_provenance
 from edgeguard.inspection.types import (
     CONSTANTS,
@@ -25,7 +25,7 @@ from edgeguard.inspection.types import (
     Tensor,
     TypeShare,
     kv_bytes,
-    shared,
+    type_shares,
 )
 
 # What a score depends on beside the weights.
@@ -122,7 +122,7 @@ def _shares(graph: onnx_graph.Graph) -> tuple[tuple[TypeShare, ...], int]:
             constant = _is_constant(weight)
             n = 0 if constant else math.prod(weight.shape)
             rows.append((CONSTANTS if constant else weight.type_name, n, weight.n_bytes))
-    return shared(rows), sum(n for _, n, _ in rows)
+    return type_shares(rows), sum(n for _, n, _ in rows)
 
 
 def _n_weights(block: onnx_graph.Blocked, n_bytes: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -221,13 +220,8 @@ class Inspection:
         return row
 
 
-def shares(tensors: Iterable[Tensor]) -> tuple[TypeShare, ...]:
-    """Tensors whose elements are all weights, by type."""
-    return shared((t.type_name, math.prod(t.shape), t.n_bytes) for t in tensors)
-
-
-def shared(rows: Iterable[tuple[str, int, int]]) -> tuple[TypeShare, ...]:
-    """(type, weights, bytes) of each tensor, added up; most bytes first, constants last."""
+def type_shares(rows: Iterable[tuple[str, int, int]]) -> tuple[TypeShare, ...]:
+    """(type, weights, bytes) of each tensor → each type's sums, most bytes first, constants last."""
     found: dict[str, tuple[int, int, int]] = {}
     for type_name, n, n_bytes in rows:
         count, weights, size = found.get(type_name, (0, 0, 0))

@@ -26,10 +26,7 @@ def check_checkpoint(folder: Path) -> None:
     config = find_object(folder / "config.json", cure=_AGAIN)
     if config is None:
         if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{folder} is a LoRA adapter; give its base model's checkpoint, and the adapter as `lora`",
-                kind="adapter_as_model",
-            )
+            raise ModelError(f"{folder} is a LoRA adapter; give its base model's checkpoint, and the adapter as `lora`")
         raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
     tokenizer = find_object(folder / "tokenizer_config.json", cure=_AGAIN) or {}
     for said, name in ((config, "config.json"), (tokenizer, "tokenizer_config.json")):
