@@ -1,8 +1,18 @@
-"""Every adapter against plain recomputation, on tiny models and on the real SmolLM2: one suite for both runtimes."""
+"""Every adapter against plain recomputation, on tiny models and on the real SmolLM2: one suite for both runtimes.
+
+How near is near enough? Where activations stay floats, a float's rounding says it, on any processor. Where they are
+rounded to 8 bits, a sum's last bit can tip a rounding, that one the next, and how far it goes depends on the kernels
+that a processor has: no constant is right. So the run measures it. Let R be the rows of the same weights with nothing
+rounded beside them. Both the adapter's rows and recomputation's are R with every activation rounded, in two ways that
+are as good as each other; so they lie within twice the distance of recomputation from R, and wherever that is used the
+distance of real faults is measured too, and must lie beyond.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +22,20 @@ from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Backend, Condition, Prefix, RuntimeOptions, log_softmax
-from edgeguard.backends import open_backend
+from edgeguard.backends import conditions, open_backend
 from edgeguard.builtin import base_model
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ContextOverflow, ModelError
+from edgeguard.quant.variants import as_float, made_float, open_variant
 from edgeguard.testing import Recompute
 
-FLOATS = 1e-3  # nats; the adapters' docstrings state it
-HALVES = 0.02  # nats, where keys and values are float16: the same
-ROUNDED = 0.05  # of a probability, where activations are rounded to 8 bits: the same
+# Nats. A sum of n float32 products in two orders: up to 2 n 2^-24 of the sum of their sizes (Higham, 2002, section
+# 4.2). Here n is up to 256, that sum about 30 where logits are, and the layers before add as much again.
+FLOATS = 1e-3
+# Nats, where keys and values are float16: a last bit may tip a key to the next float16, by 2^-10 of itself, and moves a
+# score of attention, here up to about 20, by as much of it.
+HALVES = 0.02
+FLOAT32 = 1e-6  # of a probability: rows are float32, and the distance adds a few hundred of them
 law = settings(deadline=None, max_examples=25)
 
 TINY = (
@@ -49,9 +64,19 @@ def assert_near(fast: np.ndarray, slow: np.ndarray, backend: Backend | None = No
     np.testing.assert_allclose(fast, slow, atol=HALVES if halves else FLOATS)
 
 
-def assert_close(fast: np.ndarray, slow: np.ndarray) -> None:
-    """Where activations are rounded to 8 bits."""
-    assert np.abs(np.exp(fast.astype(np.float64)) - np.exp(slow.astype(np.float64))).max() < ROUNDED
+def moved(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest share of a row's probability that another row has on other tokens: total variation, in [0, 1]."""
+    p, q = np.exp(a.astype(np.float64)), np.exp(b.astype(np.float64))
+    return float(np.abs(p - q).sum(axis=1).max() / 2)
+
+
+def rounding(path: Path, folder: Path, prefixes: list[Prefix], slow: np.ndarray) -> float:
+    """How far the rounding of activations moves the rows of `prefixes` from those of the same weights in floats."""
+    with made_float(open_variant(path), folder) as variant:
+        backend = open_backend(variant.path, RuntimeOptions(context=512, threads=1))
+        exact = Recompute(backend).logprobs(prefixes)
+        backend.close()
+    return moved(slow, exact)
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -174,29 +199,111 @@ def test_on_smollm2_a_record_gets_the_same_bits_after_others_and_after_a_role_ch
         np.testing.assert_array_equal(evaluate(smollm2, root, encode(texts[i])), alone[i])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an exploration asks of a record: its prompt and a chain, then branches."""
+
+    first: list[Prefix]
+    branches: list[Prefix]
+
+    @property
+    def prefixes(self) -> list[Prefix]:
+        return [*self.first, *self.branches]
+
+
+def asked(root: tuple[int, ...], tokens, chain, branches) -> Asked:
+    prompt = Prefix(tuple(tokens), Prefix(root))
+    end = Prefix(tuple(chain), prompt)
+    return Asked([prompt, end], [Prefix(tuple(run), end) for run in branches])
+
+
+def answered(backend: Backend, records: list[Asked]) -> np.ndarray:
+    return np.concatenate([backend.logprobs(call) for one in records for call in (one.first, one.branches)])
+
+
+def faults(records: list[Asked]) -> dict[str, list[Prefix]]:
+    """What the branches would be read as by an adapter with a fault, as paths."""
+    shown: dict[str, list[Prefix]] = {"sibling seen": [], "token not seen": [], "position shifted": []}
+    for one in records:
+        for branch, sibling in zip(one.branches, (*one.branches[1:], one.branches[0]), strict=True):
+            path, end = branch.path(), len(branch.parent.path())
+            shown["sibling seen"].append(Prefix((*path[:end], *sibling.tokens, *branch.tokens)))
+            shown["token not seen"].append(Prefix((*path[: end - 1], *branch.tokens)))
+            shown["position shifted"].append(Prefix((*path[:end], path[end - 1], *branch.tokens)))
+    return shown
+
+
+def assert_within_rounding(backend: Backend, folder: Path, records: list[Asked]) -> None:
+    """The rows lie within what rounding activations does, and those of faults do not."""
+    prefixes = [prefix for one in records for prefix in one.prefixes]
+    is_branch = [prefix in one.branches for one in records for prefix in one.prefixes]
+    slow = Recompute(backend).logprobs(prefixes)
+    bound = 2 * rounding(backend.info.path, folder, prefixes, slow) + FLOAT32
+    assert moved(answered(backend, records), slow) <= bound
+    for fault, paths in faults(records).items():
+        assert moved(backend.logprobs(paths), slow[is_branch]) > bound, fault
+    for fault, answer in broken(backend, records):
+        assert moved(answer[is_branch], slow[is_branch]) > bound, fault
+
+
+def broken(backend: Backend, records: list[Asked]) -> Iterator[tuple[str, np.ndarray]]:
+    """The rows of the ONNX adapter with a fault inside: each branch sees those before it, or stands one place on."""
+    if backend.info.path.suffix == ".gguf":
+        return
+    from edgeguard.backends.onnx_runtime import model
+
+    right_seen, right_depths = model._seen, model._depths
+
+    def seen(new, columns, past, size):
+        assert right_seen(new, columns, past, size).shape == (size - past, size)
+        return np.tri(size - past, size, past, dtype=np.bool_)
+
+    def depths(new):
+        on = [len(list(prefix.lineage())) > 3 for prefix in new]  # root, record, chain: and what stands on it
+        return right_depths(new) + np.repeat(on, [len(prefix.tokens) for prefix in new])
+
+    for fault, name, wrong in (("mask", "_seen", seen), ("position", "_depths", depths)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, name, wrong)
+            yield fault, answered(backend, [asked_again(one) for one in records])
+
+
+def asked_again(one: Asked) -> Asked:
+    """The same tokens as new prefixes: nothing of them is held."""
+    root, prompt, end = one.first[1].parent.parent, one.first[0], one.first[1]
+    return asked(root.tokens, prompt.tokens, end.tokens, [branch.tokens for branch in one.branches])
+
+
 @pytest.mark.smollm2
-def test_on_smollm2_keeping_the_preamble_gives_the_numbers_of_the_whole_prompt(smollm2):
+def test_on_smollm2_keeping_the_preamble_gives_the_numbers_of_the_whole_prompt(smollm2, tmp_path):
     """Bit for bit with llama.cpp. ONNX Runtime's sums depend on how many tokens a call has."""
     encode = smollm2.vocabulary.encode
     policy = tuple(encode("You judge messages by a policy. " * 30))
-    for text in ("How do I kill a process?", "Good morning!", "Tell me " * 40):
-        prompt = Prefix(tuple(encode(text)), Prefix(policy))
-        kept, whole = smollm2.logprobs([prompt]), Recompute(smollm2).logprobs([prompt])
-        if smollm2.info.path.suffix == ".gguf":
-            np.testing.assert_array_equal(kept, whole)
-        else:
-            assert_close(kept, whole)
+    prompts = [
+        Prefix(tuple(encode(t)), Prefix(policy)) for t in ("How do I kill a process?", "Good morning!", "Go " * 40)
+    ]
+    kept, whole = (np.concatenate([b.logprobs([p]) for p in prompts]) for b in (smollm2, Recompute(smollm2)))
+    if smollm2.info.path.suffix == ".gguf":
+        np.testing.assert_array_equal(kept, whole)
+    elif as_float(open_variant(smollm2.info.path)) is None:
+        np.testing.assert_allclose(kept, whole, atol=FLOATS)
+    else:
+        assert moved(kept, whole) <= 2 * rounding(smollm2.info.path, tmp_path, prompts, whole) + FLOAT32
 
 
 @pytest.mark.smollm2
-def test_on_smollm2_branches_stay_near_recomputation(smollm2):
-    """Quantized weights round activations to 8 bits: a changed order of a sum may show, a wrong mask would."""
+def test_on_smollm2_branches_stay_near_recomputation(smollm2, tmp_path):
     encode = smollm2.vocabulary.encode
-    root = Prefix(tuple(encode("You judge messages by a policy. " * 30)))
-    _, chain = record(root, encode("How do I kill a process?"))
-    branches = [Prefix((t,), chain[-1]) for t in encode("123456789")]
-    smollm2.logprobs(chain)
-    assert_close(smollm2.logprobs(branches), Recompute(smollm2).logprobs(branches))
+    policy = tuple(encode("You judge messages by a policy. " * 8))
+    runs = [encode(text) for text in ("1", "2, 3", "4")]
+    records = [
+        asked(policy, encode(t), encode("unsafe\nS"), runs) for t in ("How do I kill a process?", "Good morning!")
+    ]
+    if as_float(open_variant(smollm2.info.path)) is None:
+        slow = Recompute(smollm2).logprobs([prefix for one in records for prefix in one.prefixes])
+        np.testing.assert_allclose(answered(smollm2, records), slow, atol=FLOATS)
+    else:
+        assert_within_rounding(smollm2, tmp_path, records)
 
 
 @law
@@ -253,19 +360,40 @@ def test_an_empty_root_is_a_root_like_any_other(tiny):
     assert_near(tiny.logprobs([prompt]), Recompute(tiny).logprobs([prompt]), tiny)
 
 
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "onnx-int8", "onnx-int4"])
-def test_with_rounded_activations_rows_stay_near_recomputation(tmp_path, kind):
-    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=3)
-    backend = open_backend(
-        convert(source, tmp_path / f"{kind}.gguf", to=kind).path, RuntimeOptions(context=512, threads=1)
-    )
-    root = Prefix((40, 41, 42))
-    for tokens in ((50, 51), tuple(range(60, 90)), (7,) * 11):
-        _, first = record(root, tokens)
-        branches = [Prefix((t, t + 1), first[-1]) for t in (9, 11, 13)]
-        backend.logprobs(first)
-        assert_close(backend.logprobs(branches), Recompute(backend).logprobs(branches))
+@pytest.fixture(scope="module", params=["q8_0", "q4_0", "onnx-int8", "onnx-int4"])
+def rounded(request, tmp_path_factory):
+    """A tiny model with rounded activations."""
+    folder = tmp_path_factory.mktemp("rounded")
+    return convert(
+        write_tiny_llama(folder / "tiny.gguf", seed=3), folder / f"{request.param}.gguf", to=request.param
+    ).path
+
+
+RECORDS = [((50, 51), (5, 7)), (tuple(range(60, 90)), (5, 7)), ((7,) * 11, (5, 7))]
+
+
+def tiny_records() -> list[Asked]:
+    return [asked((40, 41, 42), tokens, chain, [(9, 10), (11,), (13, 14, 15)]) for tokens, chain in RECORDS]
+
+
+def test_with_rounded_activations_rows_stay_near_recomputation(rounded, tmp_path):
+    backend = open_backend(rounded, RuntimeOptions(context=512, threads=1))
+    assert_within_rounding(backend, tmp_path, tiny_records())
     backend.close()
+
+
+def test_with_rounded_activations_another_condition_moves_rows_no_further_than_rounding(rounded, tmp_path):
+    """What a deployment may change unseen: the batch, a stranger's company, the number of threads."""
+    records = tiny_records()
+    prefixes = [prefix for one in records for prefix in one.prefixes]
+    plain = open_backend(rounded, RuntimeOptions(context=512, threads=1))
+    bound = 2 * rounding(rounded, tmp_path, prefixes, Recompute(plain).logprobs(prefixes)) + FLOAT32
+    others = [RuntimeOptions(context=512, threads=1, condition=one) for one in conditions(rounded).values()]
+    for options in (*others, RuntimeOptions(context=512, threads=2)):
+        other = open_backend(rounded, options)
+        assert moved(answered(other, records), answered(plain, tiny_records())) <= bound, options
+        other.close()
+    plain.close()
 
 
 @pytest.mark.parametrize(
@@ -370,10 +498,15 @@ def test_another_condition_computes_the_same_up_to_rounding(tmp_path, condition)
     root, tokens = Prefix((40, 41, 42, 43)), tuple(range(60, 90))
     plain = open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache="f32"))
     other = open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache="f32", condition=condition))
+    expected = evaluate(plain, root, tokens)
     for _ in range(3):
-        # llama.cpp's flash kernel for the CPU multiplies in float16
-        near = assert_close if condition.attention == "flash" else assert_near
-        near(evaluate(other, root, tokens), evaluate(plain, root, tokens))
+        if (
+            condition.attention == "flash"
+        ):  # llama.cpp's kernel for the CPU multiplies in float16: near, next to a fault
+            fault = evaluate(plain, root, (*tokens[:-2], tokens[-1]))
+            assert 10 * moved(evaluate(other, root, tokens), expected) < moved(fault, expected)
+        else:
+            assert_near(evaluate(other, root, tokens), expected)
     plain.close()
     other.close()
 

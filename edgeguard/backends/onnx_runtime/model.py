@@ -81,8 +81,9 @@ class OnnxRuntime:
 
     Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for graphs of floats,
     0.02 where keys and values are float16: their rounding turns a sum's last bit into a thousandth.
-    Where activations are rounded to 8 bits, a changed order of a sum may show: by less than 0.05 on a
-    probability in the tests.
+    Where activations are rounded to 8 bits, a changed order of a sum may tip a rounding. How far that moves a
+    probability depends on the model and the processor's kernels: no further than twice what rounding moves it
+    by, which the tests measure where they run, against the same weights with activations in floats.
     """
 
     def __init__(self, path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> None:
