@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from edgeguard.answers import Answers
+from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Condition, Prefix
 from edgeguard.backends import open_backend
 from edgeguard.builtin import find_built_in
@@ -282,7 +282,7 @@ class Guard:
     @property
     def labels(self) -> tuple[str, ...]:
         """The codes of the taxonomy, in order."""
-        return self._answers.labels[: self._answers.unsafe]
+        return self._answers.labels[1:-1]
 
     def score(self, record: str | Mapping[str, Any] | Record) -> Score:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError."""
@@ -376,11 +376,11 @@ class Guard:
             raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
         labels = self._answers.labels
         p, limits = ESTIMATORS[self.estimator](tree), bounds(tree)
-        p[self._answers.unsafe] = marginal(tree)[self._answers.unsafe]
+        p[UNSAFE] = marginal(tree)[UNSAFE]
         if self.calibration is not None:
             p, limits = _calibrated(self.calibration, labels, p, limits, margin)
-        unsafe = float(p[self._answers.unsafe])
-        scores = {code: float(p[i]) for i, code in enumerate(self.labels)}
+        unsafe = float(p[UNSAFE])
+        scores = {code: float(p[i]) for i, code in enumerate(self.labels, 1)}
         named = tuple(code for code, value in scores.items() if value >= self.thresholds.of(code))
         return Score(
             id=record.id,
@@ -389,11 +389,7 @@ class Guard:
             margin=margin,
             categories=named,
             category_scores=scores,
-            bounds={
-                label: (float(limits[i, 0]), float(limits[i, 1]))
-                for i, label in sorted(enumerate(labels), key=lambda pair: pair[1] != "unsafe")
-                if label != "safe"
-            },
+            bounds={label: (float(limits[i, 0]), float(limits[i, 1])) for i, label in enumerate(labels[:-1])},
             unexplored=tree.unexplored,
             off_grammar=tree.off_grammar,
             estimator=self.estimator,
@@ -414,7 +410,7 @@ class Guard:
         return SelfTestResult(
             text=text,
             grammar_mass=1 - tree.off_grammar,
-            unsafe=float(marginal(tree)[self._answers.unsafe]),
+            unsafe=float(marginal(tree)[UNSAFE]),
             margin=log_odds(tree),
             first_tokens=tuple((names.get(int(t)) or self.piece(int(t)), float(row[t])) for t in likeliest),
         )

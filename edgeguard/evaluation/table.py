@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.answers import UNSAFE
 from edgeguard.calibration.maps import Calibration, logit
 from edgeguard.errors import InputError, RecordError
 from edgeguard.estimators import ESTIMATORS, first_label, log_odds, marginal
@@ -105,10 +106,10 @@ def score_records(
         ids.append(record.id)
         places.append(place)
         given.append(record.labels)
-        rows.append((log_odds(tree), float(marginal(tree)[tree.labels.index("unsafe")]), tree.off_grammar))
-        first.append(first_label(tree)[:n])
+        rows.append((log_odds(tree), float(marginal(tree)[UNSAFE]), tree.off_grammar))
+        first.append(first_label(tree)[1:-1])
         for name, estimate in ESTIMATORS.items():
-            scores[name].append(estimate(tree)[:n])
+            scores[name].append(estimate(tree)[1:-1])
     margin, unsafe, off = np.array(rows, dtype=np.float64).reshape(-1, 3).T
     return ScoreTable(
         labels=guard.labels,
