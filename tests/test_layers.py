@@ -22,7 +22,7 @@ LAYERS = [
     {"tree", "prompt", "inspection"},
     {"estimators"},
     {"guard"},
-    {"evaluation"},
+    {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},
     {"__main__"},

@@ -24,8 +24,10 @@ from edgeguard.evaluation.table import ScoreTable, predictions, score_records
 from edgeguard.formats.onnx_graph import read_graph
 from edgeguard.guard import Guard, Thresholds
 from edgeguard.quant import scoring
+from edgeguard.quant.choices import Choices
 from edgeguard.quant.page import page
-from edgeguard.quant.report import Choices, Measured, as_json, build_report, recommend, repair, reproducing
+from edgeguard.quant.repair import repair, reproducing
+from edgeguard.quant.report import Measured, as_json, build_report, recommend
 from edgeguard.quant.scoring import Setting, joined, score
 from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
 from edgeguard.rows.readers import read_records

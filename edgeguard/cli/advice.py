@@ -6,6 +6,8 @@ from edgeguard.errors import EdgeguardError
 
 # kind → what to do, with the error's data by name in braces
 ADVICE = {
+    "base_not_installed": "or pass another model with --model",
+    "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
 }
 

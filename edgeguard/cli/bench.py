@@ -17,7 +17,8 @@ from edgeguard.errors import printable
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.evaluation.table import ScoreTable
-    from edgeguard.quant.report import Choices, Measured
+    from edgeguard.quant.choices import Choices
+    from edgeguard.quant.report import Measured
     from edgeguard.quant.scoring import Scored, Setting
     from edgeguard.quant.variants import Variant
 
@@ -121,7 +122,8 @@ def quant(
         from edgeguard.backend import available_cores
         from edgeguard.guard import Thresholds
         from edgeguard.profile import load_profile
-        from edgeguard.quant.report import Choices, Measured, build_report
+        from edgeguard.quant.choices import Choices
+        from edgeguard.quant.report import Measured, build_report
         from edgeguard.quant.scoring import Setting
         from edgeguard.quant.variants import make_variants
         from edgeguard.rows.readers import count_records
@@ -159,7 +161,7 @@ def quant(
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         _write_repairs(measured, choices, load_profile(setting.profile).name, out / "repair")
         _write_page(report, out / "report.html")
-        from edgeguard.cli.screen import print_quant
+        from edgeguard.cli.screen.quant import print_quant
 
         print_quant(report)
         click.echo(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}", err=True)
@@ -185,14 +187,14 @@ def _writable(out: Path) -> None:
 def _reference(given: str | None, out: Path) -> Variant:
     """The model to compare with. A built-in guard is merged to F32 and kept."""
     from edgeguard.builtin import find_built_in
-    from edgeguard.cli.models import merged
+    from edgeguard.convert.built_in import merged_built_in
     from edgeguard.quant.variants import open_variant
 
     built = find_built_in(given)
     if built is None:
         assert given is not None
         return open_variant(Path(given))
-    return open_variant(merged(built, out / "models" / f"{built.name}.F32.gguf"))
+    return open_variant(merged_built_in(built, out / "models" / f"{built.name}.F32.gguf"))
 
 
 def _profile_of(model: Variant) -> str:
@@ -348,7 +350,7 @@ def _write_repairs(measured: Sequence[Measured], choices: Choices, profile: str,
 
     from edgeguard.calibration.maps import write_calibration
     from edgeguard.evaluation.drift import aligned
-    from edgeguard.quant.report import repair
+    from edgeguard.quant.repair import repair
 
     folder.mkdir(exist_ok=True)
     reference = measured[0]

@@ -106,7 +106,7 @@ def calibrate(
 
             click.echo(json.dumps([_row(fit) for fit in fits]))
         elif fits:
-            from edgeguard.cli.screen import print_fits
+            from edgeguard.cli.screen.evaluation import print_fits
 
             print_fits(fits)
         click.echo(f"wrote {out}", err=True)

@@ -92,7 +92,7 @@ def evaluate(
 
             click.echo(json.dumps(_as_json(found, evaluations, others, calibrated, best_for)))
         else:
-            from edgeguard.cli.screen import print_evaluation
+            from edgeguard.cli.screen.evaluation import print_evaluation
 
             print_evaluation(table, evaluations, others, calibrated, best_for)
 

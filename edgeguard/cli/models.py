@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeguard.cli.options import reported_errors
-
-if TYPE_CHECKING:
-    from edgeguard.builtin import BuiltIn, ModelFile
 
 
 @click.group(
@@ -40,27 +36,12 @@ def models(context: click.Context, as_json: bool) -> None:
         if as_json:
             import json
 
-            click.echo(json.dumps([_row(guard, files) for guard, files in found], ensure_ascii=False))
+            click.echo(json.dumps([guard.row(files) for guard, files in found], ensure_ascii=False))
         else:
-            from edgeguard.cli.screen import print_models
+            from edgeguard.cli.screen.guards import print_models
 
             print_models(found)
     sys.exit(0 if all(file.problem is None for _, files in found for file in files) else 1)
-
-
-def _row(guard: BuiltIn, files: list[ModelFile]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "name": guard.name,
-        "version": guard.version,
-        "description": guard.description,
-        "profile": guard.profile,
-        "license": guard.license,
-        "card": str(guard.card),
-        "model_sha256": guard.model_sha256,
-        "files": [{**asdict(file), "path": None if file.path is None else str(file.path)} for file in files],
-    }
 
 
 @models.command(epilog="Example: edgeguard models card edgeguard-135m")
@@ -85,47 +66,7 @@ def build(name: str, output: Path | None, overwrite: bool) -> None:
     """
     with reported_errors():
         from edgeguard.builtin import built_in
+        from edgeguard.convert.built_in import merge_built_in, merged_built_in
 
         guard = built_in(name)
-        if output is None:
-            click.echo(merged(guard, _cached(guard)))
-        else:
-            _merge(guard, output, overwrite=overwrite)
-            click.echo(output)
-
-
-def merged(guard: BuiltIn, path: Path) -> Path:
-    """`path` with the guard merged to F32 in it; a file that is there already and whole is taken as it is."""
-    if not _is_built(guard, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _merge(guard, path, overwrite=True)
-    return path
-
-
-def _merge(guard: BuiltIn, path: Path, *, overwrite: bool) -> None:
-    from edgeguard.convert import Options, convert
-
-    options = Options(lora=guard.adapter_path, name=guard.name, overwrite=overwrite)
-    convert(guard.base_path, path, to="f32", options=options)
-
-
-def _cached(guard: BuiltIn) -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("edgeguard", appauthor=False) / f"{guard.name}-{guard.version}.F32.gguf"
-
-
-def _is_built(guard: BuiltIn, path: Path) -> bool:
-    """Is this what building gives? By the manifest beside it: its sources are the guard's, and the file is whole."""
-    import json
-
-    from edgeguard.errors import EdgeguardError
-    from edgeguard.formats.hashes import sha256
-
-    try:
-        manifest = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))
-        sources = {source["sha256"] for source in manifest["sources"]}
-        (output,) = manifest["outputs"]
-        return sources == set(guard.sha256.values()) and bool(output["sha256"] == sha256(path))
-    except (OSError, ValueError, KeyError, TypeError, EdgeguardError):
-        return False
+        click.echo(merged_built_in(guard) if output is None else merge_built_in(guard, output, overwrite=overwrite))

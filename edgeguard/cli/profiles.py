@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from edgeguard.cli.options import reported_errors
@@ -16,13 +14,12 @@ from edgeguard.cli.options import reported_errors
 def profiles(name: str | None, toml: bool, as_json: bool) -> None:
     """List the guard profiles, or show the categories of one."""
     with reported_errors():
-        from edgeguard.profile import list_profiles, load_profile
+        from edgeguard.profile import list_profiles, load_profile, profile_text
 
         if toml and not name:
             raise click.UsageError("--toml needs the NAME of a profile")
         if name and toml:
-            load_profile(name)
-            click.echo(_source_of(name), nl=False)
+            click.echo(profile_text(name), nl=False)
         elif as_json:
             import json
             from dataclasses import asdict
@@ -30,17 +27,10 @@ def profiles(name: str | None, toml: bool, as_json: bool) -> None:
             found = [load_profile(name)] if name else list_profiles()
             click.echo(json.dumps([asdict(profile) for profile in found], ensure_ascii=False))
         elif name:
-            from edgeguard.cli.screen import print_categories
+            from edgeguard.cli.screen.guards import print_categories
 
             print_categories(load_profile(name))
         else:
-            from edgeguard.cli.screen import print_profiles
+            from edgeguard.cli.screen.guards import print_profiles
 
             print_profiles(list_profiles())
-
-
-def _source_of(name: str) -> str:
-    from importlib import resources
-
-    builtin = resources.files("edgeguard") / "profiles" / f"{name}.toml"
-    return (builtin if builtin.is_file() else Path(name)).read_text(encoding="utf-8")

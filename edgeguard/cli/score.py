@@ -267,7 +267,7 @@ def _progress(total: int | None, done: int) -> AbstractContextManager[Any]:
     """A bar with rate and time left on stderr, on a terminal only."""
     if not sys.stderr.isatty():
         return nullcontext(lambda: None)
-    from edgeguard.cli.screen import progress
+    from edgeguard.cli.screen.progress import progress
 
     return progress(total, done)
 
@@ -285,7 +285,7 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
 
 
 def _show_table(guard: Guard, records: Iterator[Record | BadRecord], source: Path) -> Tally:
-    from edgeguard.cli.screen import print_scores
+    from edgeguard.cli.screen.scores import print_scores
     from edgeguard.rows.record import Record
 
     tally, lines, began = Tally(), [], time.perf_counter()

@@ -103,6 +103,6 @@ def _progress(total: int | None) -> Any:
 
     if not sys.stderr.isatty():
         return nullcontext(lambda: None)
-    from edgeguard.cli.screen import progress
+    from edgeguard.cli.screen.progress import progress
 
     return progress(total, 0)

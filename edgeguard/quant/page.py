@@ -10,7 +10,8 @@ import jinja2
 from markupsafe import Markup
 
 from edgeguard.quant import pictures
-from edgeguard.quant.report import HEADLINE, floor_of, interval, limits, number, percent
+from edgeguard.quant.reading import floor_of, interval, limits, number, percent
+from edgeguard.quant.report import HEADLINE
 
 Report = Mapping[str, Any]
 

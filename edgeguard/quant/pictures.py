@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from edgeguard.quant.report import floor_of
+from edgeguard.quant.reading import floor_of
 
 Report = Mapping[str, Any]
 

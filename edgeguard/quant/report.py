@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.calibration.fitting import FOLDS, fit_map
-from edgeguard.calibration.maps import Calibration, Map
-from edgeguard.errors import CalibrationError
+from edgeguard.calibration.maps import Map
 from edgeguard.evaluation import drift, metrics
 from edgeguard.evaluation.drift import Flips
 from edgeguard.evaluation.metrics import Interval
-from edgeguard.evaluation.table import Predictions, ScoreTable, log_odds_of, predictions, truth_with_unsafe
-from edgeguard.guard import Thresholds
+from edgeguard.evaluation.table import Predictions, ScoreTable, log_odds_of, truth_with_unsafe
+from edgeguard.quant.choices import Choices, decided, thresholds_of
+from edgeguard.quant.repair import repair
 from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
 
@@ -26,8 +25,6 @@ Bools = npt.NDArray[np.bool_]
 
 SCHEMA = "edgeguard-quant-1"
 FEWEST = 10  # records that an interval needs
-SAME = 0.001  # RMS of Δp that two runtimes may differ by with the same weights: nothing to repair
-SURE = 2.0  # standard errors by which a repair must do better than nothing on what it is fitted to
 HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
 
 
@@ -44,22 +41,6 @@ class Measured:
     floors: Mapping[str, ScoreTable]
     costs: Sequence[Cost]
     in_floats: ScoreTable | None = None
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How to compare.
-
-    calibrations  estimator → the reference's own calibration; decisions are taken on what it gives
-    thresholds    None: the calibration's, 0.5 without one
-    """
-
-    calibrations: Mapping[str, Calibration]
-    thresholds: Thresholds | None
-    max_flip_rate: float | None
-    max_auprc_loss: float | None
-    draws: int
-    seed: int
 
 
 def build_report(
@@ -168,7 +149,7 @@ def _weights_or_runtime(left: ScoreTable, right: ScoreTable, in_floats: ScoreTab
 
 
 def _step(a: ScoreTable, b: ScoreTable, estimator: str, choices: Choices) -> dict[str, Any]:
-    p, q = _decided(a, estimator, choices), _decided(b, estimator, choices)
+    p, q = decided(a, estimator, choices), decided(b, estimator, choices)
     odds = (log_odds_of(b, estimator) - log_odds_of(a, estimator))[:, 0]
     return {
         "odds_mean": odds.mean(),
@@ -184,30 +165,21 @@ def _common(table: ScoreTable, short: ScoreTable) -> tuple[ScoreTable, ScoreTabl
     return drift.take(table, i), drift.take(short, j)
 
 
-def _decided(table: ScoreTable, estimator: str, choices: Choices) -> Predictions:
-    return predictions(table, estimator, calibration=choices.calibrations.get(estimator), thresholds=choices.thresholds)
-
-
-def _thresholds(estimator: str, choices: Choices) -> Thresholds:
-    calibration = choices.calibrations.get(estimator)
-    return choices.thresholds or Thresholds(labels=calibration.thresholds if calibration else {})
-
-
 def _shifts(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, drift.Shift]:
     """Of every label: in probability as decisions see it, in log-odds as the model gives them."""
-    p, q = _decided(left, estimator, choices), _decided(right, estimator, choices)
+    p, q = decided(left, estimator, choices), decided(right, estimator, choices)
     a, b = log_odds_of(left, estimator), log_odds_of(right, estimator)
     return {label: drift.shift(p.p[:, i], q.p[:, i], a[:, i], b[:, i]) for i, label in enumerate(p.labels)}
 
 
 def _flagged_flips(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> Flips:
-    return drift.flips(_decided(left, estimator, choices).said[:, 0], _decided(right, estimator, choices).said[:, 0])
+    return drift.flips(decided(left, estimator, choices).said[:, 0], decided(right, estimator, choices).said[:, 0])
 
 
 def _estimator(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, Any]:
-    p, q = _decided(left, estimator, choices), _decided(right, estimator, choices)
+    p, q = decided(left, estimator, choices), decided(right, estimator, choices)
     odds = log_odds_of(left, estimator)
-    thresholds, labels = _thresholds(estimator, choices), {}
+    thresholds, labels = thresholds_of(estimator, choices), {}
     for i, label in enumerate(p.labels):
         calibration = choices.calibrations.get(estimator)
         map_ = calibration.maps.get(label) if calibration else None
@@ -272,90 +244,6 @@ def _against_truth(
 
 def _intervals(found: Mapping[str, Interval]) -> dict[str, Any]:
     return {name: asdict(interval) for name, interval in found.items()}
-
-
-# Repair without labels
-
-
-def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> tuple[dict[str, Any], Calibration]:
-    """Monotone maps from the variant's scores to what the reference says, fitted on half of the records without labels.
-
-    What they remove of the drift is told on the other half. The thresholds are those that reproduce the reference's
-    decisions on the first half. The calibration is fitted on that half too, so that the figures are its own.
-    """
-    fit_on, told_on = drift.split(len(left), seed=choices.seed)
-    p = _decided(left, estimator, choices)
-    odds, thresholds = log_odds_of(right, estimator), {}
-    before = _decided(right, estimator, choices)
-    maps: dict[str, Map] = {}
-    after_p, after_said = before.p.copy(), before.said.copy()
-    for i, label in enumerate(p.labels):
-        map_ = _nearer(odds[fit_on, i], before.p[fit_on, i], p.p[fit_on, i])
-        if map_ is not None:
-            maps[label] = map_
-            after_p[:, i] = map_(odds[:, i])
-        # The label's own decision: "unsafe" is also said where only a category is.
-        given = _thresholds(estimator, choices).of(label)
-        thresholds[label] = reproducing(p.p[fit_on, i] >= given, after_p[fit_on, i], given)
-        after_said[:, i] = after_p[:, i] >= thresholds[label]
-    after_said[:, 0] |= after_said[:, 1:].any(axis=1)
-    labels = {}
-    for i, label in enumerate(p.labels):
-        gap, left_gap = (x[told_on, i] - p.p[told_on, i] for x in (before.p, after_p))
-        labels[label] = {
-            "rms_before": float(np.sqrt(np.mean(gap**2))),
-            "rms_after": float(np.sqrt(np.mean(left_gap**2))),
-            "flips_before": asdict(drift.flips(p.said[told_on, i], before.said[told_on, i])),
-            "flips_after": asdict(drift.flips(p.said[told_on, i], after_said[told_on, i])),
-        }
-    found: dict[str, Any] = {"fitted_on": len(fit_on), "told_on": len(told_on), "labels": labels}
-    if left.truth is not None:
-        truth = np.atleast_1d(left.truth.any(axis=1))[told_on]
-        found["reliability"] = asdict(metrics.reliability(truth, after_p[told_on, 0]))
-        found["ece"] = {
-            name: metrics.ece_loss(truth, x[told_on, 0])
-            for name, x in (("reference", p.p), ("before", before.p), ("after", after_p))
-        }
-    calibration = Calibration("", "", estimator, "", maps=maps, thresholds=thresholds)
-    return found, calibration
-
-
-def _nearer(odds: Floats, now: Floats, target: Floats) -> Map | None:
-    """The map that brings scores nearest to a target, if it surely brings them nearer than they are: out of fold."""
-    if np.mean((now - target) ** 2) < SAME**2:
-        return None
-    folds = np.arange(len(odds)) % FOLDS
-    try:
-        gain = np.empty(len(odds))
-        for fold in range(FOLDS):
-            out = folds == fold
-            map_ = fit_map("platt", odds[~out], target[~out])
-            gain[out] = (now[out] - target[out]) ** 2 - (map_(odds[out]) - target[out]) ** 2
-        map_ = fit_map("platt", odds, target)
-    except CalibrationError:  # the variant ranks this label the wrong way: nothing monotone mends it
-        return None
-    return map_ if gain.mean() > SURE * gain.std() / math.sqrt(len(gain)) else None
-
-
-def reproducing(said: Bools, p: Floats, otherwise: float) -> float:
-    """The threshold on p that agrees best with decisions, if it surely agrees better than `otherwise` does.
-
-    Between two neighbouring values, of several the nearest to `otherwise`. Surely: by a sign test of the records that
-    the two thresholds decide differently. Noise near a threshold must not move it.
-    """
-    order = np.argsort(p, kind="stable")
-    sorted_p, sorted_said = p[order], said[order]
-    # With the threshold before place k, the wrong ones are those said before it and those not said from it on.
-    missed, kept = (np.append(0.0, np.cumsum(x, dtype=np.float64)) for x in (sorted_said, ~sorted_said))
-    wrong = missed + kept[-1] - kept
-    now = int(np.searchsorted(sorted_p, otherwise))
-    allowed = np.append(True, np.append(np.diff(sorted_p) > 0, True))
-    candidates = np.flatnonzero(allowed & (wrong == wrong[allowed].min()))
-    edges = np.concatenate([[sorted_p[0] / 2], (sorted_p[:-1] + sorted_p[1:]) / 2, [(sorted_p[-1] + 1) / 2]])
-    best = candidates[np.argmin(np.abs(edges[candidates] - otherwise))]
-    if wrong[now] - wrong[best] <= SURE * math.sqrt(abs(best - now)):
-        return otherwise
-    return float(edges[best])
 
 
 # What to ship
@@ -427,42 +315,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     return value
-
-
-# As people read it
-
-
-def floor_of(variant: Mapping[str, Any], estimator: str) -> float | None:
-    """The largest RMS change of the verdict's log-odds under another condition; None where none was measured."""
-    found = [f[estimator]["labels"]["unsafe"]["odds_rms"] for f in variant["floor"].values() if estimator in f]
-    return max(found) if found else None
-
-
-def limits(report: Mapping[str, Any]) -> str:
-    """`flip rate 2 %, AUPRC loss 0.01`, "" where none was given."""
-    said, r = [], report["recommendation"]
-    if r["max_flip_rate"] is not None:
-        said.append(f"flip rate {percent(r['max_flip_rate'])}")
-    if r["max_auprc_loss"] is not None:
-        said.append(f"AUPRC loss {r['max_auprc_loss']:g}")
-    return ", ".join(said)
-
-
-def percent(x: float | None) -> str:
-    """0.0123 → 1.2 %."""
-    return "" if x is None else f"{100 * x:.3g} %" if abs(x) < 0.1 else f"{100 * x:.0f} %"
-
-
-def number(x: float | None) -> str:
-    """To two significant digits."""
-    return "" if x is None else f"{x:.2g}"
-
-
-def interval(found: Mapping[str, Any], factor: float = 1.0, digits: int = 3) -> str:
-    """`-0.012 (-0.020 … -0.004)`."""
-    if found["value"] is None:
-        return ""
-    value = f"{found['value'] * factor:+.{digits}f}"
-    if found["low"] is None:
-        return value
-    return f"{value} ({found['low'] * factor:+.{digits}f} … {found['high'] * factor:+.{digits}f})"

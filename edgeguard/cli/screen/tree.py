@@ -1,0 +1,94 @@
+"""The tree of answers that a guard considered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree as Drawing
+
+from edgeguard.errors import printable
+from edgeguard.estimators import ESTIMATORS, bounds, log_odds
+from edgeguard.guard import Guard
+from edgeguard.tree import ROOT, STOP, Tree
+
+if TYPE_CHECKING:
+    from edgeguard.answers import Ints
+
+
+def print_tree(guard: Guard, tree: Tree, *, least: float) -> None:
+    """The answers the model considered, a branch each, heaviest first; then what each estimator makes of them."""
+    console = Console()
+    drawing = Drawing(Text("the guard's answer begins", "bold"))
+    _grow(drawing, guard, tree, ROOT, least)
+    console.print(drawing)
+    rest = f"not explored {tree.unexplored:.4f}, off the grammar {tree.off_grammar:.4f}, log-odds {log_odds(tree):+.2f}"
+    console.print(Text(rest, "dim"))
+    console.print()
+    console.print(_estimates(guard, tree))
+
+
+def _grow(drawing: Drawing, guard: Guard, tree: Tree, place: int, least: float) -> None:
+    children = tree.children(place)
+    children = children[np.argsort(-tree.logp[children], kind="stable")]
+    shown = [int(c) for c in children if np.exp(tree.logp[c]) >= least]
+    for child in shown:
+        run = [child]
+        while len(only := _visible(tree, run[-1], least)) == 1 and tree.off[run[-1]] < least:
+            run.append(int(only[0]))
+        _grow(drawing.add(_line(guard, tree, run)), guard, tree, run[-1], least)
+    hidden = float(np.exp(tree.logp[children]).sum() - np.exp(tree.logp[shown]).sum())
+    if hidden >= least / 10:
+        drawing.add(Text(f"{len(children) - len(shown)} smaller branches, {hidden:.4f} together", "dim"))
+    if tree.off[place] >= least:
+        drawing.add(Text(f"leaves the grammar {tree.off[place]:.4f}", "yellow"))
+
+
+def _visible(tree: Tree, place: int, least: float) -> Ints:
+    children = tree.children(place)
+    return children[np.exp(tree.logp[children]) >= least]
+
+
+def _line(guard: Guard, tree: Tree, run: Sequence[int]) -> Text:
+    """Tokens in quotes, their probability given what comes before, the mass so far, and what they name."""
+    before, last = int(tree.parent[run[0]]), run[-1]
+    line = Text()
+    for place in run:
+        token = int(tree.token[place])
+        line.append("⏹" if token == STOP else printable(repr(guard.piece(token))[1:-1]).replace(" ", "␣"), "bold cyan")
+        line.append(" ")
+    line.append(f" {np.exp(tree.logp[last] - tree.logp[before]):.3f}")
+    line.append(f"  mass {np.exp(tree.logp[last]):.4f}", "dim")
+    named = tree.named[last] & ~tree.named[before]
+    if named.any():
+        line.append("  names " + ", ".join(np.array(tree.labels)[named]), "bold green")
+    if tree.open[last]:
+        line.append("  not explored further", "dim italic")
+    return line
+
+
+def _estimates(guard: Guard, tree: Tree) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, side in (
+        ("label", "left"),
+        ("", "left"),
+        *((e, "right") for e in ESTIMATORS),
+        ("certified bounds", "left"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    names = {c.code: c.name for c in guard.profile.categories}
+    columns = [estimate(tree) for estimate in ESTIMATORS.values()]
+    limits = bounds(tree)
+    for i, code in enumerate(tree.labels[:-1]):
+        name = names.get(code, "")
+        table.add_row(
+            Text(printable(code)),
+            Text(printable("" if name == code else name)),
+            *(f"{column[i]:.4f}" for column in columns),
+            f"[{limits[i, 0]:.4f}, {limits[i, 1]:.4f}]".replace("[", "\\["),
+        )
+    return table
