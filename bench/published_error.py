@@ -121,13 +121,13 @@ def on_the_model(file: Path, limit: int) -> None:
                 places[path] = places[()] if not path else Prefix(path[-1:], places[path[:-1]])
                 return guard.backend.logprobs([places[path]])[0]
 
-            labels = [b"unsafe", *(code.encode() for code in guard.labels)]
+            labels = [b"unsafe", *(code.encode() for code in guard.codes)]
             stops = set(guard._answers.stops.tolist())
             value = any_place(step, guard.backend.vocabulary.pieces, labels, stops)[1:]
             found.append(outside(value, bounds(tree)[1:-1]))
         error = np.array(found)
         print(f"{guard.name} on {len(error)} records: how far the published marginal lies outside the certified bounds")
-        for i, code in enumerate(guard.labels):
+        for i, code in enumerate(guard.codes):
             print(
                 f"  {code:4} mean {error[:, i].mean():+.4f}, range {error[:, i].min():+.4f} … {error[:, i].max():+.4f}"
             )

@@ -21,10 +21,12 @@ from typing import Any
 
 from edgeguard.backend import available_cores
 from edgeguard.builtin import built_in
-from edgeguard.calibration.fitting import Target, calibration_of, fit_table
-from edgeguard.calibration.maps import write_calibration
+from edgeguard.calibration.files import write_calibration
+from edgeguard.calibration.thresholds import Goal
 from edgeguard.convert import Options, convert
 from edgeguard.convert.built_in import merged_built_in
+from edgeguard.evaluation.calibrate import calibrate as fit
+from edgeguard.evaluation.truth import read_truth_file, with_truth
 from edgeguard.quant.pictures import size_against_drift
 from edgeguard.quant.reading import floor_of, interval, number, percent
 from edgeguard.quant.report import HEADLINE
@@ -90,14 +92,14 @@ def calibrate(reference: Variant, val: Path, out: Path) -> list[object]:
     profile = built_in(GUARD).profile
     setting = Setting(records=val, profile=profile, threads=available_cores(), kv_type="f32")
     scored = score(reference, setting, out / "val" / "scores")
-    targets, safe_rate, options = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}, 0.01, []
-    for estimator in scored.table.scores:
-        fits = fit_table(scored.table, estimator, method="platt", targets=targets, safe_rate=safe_rate)
-        said = {"guard": reference.name, "profile": profile, "estimator": estimator, "model_sha256": reference.sha256}
+    truth = read_truth_file(val, scored.table.labels)
+    assert truth is not None
+    table, options = with_truth(scored.table, truth, same_file=True), []
+    identity = {"guard": reference.name, "profile": profile, "model_sha256": reference.sha256}
+    rule = {"method": "platt", "goals": {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}, "safe_rate": 0.01}
+    for estimator in table.scores:
         path = out / f"calibration-{estimator}.json"
-        write_calibration(
-            calibration_of(fits, said, val, records=len(scored.table), targets=targets, safe_rate=safe_rate), path
-        )
+        write_calibration(fit(table, estimator, identity=identity, source=val, **rule)[0], path)
         options += ["--calibration", path]
     return options
 

@@ -104,7 +104,7 @@ def main() -> None:
 
         stops = set(marginal._answers.stops.tolist())
         pieces = base.backend.vocabulary.pieces
-        labels = [b"unsafe", *(code.encode() for code in marginal.labels)]
+        labels = [b"unsafe", *(code.encode() for code in marginal.codes)]
         published, mine = [], []
         for text in texts[: args.published_records]:
             ids = common.prompt_ids(marginal, text)

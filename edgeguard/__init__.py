@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeguard.calibration.files import read_calibration as read_calibration
     from edgeguard.calibration.maps import Calibration as Calibration
-    from edgeguard.calibration.maps import read_calibration as read_calibration
+    from edgeguard.calibration.thresholds import Thresholds as Thresholds
     from edgeguard.errors import CalibrationError as CalibrationError
     from edgeguard.errors import ContextOverflow as ContextOverflow
     from edgeguard.errors import EdgeguardError as EdgeguardError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from edgeguard.guard import Failure as Failure
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
-    from edgeguard.guard import Thresholds as Thresholds
     from edgeguard.profile import Profile as Profile
     from edgeguard.profile import list_profiles as list_profiles
     from edgeguard.profile import load_profile as load_profile
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Record as Record
 
 _PUBLIC = {
-    "edgeguard.calibration.maps": ("Calibration", "read_calibration"),
+    "edgeguard.calibration.files": ("read_calibration",),
+    "edgeguard.calibration.maps": ("Calibration",),
+    "edgeguard.calibration.thresholds": ("Thresholds",),
     "edgeguard.errors": (
         "CalibrationError",
         "ContextOverflow",
@@ -42,7 +44,7 @@ _PUBLIC = {
         "ProfileError",
         "RecordError",
     ),
-    "edgeguard.guard": ("Failure", "Guard", "Score", "Thresholds"),
+    "edgeguard.guard": ("Failure", "Guard", "Score"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("BadRecord", "Message", "Record"),

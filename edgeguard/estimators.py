@@ -54,6 +54,13 @@ def conditional(tree: Tree) -> Floats:
 ESTIMATORS: dict[str, Estimator] = {"conditional": conditional, "joint": joint, "marginal": marginal}
 
 
+def label_scores(tree: Tree, estimator: str) -> Floats:
+    """(1 + n_codes,) "unsafe" and the codes by the estimator of that name; P(unsafe) is the marginal by all of them."""
+    scores = ESTIMATORS[estimator](tree)[:-1]
+    scores[UNSAFE] = marginal(tree)[UNSAFE]
+    return scores
+
+
 def log_odds(tree: Tree) -> float:
     """Margin in nats: log P(unsafe) - log P(safe), over the answers looked into. ±inf where one has none."""
     first = _first_naming(tree)

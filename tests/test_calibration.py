@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeguard.calibration.maps import Calibration, Map, logit, read_calibration, sigmoid, write_calibration
+from edgeguard.calibration.files import read_calibration, write_calibration
+from edgeguard.calibration.maps import Calibration, Map, logit, sigmoid
+from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.errors import CalibrationError, ProfileError
 from edgeguard.estimators import bounds, log_odds, marginal
-from edgeguard.guard import Guard, Thresholds
+from edgeguard.guard import Guard
 
 positive = st.floats(1e-3, 50)
 any_number = st.floats(-50, 50)

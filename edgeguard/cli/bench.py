@@ -12,11 +12,13 @@ import click
 
 from edgeguard import __version__
 from edgeguard.cli.options import read_thresholds, reported_errors
+from edgeguard.cli.tables import check_join, find_truth, truth_options
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.evaluation.table import ScoreTable
+    from edgeguard.evaluation.truth import Truth
     from edgeguard.quant.choices import Choices
     from edgeguard.quant.report import Measured
     from edgeguard.quant.scoring import Scored, Setting
@@ -83,6 +85,7 @@ Examples:
     show_default=True,
     help="GGUF: of all models; f32 keeps the cache's own error out of the comparison",
 )
+@truth_options
 @click.option("--draws", type=click.IntRange(0, 100_000), default=500, show_default=True, help="Of the bootstrap")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap and the split")
 def quant(
@@ -103,6 +106,8 @@ def quant(
     tolerance: float,
     max_nodes: int,
     kv_cache: str,
+    labels: Path | None,
+    labels_map: Path | None,
     draws: int,
     seed: int,
 ) -> None:
@@ -120,7 +125,7 @@ def quant(
         import json
 
         from edgeguard.backend import available_cores
-        from edgeguard.guard import Thresholds
+        from edgeguard.evaluation.truth import with_truth
         from edgeguard.profile import load_profile
         from edgeguard.quant.choices import Choices
         from edgeguard.quant.report import Measured, build_report
@@ -132,9 +137,6 @@ def quant(
         _writable(out)
         base = _reference(reference, out)
         calibrations = _calibrations(calibration, base.sha256)
-        thresholds = None
-        if numbers:
-            thresholds = Thresholds().replaced(numbers)
         setting = Setting(
             records=records,
             profile=profile or _profile_of(base),
@@ -146,17 +148,22 @@ def quant(
             first=limit,
         )
         wanted = [name.strip() for text in variants or (DEFAULT_VARIANTS,) for name in text.split(",") if name.strip()]
+        truth = _truth(records, setting, labels, labels_map)
         models = [base, *make_variants(base, wanted, out / "models", tell=_say)]
         scored = [_score(model, setting, out / "scores") for model in models]
         _same_model(models, scored)
         floors = [_floors(model, setting, floor, out / "scores") for model in models]
         in_floats = [None, *(_in_floats(model, setting, floor, out) for model in models[1:])]
         costs = _costs(models, setting, measurements)
+
+        def labelled(table: ScoreTable) -> ScoreTable:
+            return table if truth is None else with_truth(table, truth, same_file=labels is None)
+
         measured = [
-            Measured(model, one.table, floor_of_it, cost, between)
+            Measured(model, labelled(one.table), floor_of_it, cost, between)
             for model, one, floor_of_it, cost, between in zip(models, scored, floors, costs, in_floats, strict=True)
         ]
-        choices = Choices(calibrations, thresholds, max_flip_rate, max_auprc_loss, draws, seed)
+        choices = Choices(calibrations, numbers, max_flip_rate, max_auprc_loss, draws, seed)
         report = build_report(measured[0], measured[1:], choices, _said(setting, records, measurements, floor))
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         _write_repairs(measured, choices, load_profile(setting.profile).name, out / "repair")
@@ -169,6 +176,17 @@ def quant(
     if limited and report["recommendation"]["ship"] is None:
         click.echo("edgeguard: no variant keeps inside the limits", err=True)
         sys.exit(4)
+
+
+def _truth(records: Path, setting: Setting, labels: Path | None, labels_map: Path | None) -> Truth | None:
+    """The records' truth, if they have any; a mistake in it is said before models are made."""
+    from edgeguard.profile import load_profile
+
+    codes = (category.code for category in load_profile(setting.profile).categories)
+    truth = find_truth(labels or records, ("unsafe", *codes), labels_map)
+    if truth is not None:
+        check_join(truth, records, same_file=labels is None, limit=setting.first)
+    return truth
 
 
 def _say(line: str) -> None:
@@ -216,7 +234,7 @@ def _profile_of(model: Variant) -> str:
 
 
 def _calibrations(paths: Sequence[Path], sha256: str) -> dict[str, Calibration]:
-    from edgeguard.calibration.maps import read_calibration
+    from edgeguard.calibration.files import read_calibration
     from edgeguard.errors import CalibrationError
 
     found: dict[str, Calibration] = {}
@@ -348,7 +366,7 @@ def _said(setting: Setting, records: Path, measurements: int, floor: int) -> dic
 def _write_repairs(measured: Sequence[Measured], choices: Choices, profile: str, folder: Path) -> None:
     from dataclasses import replace
 
-    from edgeguard.calibration.maps import write_calibration
+    from edgeguard.calibration.files import write_calibration
     from edgeguard.evaluation.drift import aligned
     from edgeguard.quant.repair import repair
 

@@ -135,7 +135,7 @@ def load_guard(
 
 def read_thresholds(given: tuple[str, ...]) -> dict[str, float]:
     """`0.4`, `S1=0.3`, `labels.toml`, later ones over earlier ones; a lone number is that of "default"."""
-    from edgeguard.guard import Thresholds
+    from edgeguard.calibration.thresholds import Thresholds
 
     numbers: dict[str, float] = {}
     for text in given:

@@ -1,8 +1,8 @@
-"""Scores with their truth, from the files and options that `evaluate` and `calibrate` share."""
+"""Scores with their truth, from the files and options that `evaluate`, `calibrate` and `bench quant` share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,27 @@ from edgeguard.cli.options import F, load_guard
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
+    from edgeguard.errors import InputError
     from edgeguard.evaluation.table import ScoreTable
+    from edgeguard.evaluation.truth import Truth
 
 
-def table_options(command: F) -> F:
-    """Where the truth is."""
-    option: Callable[[F], F] = click.option(
-        "--labels",
-        type=click.Path(path_type=Path),
-        help="Records with the ground truth, joined by id, else in order [default: the records' own `labels`]",
-    )
-    return option(command)
+def truth_options(command: F) -> F:
+    """Where the truth is, and what its names stand for."""
+    for option in (
+        click.option(
+            "--labels-map",
+            type=click.Path(path_type=Path),
+            help="TOML file from the truth's own names to the taxonomy [default: `labels`, `label` or `is_safe`]",
+        ),
+        click.option(
+            "--labels",
+            type=click.Path(path_type=Path),
+            help="Records with the ground truth, joined by id, else in order [default: the records' own]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)
@@ -36,26 +46,36 @@ class Labelled:
 
 
 def labelled_table(
-    source: Path, *, labels: Path | None, estimator: str | None, evidence: bool = False, **options: Any
+    source: Path,
+    *,
+    labels: Path | None,
+    labels_map: Path | None,
+    estimator: str | None,
+    evidence: bool = False,
+    **options: Any,
 ) -> Labelled:
     """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError."""
     from edgeguard.errors import InputError
-    from edgeguard.evaluation.table import read_scores, score_records, with_truth
+    from edgeguard.evaluation.table import read_scores, score_records
+    from edgeguard.evaluation.truth import with_truth
     from edgeguard.rows.readers import count_records, read_records
     from edgeguard.rows.results import holds_results
 
+    truth_file, same_file = labels or source, labels is None
     if holds_results(source):
-        table, said = read_scores(source)
-        if estimator not in (None, said["estimator"]):
-            raise InputError(
-                f"{source} was scored with {said['estimator']}, --estimator is {estimator}; score it again"
-            )
-        identity, chosen = said, said["estimator"]
+        if same_file:
+            raise _without_truth(source)
+        table, identity = read_scores(source)
+        chosen = identity["estimator"]
+        if estimator not in (None, chosen):
+            raise InputError(f"{source} was scored with {chosen}, --estimator is {estimator}; score it again")
+        truth = stated_truth(truth_file, table.labels, labels_map)
     else:
         chosen = estimator or "marginal"
         total = count_records(source)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
-            _check_truth(source, labels, guard.labels)
+            truth = stated_truth(truth_file, ("unsafe", *guard.codes), labels_map)
+            check_join(truth, source, same_file=same_file)
             table = score_records(guard, read_records(source), evidence=evidence, advance=advance)
             identity = {
                 "guard": guard.name,
@@ -63,38 +83,58 @@ def labelled_table(
                 "estimator": chosen,
                 "model_sha256": guard.backend.info.sha256,
             }
-    for one in table.failed[:3]:
-        click.echo(f"edgeguard: left out, not scored (id {one.id!r}): {printable(one.reason)}", err=True)
-    if len(table.failed) > 3:
-        click.echo(f"edgeguard: {len(table.failed)} records were not scored and are left out", err=True)
     if not len(table):
         raise InputError(f"{source}: no record could be scored")
-    if labels is not None:
-        table = with_truth(table, read_records(labels), str(labels))
-    if table.truth is None:
-        raise InputError(_without_labels(source))
-    return Labelled(table, chosen, identity)
+    _say_what_is_left_out(table, truth)
+    return Labelled(with_truth(table, truth, same_file=same_file), chosen, identity)
 
 
-def _check_truth(source: Path, labels: Path | None, taxonomy: Sequence[str]) -> None:
+def stated_truth(path: Path, labels: Sequence[str], labels_map: Path | None) -> Truth:
+    """The truth in a file, and on stderr how it was read. Raises InputError where it has none."""
+    truth = find_truth(path, labels, labels_map)
+    if truth is None:
+        raise _without_truth(path)
+    return truth
+
+
+def find_truth(path: Path, labels: Sequence[str], labels_map: Path | None) -> Truth | None:
+    """The truth in a file, and on stderr how it was read; None where no record has any."""
+    from edgeguard.evaluation.label_map import read_label_map
+    from edgeguard.evaluation.truth import described, read_truth_file
+
+    label_map = None if labels_map is None else read_label_map(labels_map)
+    truth = read_truth_file(path, labels, label_map=label_map)
+    for line in described(truth) if truth is not None else ():
+        click.echo(f"edgeguard: {printable(line)}", err=True)
+    return truth
+
+
+def check_join(truth: Truth, source: Path, *, same_file: bool, limit: int | None = None) -> None:
     """Raises InputError for a missing or impossible truth now, and not after hours of scoring."""
-    from edgeguard.errors import InputError
-    from edgeguard.evaluation.table import joined_truth, truth_of
+    from edgeguard.evaluation.truth import join
     from edgeguard.rows.readers import read_records
     from edgeguard.rows.record import Record
 
-    records = list(read_records(source))
-    good = [r for r in records if isinstance(r, Record)]
-    ids = [r.id for r in good]
-    if labels is not None:
-        bad = [r.id for r in records if not isinstance(r, Record)]
-        joined_truth(ids, bad, read_records(labels), str(labels), labels=taxonomy)
-    elif good and truth_of([r.labels for r in good], taxonomy, ids) is None:
-        raise InputError(_without_labels(source))
+    records = list(enumerate(read_records(source, limit=limit)))
+    good = [(place, record.id) for place, record in records if isinstance(record, Record)]
+    ids, places = [id_ for _, id_ in good], [place for place, _ in good]
+    join(truth, ids, places, len(records), same_file=same_file)
 
 
-def _without_labels(source: Path) -> str:
-    return f"{source} has no labels; give records with `labels`, or --labels FILE with the ground truth"
+def _say_what_is_left_out(table: ScoreTable, truth: Truth) -> None:
+    for one in table.failed[:3]:
+        click.echo(f"edgeguard: left out, not scored (id {one.id!r}): {printable(one.message)}", err=True)
+    if len(table.failed) > 3:
+        click.echo(f"edgeguard: {len(table.failed)} records were not scored and are left out", err=True)
+    unscored = len(truth) - len(table) - len(table.failed)
+    if unscored > 0:
+        click.echo(f"edgeguard: {truth.where}: {unscored} of {len(truth)} records were not scored; left out", err=True)
+
+
+def _without_truth(path: Path) -> InputError:
+    from edgeguard.errors import InputError
+
+    return InputError(f"{path} has no labels; give records with `labels`", kind="no_truth")
 
 
 def _progress(total: int | None) -> Any:
