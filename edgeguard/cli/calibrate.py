@@ -128,6 +128,11 @@ def _fit(
     labels = labelled.table.labels
     if unknown := set(goals) - {"", *labels}:
         raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(labels)}", param_hint="--threshold-for")
+    assert labelled.table.truth is not None
+    if apart := set(goals) & set(labels[labelled.table.truth.shape[1] :]):
+        raise click.BadParameter(
+            f"the truth says safe or unsafe alone, and nothing of {sorted(apart)[0]}", param_hint="--threshold-for"
+        )
     return calibrate(
         labelled.table,
         labelled.estimator,

@@ -75,8 +75,7 @@ def read_truth(
     others only "unsafe". What a single record says wrong is kept with it, and raised where the record is needed.
     """
     maps = DEFAULT_MAPS if label_map is None else (label_map,)
-    wanted = {name for one in maps for name in (*one.fields, one.id)}
-    # Texts are not kept: a file of labels may be larger than memory.
+    wanted = {name for one in maps for name in (*one.fields, one.id)}  # the texts are not kept
     kept = [None if fields is None else {k: v for k, v in fields.items() if k in wanted} for fields in rows]
     chosen = next((m for m in maps if any(fields and m.value(fields) is not None for fields in kept)), None)
     if chosen is None:
@@ -85,10 +84,21 @@ def read_truth(
         return None
     if chosen.field is None:
         _check_columns(chosen, kept, where)
-    known = _known(chosen, labels, where)
-    counts: Counter[str] = Counter()
-    found = tuple(_row(number, fields, chosen, known, labels, counts, where) for number, fields in enumerate(kept, 1))
-    return Truth(where, tuple(labels), found, _names_categories(found, chosen, where), chosen, counts)
+    known, counts = _known(chosen, labels, where), Counter[str]()
+    found = []
+    for number, fields in enumerate(kept, 1):
+        id_ = None if fields is None else readable_id(fields.get(chosen.id))
+        try:
+            if fields is None:
+                raise InputError("cannot be read")
+            names = _names(chosen.value(fields), known, labels, chosen.missing)
+        except InputError as error:
+            problem = InputError(f"{where}: record {number} (id {id_!r}) {error}", kind=error.kind)
+            found.append(TruthRow(id_, None, problem))
+            continue
+        counts.update(set(names or ()))
+        found.append(TruthRow(id_, None if names is None else _held(names, known, labels)))
+    return Truth(where, tuple(labels), tuple(found), _names_categories(found, chosen, where), chosen, counts)
 
 
 def read_truth_file(path: Path, labels: Sequence[str], *, label_map: LabelMap | None = None) -> Truth | None:
@@ -117,37 +127,22 @@ def _check_columns(label_map: LabelMap, rows: Sequence[Mapping[str, object] | No
             raise InputError(f"{where}: no record has {name!r}, which the map names as a column")
 
 
-def _row(
-    number: int,
-    fields: Mapping[str, object] | None,
-    label_map: LabelMap,
-    known: Mapping[str, tuple[str, ...]],
-    labels: Sequence[str],
-    counts: Counter[str],
-    where: str,
-) -> TruthRow:
-    """One record's truth; its names are counted."""
-    if fields is None:
-        return TruthRow(None, None, InputError(f"{where}: record {number} cannot be read"))
-    id_ = readable_id(fields.get(label_map.id))
-    try:
-        names = names_in(label_map.value(fields), known, missing=label_map.missing)
-    except ValueError as error:
-        problem = InputError(f"{where}: record {number} (id {id_!r}) {error}", kind="unclear_label")
-        return TruthRow(id_, None, problem)
-    if names is None:
-        return TruthRow(id_, None)
-    for name in names:
-        if name not in known:
-            problem = InputError(
-                f"{where}: record {number} (id {id_!r}) has the label {name!r}; the taxonomy has "
-                f"{', '.join(labels[1:])}",
-                kind="unknown_label",
-            )
-            return TruthRow(id_, None, problem)
-    counts.update(set(names))
+def _names(
+    value: object, known: Mapping[str, tuple[str, ...]], labels: Sequence[str], missing: bool | None
+) -> tuple[str, ...] | None:
+    """`names_in`, all of them known. Raises InputError."""
+    names = names_in(value, known, missing=missing)
+    if unknown := [name for name in names or () if name not in known]:
+        raise InputError(
+            f"has the label {unknown[0]!r}; the taxonomy has {', '.join(labels[1:])}", kind="unknown_label"
+        )
+    return names
+
+
+def _held(names: Sequence[str], known: Mapping[str, tuple[str, ...]], labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels that hold: "unsafe" wherever a name stands for any."""
     held = {label for name in names for label in known[name]}
-    return TruthRow(id_, ("unsafe", *(code for code in labels[1:] if code in held)) if held else ())
+    return tuple(label for label in labels if label in held or (label == "unsafe" and held))
 
 
 def names_in(
@@ -156,7 +151,7 @@ def names_in(
     """The names that a field holds; None where it holds nothing.
 
     A list of names; an object of names with true or false, 1 or 0; a class, also as a number or true; a text with
-    one name, several between `,`, `;` or `|`, or JSON of any of these. Raises ValueError that says what is unclear.
+    one name, several between `,`, `;` or `|`, or JSON of any of these. Raises InputError that says what is unclear.
     """
     match value:
         case None | "":
@@ -172,9 +167,9 @@ def names_in(
         case list() | tuple() if all(isinstance(name, str) for name in value):
             names = tuple(name.strip() for name in value)
             if "" in names or ("safe" in names and len(set(names)) > 1):
-                raise ValueError(f'has the labels {", ".join(map(repr, names))}; expected "safe" alone, or names')
+                raise InputError(f'has the labels {", ".join(map(repr, names))}; expected "safe" alone, or names')
             return names
-    raise ValueError(f"has {value!r:.60} for labels; expected names, an object of names with true or false, or a class")
+    raise InputError(f"has {value!r:.60} for labels; expected names, an object of names with true or false, or a class")
 
 
 def _names_in_text(text: str, known: Mapping[str, tuple[str, ...]], missing: bool | None) -> tuple[str, ...] | None:
@@ -186,7 +181,7 @@ def _names_in_text(text: str, known: Mapping[str, tuple[str, ...]], missing: boo
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            raise ValueError(f"has labels that are no JSON: {text:.60}") from None
+            raise InputError(f"has labels that are no JSON: {text:.60}") from None
         return names_in(value, known, missing=missing)
     if text.lower() in known:  # `True`, as Python writes CSV
         return (text.lower(),)
@@ -196,15 +191,15 @@ def _names_in_text(text: str, known: Mapping[str, tuple[str, ...]], missing: boo
 
 
 def _holds(name: str, flag: object, missing: bool | None) -> bool:
-    """Whether a column or key says that its name holds. Raises ValueError."""
+    """Whether a column or key says that its name holds. Raises InputError."""
     text = "" if flag is None or flag != flag else str(flag).strip().lower()
     if text in ("1", "1.0", "true"):
         return True
     if text in ("0", "0.0", "false") or (text == "" and missing is False):
         return False
     if text == "":
-        raise ValueError(f"does not say {name!r}; a labels map with `missing = false` counts that as not holding")
-    raise ValueError(f"has {flag!r:.60} for {name!r}; expected true or false, 1 or 0")
+        raise InputError(f"does not say {name!r}; a labels map with `missing = false` counts that as not holding")
+    raise InputError(f"has {flag!r:.60} for {name!r}; expected true or false, 1 or 0")
 
 
 def _names_categories(rows: Sequence[TruthRow], label_map: LabelMap, where: str) -> bool:
@@ -296,5 +291,5 @@ def described(truth: Truth) -> list[str]:
             lines.append(f"{truth.where}: left out of the categories: {named}")
     if not truth.names_categories:
         fields = ", ".join(f"`{name}`" for name in label_map.fields)
-        lines.append(f"{truth.where}: {fields} says safe or unsafe alone; categories have no figures")
+        lines.append(f"{truth.where}: {fields} says safe or unsafe alone: only the verdict can be held against it")
     return lines
