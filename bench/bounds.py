@@ -10,32 +10,30 @@ the tokens evaluated for the answer's tree. The first budget is the default unle
 from __future__ import annotations
 
 import argparse
-import inspect
 from itertools import islice
 from pathlib import Path
 
 import common
 
-from edgeguard.guard import Guard, Score
+from edgeguard.guard import Guard, Score, Search
 from edgeguard.rows.readers import read_records
 
 
 def main() -> None:
-    default = inspect.signature(Guard).parameters
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--limit", type=int, default=300, help="records in all")
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--profile", default="instruct")
-    parser.add_argument("--tolerance", type=float, default=default["tolerance"].default)
-    parser.add_argument("--max-nodes", type=int, nargs="+", default=[default["max_nodes"].default])
+    parser.add_argument("--tolerance", type=float, default=Search.tolerance)
+    parser.add_argument("--max-nodes", type=int, nargs="+", default=[Search.max_nodes])
     args = parser.parse_args()
 
     with Guard.load(args.model, profile=args.profile) as guard:
         records = list(islice((r for file in args.files for r in read_records(file)), args.limit))
         print(f"model {guard.name} ({guard.backend.info.quantization}), profile {guard.profile.name}")
         for budget in args.max_nodes:
-            search = Guard(guard.backend, guard.profile, tolerance=args.tolerance, max_nodes=budget)
+            search = Guard(guard.backend, guard.profile, search=Search(tolerance=args.tolerance, max_nodes=budget))
             results = list(search.score_many(records))
             scores = [r for r in results if isinstance(r, Score)]
             widest = [max(high - low for low, high in s.bounds.values()) for s in scores]

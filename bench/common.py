@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 from edgeguard.backend import Vocabulary
 from edgeguard.guard import Guard
 from edgeguard.profile import Profile, load_profile
-from edgeguard.rows.record import Message
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # published.py, tiny_gguf.py
 
@@ -56,15 +56,23 @@ def short_policy(guard: Guard, n_tokens: int) -> Profile:
     while examples:
         prompt = replace(profile.prompt, messages=(first, *examples, last))
         shorter = replace(profile, prompt=prompt)
-        if len(Guard(guard.backend, shorter)._prompter.preamble(["user"])) <= n_tokens:
+        if n_shared(Guard(guard.backend, shorter)) <= n_tokens:
             return shorter
         examples = examples[:-2]
     raise SystemExit(f"the policy alone is longer than {n_tokens} tokens")
 
 
-def prompt_ids(guard: Guard, text: str) -> tuple[int, ...]:
-    """The whole prompt of a lone user message."""
-    return guard._prompter.encode((Message("user", text),))
+def n_shared(guard: Guard) -> int:
+    """Tokens of the policy's preamble, which all lone user messages share."""
+    (preamble,) = {guard.prompt(text).parent for text in ("a", "b")}
+    return 0 if preamble is None else len(preamble.tokens)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """That the work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 3) -> str:

@@ -22,8 +22,8 @@ from pathlib import Path
 import common  # noqa: F401  (it puts tests/ on the path)
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Prefix
-from edgeguard.backends import llama_cpp as adapter
+from edgeguard.backend import Prefix, RuntimeOptions
+from edgeguard.backends.llama_cpp import model as adapter
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 
@@ -58,7 +58,7 @@ def outcome(path: Path) -> str:
         signal.alarm(30)
         code = 2
         try:
-            backend = adapter.LlamaCpp(path, n_ctx=256, threads=1)
+            backend = adapter.LlamaCpp(path, RuntimeOptions(context=256, threads=1))
             backend.vocabulary.encode("safe unsafe \n\nS1 123 é 日本 \U0001f600 the")
             backend.logprobs([Prefix((1, 2, 3), Prefix((4, 5)))])
             code = 0

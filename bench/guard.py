@@ -38,7 +38,7 @@ from edgeguard.calibration.maps import logit, sigmoid
 from edgeguard.calibration.thresholds import Goal
 from edgeguard.evaluation.table import ScoreTable, decisions, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
-from edgeguard.evaluation.truth import read_truth_file, with_truth
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
@@ -162,7 +162,7 @@ def table_of(system: str, path: Path, folder: Path) -> ScoreTable:
 
 def with_own_truth(table: ScoreTable, path: Path) -> ScoreTable:
     """The table with the labels of the file that it was scored from."""
-    truth = read_truth_file(path, table.labels)
+    truth = find_truth(path, table.labels)
     assert truth is not None
     return with_truth(table, truth, same_file=True)
 

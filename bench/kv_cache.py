@@ -15,7 +15,8 @@ from pathlib import Path
 import common
 import numpy as np
 
-from edgeguard.guard import Guard
+from edgeguard.backend import RuntimeOptions
+from edgeguard.guard import Guard, Search
 
 
 def main() -> None:
@@ -25,7 +26,12 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=40)
     args = parser.parse_args()
     guards = {
-        kv: Guard.load(args.model, profile=args.profile, kv_type=kv, n_ctx=2048, min_grammar_mass=0)
+        kv: Guard.load(
+            args.model,
+            profile=args.profile,
+            runtime=RuntimeOptions(kv_cache=kv, context=2048),
+            search=Search(min_grammar_mass=0),
+        )
         for kv in ("f16", "f32")
     }
     half = guards["f16"]

@@ -22,8 +22,9 @@ import common
 import numpy as np
 import onnxruntime
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import base_model
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 
 VARIANTS = ("q8_0", "q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 
@@ -50,7 +51,9 @@ def company(path: Path, n: int) -> float:
     """The largest |Δp| between records scored alone and among others."""
 
     def load() -> Guard:
-        return Guard.load(path, profile="instruct", n_ctx=2048, min_grammar_mass=0)
+        return Guard.load(
+            path, profile="instruct", runtime=RuntimeOptions(context=2048), search=Search(min_grammar_mass=0)
+        )
 
     with load() as guard:
         texts = common.messages(guard.backend.vocabulary, n)
@@ -89,7 +92,7 @@ def rows_together(path: Path, n: int = 16) -> float:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    with Guard.load(path, profile="instruct", n_ctx=2048) as guard:
+    with Guard.load(path, profile="instruct", runtime=RuntimeOptions(context=2048)) as guard:
         texts = common.messages(guard.backend.vocabulary, n, shortest=8)
         rows = [guard.backend.vocabulary.encode(text) for text in texts]
 

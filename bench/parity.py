@@ -20,10 +20,10 @@ from pathlib import Path
 import common
 import numpy as np
 
-from edgeguard.backend import Prefix, Rows
+from edgeguard.backend import Prefix, Rows, RuntimeOptions
 from edgeguard.builtin import base_model
 from edgeguard.estimators import ESTIMATORS
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.tree import STOP, Tree, explore
 
 PAIRS = (
@@ -60,19 +60,17 @@ def main() -> None:
 
 def load(path: Path, profile: str) -> Guard:
     kv = "f32" if path.suffix == ".gguf" else None
-    return Guard.load(path, profile=profile, n_ctx=4096, kv_type=kv, min_grammar_mass=0)
+    return Guard.load(
+        path, profile=profile, runtime=RuntimeOptions(context=4096, kv_cache=kv), search=Search(min_grammar_mass=0)
+    )
 
 
 def compare(title: str, a: Guard, b: Guard, texts: Sequence[str]) -> None:
     logs: list[float] = []
     moved: dict[str, list[float]] = {name: [] for name in ESTIMATORS}
-    roots: dict[tuple[int, ...], tuple[Prefix, Prefix]] = {}
     for text in texts:
-        ids = common.prompt_ids(a, text)
-        assert ids == common.prompt_ids(b, text), "the two tokenizers differ"
-        preamble = a._prompter.preamble(["user"])
-        pair = roots.setdefault(preamble, (Prefix(preamble), Prefix(preamble)))
-        trees = [look(guard, Prefix(ids[len(preamble) :], root)) for guard, root in zip((a, b), pair, strict=True)]
+        assert a.prompt_ids(text) == b.prompt_ids(text), "the two tokenizers differ"
+        trees = [look(guard, guard.prompt(text)) for guard in (a, b)]
         logs += moves(*trees)
         for name, estimate in ESTIMATORS.items():
             moved[name].append(float(np.abs(estimate(trees[0]) - estimate(trees[1])).max()))
@@ -86,7 +84,7 @@ def look(guard: Guard, prompt: Prefix) -> Tree:
     def rows(prefixes: Sequence[Prefix]) -> Rows:
         return guard.backend.logprobs(prefixes)
 
-    return explore(rows, guard._answers, prompt, tolerance=0.0, max_rows=NODES)
+    return explore(rows, guard.answers, prompt, tolerance=0.0, max_rows=NODES)
 
 
 def moves(a: Tree, b: Tree) -> list[float]:

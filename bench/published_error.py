@@ -22,7 +22,7 @@ from published import any_place, fixed_place, token_probability
 
 from edgeguard.backend import Prefix
 from edgeguard.estimators import bounds, conditional, joint, marginal
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.rows.readers import read_records
 from edgeguard.rows.record import Record
 from edgeguard.testing import vocabulary
@@ -107,14 +107,13 @@ def outside(value: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def on_the_model(file: Path, limit: int) -> None:
-    with Guard.load(profile="instruct", tolerance=0.005, max_nodes=400, min_grammar_mass=0) as guard:
+    with Guard.load(profile="instruct", search=Search(tolerance=0.005, max_nodes=400, min_grammar_mass=0)) as guard:
         found = []
         for record in read_records(file, limit=limit):
             if not isinstance(record, Record):
                 continue
             tree: Tree = guard.explore(record)
-            preamble, rest = guard._prompter.split(record.messages)
-            places = {(): Prefix(rest, guard._roots[preamble])}
+            places = {(): guard.prompt(record)}
 
             def step(path: tuple[int, ...], places: dict[tuple[int, ...], Prefix] = places) -> np.ndarray:
                 # With the cache, unlike the published code: the same numbers, sooner.
@@ -122,7 +121,7 @@ def on_the_model(file: Path, limit: int) -> None:
                 return guard.backend.logprobs([places[path]])[0]
 
             labels = [b"unsafe", *(code.encode() for code in guard.codes)]
-            stops = set(guard._answers.stops.tolist())
+            stops = set(guard.answers.stops.tolist())
             value = any_place(step, guard.backend.vocabulary.pieces, labels, stops)[1:]
             found.append(outside(value, bounds(tree)[1:-1]))
         error = np.array(found)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from typing import Any
 import common
 import numpy as np
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import base_model
 from edgeguard.formats.tokenizer import tokenizer_files
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 
 GGUF = ("f32", "q8_0", "q4_0")
 ONNX = ("onnx-fp32", "onnx-int8", "onnx-int4")
@@ -41,26 +41,33 @@ def main() -> None:
         folder, model = args.variants or Path(temporary), base_model()
         paths = common.make_variants(folder, model, [*GGUF, *ONNX])
         loop = optimum_loop(folder, paths["f32"], args.threads or len(os.sched_getaffinity(0)))
-        opened = {n: Guard.load(p, profile="instruct", n_ctx=2048, threads=args.threads) for n, p in paths.items()}
+        opened = {
+            n: Guard.load(p, profile="instruct", runtime=RuntimeOptions(context=2048, threads=args.threads))
+            for n, p in paths.items()
+        }
         texts = common.messages(opened["f32"].backend.vocabulary, args.records)
         print(f"model {model.stem}, {len(texts)} records, messages 20 to 60 tokens")
         for policy in args.policy:
             guards = {
-                n: Guard(g.backend, common.short_policy(g, policy), min_grammar_mass=0) for n, g in opened.items()
+                n: Guard(g.backend, common.short_policy(g, policy), search=Search(min_grammar_mass=0))
+                for n, g in opened.items()
             }
             compare(guards, texts, loop, args.loop_records)
 
 
 def compare(guards: dict[str, Guard], texts: list[str], loop: Any, n_loop: int) -> None:
     first = guards["f32"]
-    print(f"policy {len(first._prompter.preamble(['user']))} tokens")
-    walks = {n: Guard(g.backend, g.profile, estimator="conditional", min_grammar_mass=0) for n, g in guards.items()}
+    print(f"policy {common.n_shared(first)} tokens")
+    walks = {
+        n: Guard(g.backend, g.profile, estimator="conditional", search=Search(min_grammar_mass=0))
+        for n, g in guards.items()
+    }
     for guard in (*guards.values(), *walks.values()):
         guard.score(texts[0])  # the policy is evaluated here, once
     all_three = timed(guards, texts)
     walking = timed({n: walks[n] for n in ONNX}, texts)
-    prompts = [common.prompt_ids(first, text) for text in texts[:n_loop]]
-    full = np.array([seconds(lambda p=prompt: loop(p)) for prompt in prompts])
+    prompts = [first.prompt_ids(text) for text in texts[:n_loop]]
+    full = np.array([common.seconds(lambda p=prompt: loop(p)) for prompt in prompts])
     for name, values in all_three.items():
         print(f"   {name}: {common.spread(1 / values, ' records/s')}")
     print(f"   ORTModelForCausalLM loop, full prompt, fp32: {common.spread(1 / full, ' records/s')}")
@@ -78,7 +85,7 @@ def timed(guards: dict[str, Guard], texts: list[str]) -> dict[str, np.ndarray]:
     times: dict[str, list[float]] = {name: [] for name in guards}
     for text in texts:
         for name, guard in guards.items():
-            times[name].append(seconds(lambda g=guard, t=text: g.score(t)))
+            times[name].append(common.seconds(lambda g=guard, t=text: g.score(t)))
     return {name: np.array(values) for name, values in times.items()}
 
 
@@ -113,12 +120,6 @@ def optimum_loop(folder: Path, f32: Path, threads: int) -> Any:
         return ort.generate(given, attention_mask=mask, max_new_tokens=16, do_sample=False, **more)
 
     return loop
-
-
-def seconds(work: Any) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

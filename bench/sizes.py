@@ -27,7 +27,7 @@ VARIANTS = (
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from edgeguard.guard import Guard
+from edgeguard import Guard, RuntimeOptions, Search
 
 def peak():  # of this program alone: getrusage's number begins with that of the process that started it
     said = Path("/proc/self/status").read_text()
@@ -35,7 +35,8 @@ def peak():  # of this program alone: getrusage's number begins with that of the
 
 base = peak()
 began = time.perf_counter()
-guard = Guard.load(sys.argv[1], profile="instruct", n_ctx=2048, min_grammar_mass=0)
+runtime, search = RuntimeOptions(context=2048), Search(min_grammar_mass=0)
+guard = Guard.load(sys.argv[1], profile="instruct", runtime=runtime, search=search)
 loaded = time.perf_counter() - began
 for n in range(3):
     guard.score(f"How do I get rid of {n} wasps?")

@@ -1,4 +1,4 @@
-"""What quantization does to the built-in guard: `edgeguard bench quant` on the data pack, as tables for the docs.
+"""What quantization does to the built-in guard: the study on the data pack, as tables for the docs.
 
     python bench/study.py DATA --out FOLDER > bench/results/quantization_study.md
     python bench/study.py DATA --out FOLDER --val 900 --per-file 120 > …            # samples: an hour, not four
@@ -11,34 +11,32 @@ written: docs/images/quantization-study.svg, and for each set of records bench q
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from edgeguard.backend import available_cores
 from edgeguard.builtin import built_in
-from edgeguard.calibration.files import write_calibration
+from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
 from edgeguard.convert import Options, convert
-from edgeguard.convert.built_in import merged_built_in
 from edgeguard.evaluation.calibrate import calibrate as fit
-from edgeguard.evaluation.truth import read_truth_file, with_truth
+from edgeguard.evaluation.truth import find_truth, with_truth
+from edgeguard.quant.choices import Choices
+from edgeguard.quant.files import write_report
 from edgeguard.quant.pictures import size_against_drift
 from edgeguard.quant.reading import floor_of, interval, number, percent
-from edgeguard.quant.report import HEADLINE
-from edgeguard.quant.scoring import Setting, score
-from edgeguard.quant.variants import Variant, open_variant
+from edgeguard.quant.report import HEADLINE, ReportData
+from edgeguard.quant.scoring import score
+from edgeguard.quant.study import StudyOptions, open_reference, setting_of, study
+from edgeguard.quant.variants import Variant
 
 GUARD = "edgeguard-135m"
 VARIANTS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4")
 K_TYPES = ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
-LIMITS = ("--max-flip-rate", "0.02", "--max-auprc-loss", "0.01")
 ROOT = Path(__file__).resolve().parents[1]
-Report = Mapping[str, Any]
 
 
 def main() -> None:
@@ -51,24 +49,23 @@ def main() -> None:
     parser.add_argument("--floor", type=int, default=200, help="records of the second set, as of bench quant")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    public = sorted((args.data / "eval_public").rglob("*.jsonl"))
-    sets = {
-        "val": sample([args.data / "val.jsonl"], args.val, args.out / "val.jsonl"),
-        "public": sample(public, args.per_file, args.out / "public.jsonl"),
-    }
-    (args.out / "models").mkdir(exist_ok=True)
-    reference = open_variant(merged_built_in(built_in(GUARD), args.out / "models" / f"{GUARD}.F32.gguf"))
-    calibrations = calibrate(reference, sets["val"], args.out)
-    made = args.out / "val" / "models" / f"{reference.path.stem}-{reference.sha256[:12]}"
-    reports = {}
-    for name, records in sets.items():
-        # The second set takes what was made for the first.
-        kept = [made / (v if v.startswith("onnx") else f"{v}.gguf") for v in VARIANTS]
-        variants = VARIANTS if name == "val" else map(str, kept)
-        # Noise is measured on the second set, speed and memory with the first: once is enough.
-        extra = ("--floor", 0, "--measurements", 3) if name == "val" else ("--floor", args.floor, "--measurements", 0)
-        reports[name] = bench(reference, records, args.out / name, variants, [*extra, *calibrations])
-    print_study(reports, k_types(reference, args.out / "models"))
+    val = StudyOptions(
+        records=sample([args.data / "val.jsonl"], args.val, args.out / "val.jsonl"),
+        folder=args.out,
+        reference=GUARD,
+        variants=VARIANTS,
+        profile=built_in(GUARD).profile,
+        command="python bench/study.py DATA --out FOLDER",
+    )
+    reference = open_reference(val)
+    choices = Choices(calibrations=calibrate(reference, val), max_flip_rate=0.02, max_auprc_loss=0.01)
+    val = replace(val, choices=choices)
+    # Noise is measured on the second set, speed and memory with the first: once is enough.
+    files = sorted((args.data / "eval_public").rglob("*.jsonl"))
+    public = replace(val, records=sample(files, args.per_file, args.out / "public.jsonl"))
+    studies = {"val": replace(val, floor=0), "public": replace(public, floor=args.floor, measurements=0)}
+    reports = {name: kept_study(options, args.out / name) for name, options in studies.items()}
+    print_study(reports, k_types(reference, args.out / "k-types"))
     picture = ROOT / "docs" / "images" / "quantization-study.svg"
     picture.parent.mkdir(exist_ok=True)
     picture.write_text(standalone(size_against_drift(without(reports["public"], "onnx-fp32"), HEADLINE)))
@@ -87,36 +84,33 @@ def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
     return out
 
 
-def calibrate(reference: Variant, val: Path, out: Path) -> list[object]:
-    """Options with the reference's own calibrations, from the very scores that bench quant will take."""
-    profile = built_in(GUARD).profile
-    setting = Setting(records=val, profile=profile, threads=available_cores(), kv_type="f32")
-    scored = score(reference, setting, out / "val" / "scores")
-    truth = read_truth_file(val, scored.table.labels)
+def calibrate(reference: Variant, options: StudyOptions) -> dict[str, Calibration]:
+    """The reference's own calibrations, from the very scores that the study will take."""
+    setting = setting_of(reference, options)
+    table = score(reference, setting, options.scores, tell=partial(say, f"scoring {reference.name}")).table
+    truth = find_truth(options.records, table.labels)
     assert truth is not None
-    table, options = with_truth(scored.table, truth, same_file=True), []
-    identity = {"guard": reference.name, "profile": profile, "model_sha256": reference.sha256}
+    table = with_truth(table, truth, same_file=True)
+    identity = {"guard": reference.name, "profile": setting.profile, "model_sha256": reference.sha256}
     rule = {"method": "platt", "goals": {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}, "safe_rate": 0.01}
-    for estimator in table.scores:
-        path = out / f"calibration-{estimator}.json"
-        write_calibration(fit(table, estimator, identity=identity, source=val, **rule)[0], path)
-        options += ["--calibration", path]
-    return options
+    return {name: fit(table, name, identity=identity, source=options.records, **rule)[0] for name in table.scores}
 
 
-def bench(reference: Variant, records: Path, out: Path, variants: Iterable[str], options: Sequence[object]) -> Report:
-    """bench quant's report; that no variant keeps inside the limits (4) is a finding too."""
-    command = [sys.executable, "-m", "edgeguard", "bench", "quant", records, "--out", out, "-r", reference.path]
-    command += ["-p", built_in(GUARD).profile, "-v", ",".join(variants), *LIMITS, *options]
-    code = subprocess.run(list(map(str, command)), stdout=sys.stderr, check=False).returncode
-    if code not in (0, 4):
-        raise SystemExit(code)
-    report: Report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return report
+def kept_study(options: StudyOptions, folder: Path) -> ReportData:
+    """A study's data; its page and its repairs are left in `folder`."""
+    report = study(options, tell=say)
+    write_report(report, folder)
+    return report.data
+
+
+def say(what: str, done: int, total: int) -> None:
+    """To stderr: stdout is the tables'."""
+    print(what, f"{done} of {total}" if total else "", file=sys.stderr)
 
 
 def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[str]]]:
     """(type, file, what its making said) of the K-quants, which this model's width does not fit."""
+    folder.mkdir(exist_ok=True)
     found = []
     for kind in K_TYPES:
         done = convert(reference.path, folder / f"{kind}.gguf", to=kind, options=Options(overwrite=True))
@@ -128,7 +122,7 @@ def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[
 # Tables
 
 
-def print_study(reports: Mapping[str, Report], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
+def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
     """All of them, as Markdown."""
     first = reports["val"]
     print(
@@ -181,13 +175,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print(f"| {' | '.join(row)} |")
 
 
-def limits(report: Report) -> str:
+def limits(report: ReportData) -> str:
     """In words."""
     r = report["recommendation"]
     return f"a flip rate of {percent(r['max_flip_rate'])} and an AUPRC loss of {r['max_auprc_loss']:g} (upper bounds)"
 
 
-def verdict_row(v: Report) -> list[str]:
+def verdict_row(v: ReportData) -> list[str]:
     """A variant's verdicts."""
     e = v["estimators"][HEADLINE]
     u = e["labels"]["unsafe"]
@@ -206,7 +200,7 @@ def verdict_row(v: Report) -> list[str]:
     ]
 
 
-def estimator_rows(v: Report) -> list[list[str]]:
+def estimator_rows(v: ReportData) -> list[list[str]]:
     """A variant's codes under each estimator."""
     found = []
     for name, e in v["estimators"].items():
@@ -216,13 +210,13 @@ def estimator_rows(v: Report) -> list[list[str]]:
     return found
 
 
-def harm_row(v: Report) -> list[str]:
+def harm_row(v: ReportData) -> list[str]:
     """What the change of the Brier loss is made of."""
     harm = v["estimators"][HEADLINE]["truth"]["labels"]["unsafe"]["harm"]
     return [v["name"], *(interval(harm[part], 1000, 2) for part in ("total", *_PARTS))]
 
 
-def repair_rows(v: Report) -> list[list[str]]:
+def repair_rows(v: ReportData) -> list[list[str]]:
     """Drift before and after a map fitted to the reference's scores."""
     found = []
     for name, fix in v["repair"].items():
@@ -234,19 +228,19 @@ def repair_rows(v: Report) -> list[list[str]]:
     return found
 
 
-def floor_row(v: Report) -> list[str]:
+def floor_row(v: ReportData) -> list[str]:
     """A model's own noise."""
     there = {name: f[HEADLINE]["labels"]["unsafe"]["odds_rms"] for name, f in v["floor"].items()}
     return [v["name"], *(number(there[c]) if c in there else "–" for c in _CONDITIONS)]
 
 
-def split_row(v: Report) -> list[str]:
+def split_row(v: ReportData) -> list[str]:
     """What the weights did, and what the rounding of activations."""
     parts = [v["weights_or_runtime"][HEADLINE][name] for name in ("total", "weights", "runtime")]
     return [v["name"], *(number(p["odds_rms"]) for p in parts), *(percent(p["flips"]["rate"]) for p in parts)]
 
 
-def cost_row(v: Report) -> list[str]:
+def cost_row(v: ReportData) -> list[str]:
     """Ratios to the reference; the range is over the measurements of the variant alone."""
     c = v["cost"]
     base = c["rate"]["median"] / c["rate_ratio"]
@@ -259,7 +253,7 @@ def cost_row(v: Report) -> list[str]:
 # The picture
 
 
-def without(report: Report, name: str) -> Report:
+def without(report: ReportData, name: str) -> ReportData:
     """The report but for one variant."""
     return {**report, "variants": [v for v in report["variants"] if v["name"] != name]}
 

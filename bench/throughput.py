@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
@@ -24,9 +25,9 @@ import llama_cpp
 import numpy as np
 from published import any_place
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.builtin import base_model
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.rows.writer import to_json_line
 
 RUNTIME_CALLS = (
@@ -54,10 +55,20 @@ class Inside:
         return timed
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+@dataclass(frozen=True)
+class Times:
+    """What each record took.
+
+    taken      estimator → (n,) seconds
+    evaluated  estimator → (n,) tokens that were evaluated
+    outside    (n,) share of the conditional estimator's time that llama.cpp was not in
+    rates      tokens a second of the bare policy, measured in between
+    """
+
+    taken: Mapping[str, np.ndarray]
+    evaluated: Mapping[str, np.ndarray]
+    outside: np.ndarray
+    rates: Sequence[float]
 
 
 def main() -> None:
@@ -70,56 +81,72 @@ def main() -> None:
     args = parser.parse_args()
     model = args.model or base_model()
 
-    with Guard.load(model, profile="instruct", threads=args.threads, n_ctx=2048) as base:
+    with Guard.load(model, profile="instruct", runtime=RuntimeOptions(threads=args.threads, context=2048)) as base:
         profile = common.short_policy(base, args.policy_tokens)
-        marginal = Guard(base.backend, profile, min_grammar_mass=0)
-        conditional = Guard(base.backend, profile, estimator="conditional", min_grammar_mass=0)
-        conditional._roots = marginal._roots  # one preamble in the KV memory for both, as one guard would have
+        marginal = Guard(base.backend, profile, search=Search(min_grammar_mass=0))
+        conditional = Guard(base.backend, profile, estimator="conditional", search=Search(min_grammar_mass=0))
         texts = common.messages(base.backend.vocabulary, args.records)
-        preamble = marginal._prompter.preamble(["user"])
         lengths = [len(base.backend.vocabulary.encode(t)) for t in texts]
+        root = marginal.prompt(texts[0]).parent
+        assert root is not None
         print(f"model {base.name} ({base.backend.info.quantization}), {args.records} records")
-        print(f"policy {len(preamble)} tokens, messages {min(lengths)} to {max(lengths)} tokens", flush=True)
-
-        marginal.score(texts[0])  # the preamble is evaluated here, once
-        inside = Inside()
-        rows: dict[str, list[float]] = {"marginal": [], "conditional": [], "rate": [], "outside": []}
-        evaluated: dict[str, list[int]] = {"marginal": [], "conditional": []}
-        for i, text in enumerate(texts):
-            for name, guard in (("conditional", conditional), ("marginal", marginal)):
-                before = inside.seconds
-                began = time.perf_counter()
-                score = guard.score({"id": str(i), "text": text})
-                to_json_line(score.row())
-                spent = time.perf_counter() - began
-                rows[name].append(spent)
-                tokens = score.tokens
-                evaluated[name].append(tokens["prompt"] - tokens["reused"] + tokens["answer"])
-                if name == "conditional":
-                    rows["outside"].append((spent - (inside.seconds - before)) / spent)
-            if i % 10 == 0:  # a fresh root each time: nothing is reused
-                whole = Prefix(preamble)
-                rows["rate"].append(len(preamble) / seconds(lambda p=whole: base.backend.logprobs([p])))
-                marginal.score(text)  # bring the shared preamble back
-
-        stops = set(marginal._answers.stops.tolist())
-        pieces = base.backend.vocabulary.pieces
-        labels = [b"unsafe", *(code.encode() for code in marginal.codes)]
-        published, mine = [], []
-        for text in texts[: args.published_records]:
-            ids = common.prompt_ids(marginal, text)
-            mine.append(seconds(lambda t=text: marginal.score(t)))
-
-            def step(path: tuple[int, ...], ids: tuple[int, ...] = ids) -> np.ndarray:
-                return base.backend.logprobs([Prefix(ids + path)])[0]
-
-            published.append(seconds(lambda step=step: any_place(step, pieces, labels, stops)))
-            marginal.score(text)
-        prompts = [list(common.prompt_ids(marginal, text)) for text in texts]
-
+        print(f"policy {len(root.tokens)} tokens, messages {min(lengths)} to {max(lengths)} tokens", flush=True)
+        times = time_guards({"conditional": conditional, "marginal": marginal}, texts, root.tokens)
+        slower = over_published(marginal, texts, args.published_records)
+        prompts = [list(marginal.prompt_ids(text)) for text in texts]
     threads = args.threads or len(os.sched_getaffinity(0))  # the same for both
+    full, cached = time_loop(model, prompts, len(root.tokens), threads)
+    print_all(times, full, cached, slower)
+
+
+def time_guards(guards: Mapping[str, Guard], texts: Sequence[str], preamble: tuple[int, ...]) -> Times:
+    """All guards on every text in turn."""
+    inside = Inside()
+    taken: dict[str, list[float]] = {name: [] for name in guards}
+    evaluated: dict[str, list[int]] = {name: [] for name in guards}
+    outside, rates = [], []
+    for i, text in enumerate(texts):
+        for name, guard in guards.items():
+            guard.score(texts[i - 1])  # its preamble is in the memory now, as it is where one guard works alone
+            before = inside.seconds
+            began = time.perf_counter()
+            score = guard.score({"id": str(i), "text": text})
+            to_json_line(score.row())
+            spent = time.perf_counter() - began
+            taken[name].append(spent)
+            tokens = score.tokens
+            evaluated[name].append(tokens["prompt"] - tokens["reused"] + tokens["answer"])
+            if name == "conditional":
+                outside.append((spent - (inside.seconds - before)) / spent)
+        if i % 10 == 0:  # a fresh root each time: nothing is reused
+            whole, backend = Prefix(preamble), guards["marginal"].backend
+            rates.append(len(preamble) / common.seconds(lambda b=backend, p=whole: b.logprobs([p])))
+    arrays = [{name: np.array(values) for name, values in found.items()} for found in (taken, evaluated)]
+    return Times(*arrays, np.array(outside), rates)
+
+
+def over_published(guard: Guard, texts: Sequence[str], n: int) -> np.ndarray:
+    """(n,) times that the published algorithm takes of the guard's own, on the first n texts."""
+    backend, stops = guard.backend, set(guard.answers.stops.tolist())
+    labels = [b"unsafe", *(code.encode() for code in guard.codes)]
+    published, mine = [], []
+    guard.score(texts[0])  # the preamble into the memory again
+    for text in texts[:n]:
+        ids = guard.prompt_ids(text)
+        mine.append(common.seconds(lambda t=text: guard.score(t)))
+
+        def step(path: tuple[int, ...], ids: tuple[int, ...] = ids) -> np.ndarray:
+            return backend.logprobs([Prefix(ids + path)])[0]
+
+        published.append(common.seconds(lambda s=step: any_place(s, backend.vocabulary.pieces, labels, stops)))
+        guard.score(text)
+    return np.array(published) / np.array(mine)
+
+
+def time_loop(model: Path, prompts: Sequence[list[int]], n_shared: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) seconds of a user's own loop: with the full prompt, and where Llama finds the policy in its cache."""
     loop = llama_cpp.Llama(str(model), n_ctx=2048, logits_all=True, n_threads=threads, verbose=False)
-    loop_full, loop_prefix = [], []
+    full, cached = [], []
     for ids in prompts:
 
         def greedy(ids: list[int] = ids) -> object:
@@ -127,33 +154,31 @@ def main() -> None:
 
         loop.reset()
         loop.n_tokens = 0  # the full prompt each time
-        loop_full.append(seconds(greedy))
-        loop.create_completion([*ids[: len(preamble)], ids[0]], max_tokens=1, temperature=0)
-        loop_prefix.append(seconds(greedy))  # the same loop where Llama finds the policy in its cache
+        full.append(common.seconds(greedy))
+        loop.create_completion([*ids[:n_shared], ids[0]], max_tokens=1, temperature=0)
+        cached.append(common.seconds(greedy))
     loop.close()
+    return np.array(full), np.array(cached)
 
-    rate = float(np.median(rows["rate"]))
-    print(f"prompt processing of the bare policy: {common.spread(rows['rate'], ' tokens/s')}")
-    for name in ("conditional", "marginal"):
-        per_second = [1 / t for t in rows[name]]
-        tokens = common.spread(evaluated[name])
-        print(f"edgeguard {name}: {common.spread(per_second, ' records/s')}, {tokens} tokens each")
-    full, cached = np.array(loop_full), np.array(loop_prefix)
+
+def print_all(times: Times, full: np.ndarray, cached: np.ndarray, slower: np.ndarray) -> None:
+    rate = float(np.median(times.rates))
+    print(f"prompt processing of the bare policy: {common.spread(times.rates, ' tokens/s')}")
+    for name, taken in times.taken.items():
+        tokens = common.spread(times.evaluated[name])
+        print(f"edgeguard {name}: {common.spread(1 / taken, ' records/s')}, {tokens} tokens each")
     print(f"(a) Llama loop, full prompt: {common.spread(1 / full, ' records/s')}")
     print("1. ratios (median, 10 % … 90 % of records)")
-    print(f"   all three estimators over (a): {common.spread(full / np.array(rows['marginal']), '×')}")
-    print(f"   conditional alone over (a): {common.spread(full / np.array(rows['conditional']), '×')}")
-    warm = common.spread(cached / np.array(rows["marginal"]), "×")
+    print(f"   all three estimators over (a): {common.spread(full / times.taken['marginal'], '×')}")
+    print(f"   conditional alone over (a): {common.spread(full / times.taken['conditional'], '×')}")
+    warm = common.spread(cached / times.taken["marginal"], "×")
     print(f"   all three over (a) with Llama's own prefix cache: {warm}")
-    slow = np.array(published) / np.array(mine)
-    print(f"   all three over (b), the published marginal without cache: {common.spread(slow, '×')}")
+    print(f"   all three over (b), the published marginal without cache: {common.spread(slower, '×')}")
     print("2. limit over time taken")
-    for name in ("conditional", "marginal"):
-        limit = np.array(evaluated[name]) / rate
-        total = limit.sum() / sum(rows[name])
-        print(f"   {name}: {common.spread(limit / np.array(rows[name]))}; in total {total:.3g}")
-    outside = 100 * np.array(rows["outside"])
-    print(f"3. outside llama.cpp: conditional {common.spread(outside, ' %')} of the wall time")
+    for name, taken in times.taken.items():
+        limit = times.evaluated[name] / rate
+        print(f"   {name}: {common.spread(limit / taken)}; in total {limit.sum() / taken.sum():.3g}")
+    print(f"3. outside llama.cpp: conditional {common.spread(100 * times.outside, ' %')} of the wall time")
 
 
 if __name__ == "__main__":

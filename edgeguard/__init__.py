@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeguard.backend import RuntimeOptions as RuntimeOptions
     from edgeguard.calibration.files import read_calibration as read_calibration
     from edgeguard.calibration.maps import Calibration as Calibration
     from edgeguard.calibration.thresholds import Thresholds as Thresholds
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgeguard.guard import Failure as Failure
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
+    from edgeguard.guard import Search as Search
     from edgeguard.profile import Profile as Profile
     from edgeguard.profile import list_profiles as list_profiles
     from edgeguard.profile import load_profile as load_profile
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Record as Record
 
 _PUBLIC = {
+    "edgeguard.backend": ("RuntimeOptions",),
     "edgeguard.calibration.files": ("read_calibration",),
     "edgeguard.calibration.maps": ("Calibration",),
     "edgeguard.calibration.thresholds": ("Thresholds",),
@@ -44,7 +47,7 @@ _PUBLIC = {
         "ProfileError",
         "RecordError",
     ),
-    "edgeguard.guard": ("Failure", "Guard", "Score"),
+    "edgeguard.guard": ("Failure", "Guard", "Score", "Search"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("BadRecord", "Message", "Record"),
@@ -68,7 +71,9 @@ __all__ = [
     "ProfileError",
     "Record",
     "RecordError",
+    "RuntimeOptions",
     "Score",
+    "Search",
     "Thresholds",
     "list_profiles",
     "load_profile",

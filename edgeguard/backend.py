@@ -3,19 +3,26 @@
 The caller builds a trie of plain values. The policy preamble is one `Prefix` that every prompt
 extends; a record's prompt extends the preamble; a branch of the answer extends the prompt. An
 adapter keeps the KV of living prefixes and may forget it: that costs time, never correctness.
+
+Beside it, what an adapter declares (`Runtime`) and what it is opened with (`RuntimeOptions`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.errors import ModelError
+
+Device = Literal["cpu", "cuda", "auto"]
+KvCache = Literal["f16", "f32"]
 Rows = npt.NDArray[np.float32]
 
 
@@ -86,8 +93,8 @@ class Condition:
     Nothing to score with. Together with another number of threads, these are what a deployment may change unseen.
 
     batch      tokens a call, at most; None: as many as the adapter takes
-    attention  "flash": the fused kernel, whose sums have another order; GGUF only
-    company    a stranger's tokens in every batch; GGUF only, an ONNX graph never sees two records at once
+    attention  "flash": the fused kernel, whose sums have another order
+    company    a stranger's tokens in every batch
     """
 
     batch: int | None = None
@@ -95,8 +102,76 @@ class Condition:
     company: bool = False
 
 
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How to open a model: the same names from the command line to the adapter.
+
+    context     tokens a prompt and its answer may have together; None: the model's own, up to 8192
+    threads     CPU threads; None: all cores this process may use
+    device      "cuda" or an error; "auto": CUDA where the runtime was built with it
+    gpu_layers  layers to put on the GPU, -1 for all; None: as `device` says
+    kv_cache    precision of the keys and values; None: the runtime's own
+    lora        an adapter's file, to apply beside the weights
+    condition   another way to compute the same, to measure noise with
+
+    A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
+    """
+
+    context: int | None = None
+    threads: int | None = None
+    device: Device = "cpu"
+    gpu_layers: int | None = None
+    kv_cache: KvCache | None = None
+    lora: str | Path | None = None
+    condition: Condition | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not at their default, by name."""
+        return _changed(self)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What an adapter says of itself before its runtime is imported: a module in backends/ has one as `RUNTIME`.
+
+    name        what people call it
+    opens       what it opens: kinds that `formats.model_file` tells ("gguf", "onnx", "checkpoint"), and endings of a
+                path (".pte")
+    module      the Python module that `open` imports; package: what brings it, as pip knows it
+    open        the model's path, options → the open model. Imports the runtime. Raises ModelError
+    takes       the names of RuntimeOptions that mean something to it; "condition" goes without saying
+    conditions  ways it can compute the same in, for noise floors: a name for reports → the condition
+    """
+
+    name: str
+    opens: frozenset[str]
+    module: str
+    package: str
+    open: Callable[[Path, RuntimeOptions], Backend]
+    takes: frozenset[str]
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+
+    def check(self, options: RuntimeOptions) -> None:
+        """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""
+        for name, value in options.given().items():
+            if name != "condition" and name not in self.takes:
+                raise ModelError(
+                    f"{self.name} takes no {name}, {value} was given; leave it out",
+                    kind=f"{name}_not_taken",
+                    value=value,
+                )
+        can = {name for condition in self.conditions.values() for name in _changed(condition)}
+        if options.condition is not None and (missing := _changed(options.condition).keys() - can):
+            raise ValueError(f"{self.name} cannot be measured under another {', '.join(sorted(missing))}")
+
+
+def _changed(value: RuntimeOptions | Condition) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their default."""
+    return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+
+
 class Backend(Protocol):
-    """A model that can be asked for next-token log-probabilities."""
+    """A model that can be asked for next-token log-probabilities, by one thread at a time."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -111,6 +186,14 @@ class Backend(Protocol):
     @property
     def n_ctx(self) -> int:
         """Tokens a prompt and its answer may have together."""
+        ...
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """A lock of this model, reentrant. Whoever asks for a record's rows holds it from the first to the last.
+
+        `Guard` does. An adapter makes one and never takes it.
+        """
         ...
 
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
@@ -129,7 +212,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the model. Calling it twice is fine."""
+        """Free the model. Calling it twice is fine; asking for rows after it is a ValueError."""
         ...
 
 
@@ -139,6 +222,26 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Rows:
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return wide.astype(np.float32)
+
+
+def context_for(path: Path, *, trained: int, asked: int | None) -> int:
+    """Tokens of context to open a model with. `trained`: what it was trained for, 0 where it does not say.
+
+    Raises ModelError for more than that: scores beyond it mean nothing.
+    """
+    if not trained and asked is None:
+        raise ModelError(
+            f"{path} does not say how long a context it was trained for; give a `context`", kind="no_context_length"
+        )
+    if asked is not None and asked < 1:
+        raise ModelError(f"a context of {asked} tokens was asked for; it needs at least 1")
+    if trained and asked is not None and asked > trained:
+        raise ModelError(
+            f"{path} was trained for {trained} tokens of context, {asked} were asked for; give a smaller `context`",
+            kind="context_too_long",
+            trained=trained,
+        )
+    return min(trained, 8192) if asked is None else asked
 
 
 def available_cores() -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from edgeguard.answers import UNSAFE, Answers
-from edgeguard.backend import Backend, Condition, Prefix
+from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.builtin import find_built_in
 from edgeguard.calibration.decide import decide
@@ -30,6 +31,26 @@ EstimatorName = Literal["conditional", "joint", "marginal"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
 
 Input = str | Mapping[str, Any] | Record | BadRecord
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far to look into the tree of answers.
+
+    tolerance         widest bound to accept, as a probability in [0, 1]; for the estimator "marginal"
+    max_nodes         places of the tree to look into at most
+    min_grammar_mass  under it a record is an OffGrammar error; None: the profile's own
+    """
+
+    tolerance: float = 0.01
+    max_nodes: int = 64
+    min_grammar_mass: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance <= 1 or self.max_nodes < 1:
+            raise ValueError(
+                f"tolerance {self.tolerance} must lie in [0, 1] and max_nodes {self.max_nodes} be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,11 @@ class SelfTestResult:
 class Guard:
     """A loaded guard. Use as a context manager, or close it.
 
+    Any number of threads may use one guard, and guards on the same backend: they take turns, record by record, and a
+    record's scores are the same bits whichever thread asks. `close` waits for the record at hand; who comes after it
+    gets a ValueError. So threads save no time (`RuntimeOptions.threads` does), they only wait where another can work:
+    in asyncio, `await asyncio.to_thread(guard.score, text)`. A process that forks loads its guards after the fork.
+
     >>> with Guard.load() as guard:                                 # doctest: +SKIP
     ...     score = guard.score("How do I pick a lock?")
     ...     score.unsafe, score.category_scores["S2"]
@@ -128,29 +154,22 @@ class Guard:
         profile: Profile,
         *,
         estimator: EstimatorName = "marginal",
-        thresholds: Thresholds | Mapping[str, float] | None = None,
-        tolerance: float = 0.01,
-        max_nodes: int = 64,
-        min_grammar_mass: float | None = None,
+        search: Search = Search(),
         calibration: Calibration | None = None,
+        thresholds: Thresholds | Mapping[str, float] | None = None,
         name: str | None = None,
     ) -> None:
         """Fit a profile to an open model. Raises ProfileError where they do not fit.
 
-        estimator         "marginal" explores the tree of answers; the others walk one answer
-        tolerance         widest bound to accept, as a probability
-        max_nodes         places of the tree to look into at most
-        min_grammar_mass  under it a record is an OffGrammar error; None: the profile's own
-        thresholds        None: the calibration's, 0.5 where it has none; a mapping of some labels replaces these alone
-        calibration       maps the scores; it is not held against the model here, see `Calibration.check`
-        name              what scores call the guard; None: the model file's name
+        estimator    "marginal" explores the tree of answers; the others walk one answer
+        calibration  maps the scores; it is not held against the model here, see `Calibration.check`
+        thresholds   None: the calibration's, 0.5 where it has none; a mapping of some labels replaces these alone
+        name         what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
-        if not 0 <= tolerance <= 1 or max_nodes < 1:
-            raise ValueError(f"tolerance {tolerance} must lie in [0, 1] and max_nodes {max_nodes} be at least 1")
         self.backend, self.profile, self.estimator = backend, profile, estimator
-        self.calibration, self._name = calibration, name
+        self.search, self.calibration, self._name = search, calibration, name
         self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *(c.code for c in profile.categories)}:
             raise ProfileError(
@@ -162,8 +181,7 @@ class Guard:
                 f"{calibration.source or 'the calibration'} has a map for {', '.join(sorted(unknown))}, "
                 f"which profile {profile.name} has not"
             )
-        self._tolerance, self._max_nodes = tolerance, max_nodes
-        self._min_mass = profile.min_grammar_mass if min_grammar_mass is None else min_grammar_mass
+        self._min_mass = profile.min_grammar_mass if search.min_grammar_mass is None else search.min_grammar_mass
         self._prompter = compile_prompt(profile, backend.info.chat_template, backend.vocabulary)
         self._answers = Answers(profile.answer, profile.categories, backend.vocabulary, self._prompter.stops)
         self._roots: dict[tuple[int, ...], Prefix] = {}
@@ -176,30 +194,20 @@ class Guard:
         *,
         profile: str | Path | Profile | None = None,
         estimator: EstimatorName = "marginal",
-        thresholds: Thresholds | Mapping[str, float] | None = None,
-        tolerance: float = 0.01,
-        max_nodes: int = 64,
-        min_grammar_mass: float | None = None,
-        n_ctx: int | None = None,
-        threads: int | None = None,
-        device: Literal["cpu", "cuda", "auto"] = "cpu",
-        gpu_layers: int | None = None,
-        kv_type: Literal["f16", "f32"] | None = None,
-        adapter: str | Path | None = None,
-        condition: Condition | None = None,
+        runtime: RuntimeOptions = RuntimeOptions(),
+        search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
-        force_calibration: bool = False,
+        thresholds: Thresholds | Mapping[str, float] | None = None,
     ) -> Self:
         """Open a model file and fit a profile to it.
 
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name; None for the default guard.
                      With a `profile` that is not the default guard's, None is the model that it stands on
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
+        runtime      how to open the model
+        calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
+                     One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
-        adapter      a LoRA adapter for a GGUF model
-        condition    another way to compute the same, to measure noise with
-        calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities
-        force_calibration  take a calibration of another guard, profile, estimator or model file
 
         Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
         it is.
@@ -209,34 +217,23 @@ class Guard:
         if built is not None and model is None and given is not None and given.name != built.profile:
             model, built = built.base_path, None
         if built is not None:
-            model, adapter = built.base_path, adapter or built.adapter_path
+            model, runtime = built.base_path, replace(runtime, lora=runtime.lora or built.adapter_path)
             given = given or load_profile(built.profile)
         assert model is not None
-        backend = open_backend(
-            model,
-            n_ctx=n_ctx,
-            threads=threads,
-            device=device,
-            gpu_layers=gpu_layers,
-            kv_type=kv_type,
-            adapter=adapter,
-            condition=condition,
-        )
+        backend = open_backend(model, runtime)
         try:
             given = given or _detected(backend)
-            if built is not None and adapter == built.adapter_path:
+            if built is not None and runtime.lora == built.adapter_path:
                 built.check(backend.info.sha256)
                 calibration = built.calibration(estimator) if calibration is True else calibration
-            maps = _calibration(calibration, given, estimator, backend, force=force_calibration)
+            maps = _calibration(calibration, given, estimator, backend)
             return cls(
                 backend,
                 given,
                 estimator=estimator,
-                thresholds=thresholds,
-                tolerance=tolerance,
-                max_nodes=max_nodes,
-                min_grammar_mass=min_grammar_mass,
+                search=search,
                 calibration=maps,
+                thresholds=thresholds,
                 name=None if built is None else built.name,
             )
         except BaseException:
@@ -258,11 +255,17 @@ class Guard:
         """The taxonomy's, in order. What a guard decides is "unsafe" and these."""
         return self._answers.labels[1:-1]
 
+    @property
+    def answers(self) -> Answers:
+        """The profile's answers as an automaton over this model's tokens, for `tree.explore`."""
+        return self._answers
+
     def score(self, record: str | Mapping[str, Any] | Record) -> Score:
-        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError."""
-        record = make_record(record)
-        tree, tokens, _ = self._explore(record.messages)
-        return self._score(record, tree, tokens)
+        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
+        record = _record(record)
+        with self._in_use():
+            tree, tokens, _ = self._explore(record.messages)
+            return self._score(record, tree, tokens)
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
@@ -271,7 +274,10 @@ class Guard:
                 yield Failure(given.id, given.error.kind, str(given.error), given.line)
                 continue
             try:
-                record = make_record(given)
+                record = _record(given)
+            except TypeError as error:
+                yield Failure(None, "invalid_type", str(error))
+                continue
             except RecordError as error:
                 id_ = given.get("id") if isinstance(given, Mapping) else None
                 yield Failure(id_ if isinstance(id_, str | int) else None, error.kind, str(error))
@@ -283,7 +289,9 @@ class Guard:
 
     def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
         """The explored tree of answers to a record. Raises RecordError."""
-        return self._explore(make_record(record).messages)[0]
+        record = _record(record)
+        with self._in_use():
+            return self._explore(record.messages)[0]
 
     def explore_with_evidence(self, record: str | Mapping[str, Any] | Record) -> tuple[Tree, float]:
         """The tree, and the log-sum-exp of the model's logits where it is about to write the first label.
@@ -291,10 +299,22 @@ class Guard:
         The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
         several tokens gets one too. Raises RecordError.
         """
-        tree, _, prompt = self._explore(make_record(record).messages)
-        way = self._answers.way_to_label
-        logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
+        record = _record(record)
+        with self._in_use():
+            tree, _, prompt = self._explore(record.messages)
+            way = self._answers.way_to_label
+            logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
         return tree, float(np.logaddexp.reduce(logits))
+
+    def prompt(self, record: str | Mapping[str, Any] | Record) -> Prefix:
+        """What the model reads of a record: its own tokens, on the preamble as the parent, which others share."""
+        record = _record(record)
+        with self._in_use():
+            return self._prompt(record.messages)
+
+    def prompt_ids(self, record: str | Mapping[str, Any] | Record) -> tuple[int, ...]:
+        """The token ids of a record's whole prompt."""
+        return self.prompt(record).path()
 
     def piece(self, token: int) -> str:
         """What a token writes, as text."""
@@ -308,9 +328,10 @@ class Guard:
         return self._judge(pair.safe), self._judge(pair.unsafe)
 
     def close(self) -> None:
-        """Free the model. Calling it twice is fine; scoring after it is a ValueError."""
-        self._closed = True
-        self.backend.close()
+        """Free the model, after the record at hand. Calling it twice is fine; scoring after it is a ValueError."""
+        with self.backend.lock:
+            self._closed = True
+            self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -320,23 +341,32 @@ class Guard:
     ) -> None:
         self.close()
 
-    def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int], Prefix]:
-        if self._closed:
-            raise ValueError("the guard is closed")  # the model's memory is freed: llama.cpp would end the process
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The model is this thread's until the record at hand is done. Raises ValueError where the guard is closed."""
+        with self.backend.lock:
+            if self._closed:
+                raise ValueError("the guard is closed")
+            yield
+
+    def _prompt(self, messages: tuple[Message, ...]) -> Prefix:
         preamble, rest = self._prompter.split(messages)
-        n_prompt = len(preamble) + len(rest)
+        return Prefix(rest, self._roots.setdefault(preamble, Prefix(preamble)))
+
+    def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int], Prefix]:
+        prompt = self._prompt(messages)
+        n_shared = len(prompt.parent.tokens) if prompt.parent else 0
+        n_prompt = n_shared + len(prompt.tokens)
         if n_prompt + ANSWER_ROOM > self.backend.n_ctx:
             raise ContextOverflow(n_prompt + ANSWER_ROOM, self.backend.n_ctx)
-        root = self._roots.setdefault(preamble, Prefix(preamble))
-        prompt = Prefix(rest, root)
         tree = explore(
             self.backend.logprobs,
             self._answers,
             prompt,
-            tolerance=self._tolerance if self.estimator == "marginal" else None,
-            max_rows=self._max_nodes,
+            tolerance=self.search.tolerance if self.estimator == "marginal" else None,
+            max_rows=self.search.max_nodes,
         )
-        return tree, {"prompt": n_prompt, "reused": len(preamble), "answer": tree.n_rows - 1}, prompt
+        return tree, {"prompt": n_prompt, "reused": n_shared, "answer": tree.n_rows - 1}, prompt
 
     def _score(self, record: Record, tree: Tree, tokens: dict[str, int]) -> Score:
         mass = 1 - tree.off_grammar
@@ -378,10 +408,9 @@ class Guard:
         )
 
     def _judge(self, text: str) -> SelfTestResult:
-        messages = (Message("user", text),)
-        tree, _, _ = self._explore(messages)
-        preamble, rest = self._prompter.split(messages)
-        row = np.exp(self.backend.logprobs([Prefix(rest, self._roots[preamble])])[0].astype(np.float64))
+        with self._in_use():
+            tree, _, prompt = self._explore((Message("user", text),))
+            row = np.exp(self.backend.logprobs([prompt])[0].astype(np.float64))
         likeliest = np.argsort(-row, kind="stable")[:5]
         names = {i: name for name, i in self.backend.vocabulary.control.items()}
         return SelfTestResult(
@@ -393,25 +422,33 @@ class Guard:
         )
 
 
+def _record(given: object) -> Record:
+    if not isinstance(given, str | Mapping | Record):
+        raise TypeError(
+            f"{type(given).__name__} is no record; give a text, a mapping or a Record, several to score_many"
+        )
+    return make_record(given)
+
+
 def _detected(backend: Backend) -> Profile:
     info = backend.info
     name = detect_profile(architecture=info.architecture, name=info.name, chat_template=info.chat_template)
     if name is None:
         raise ProfileError(
             f"{info.path} ({info.name or 'no name'}) does not say for certain which guard it is; "
-            "pass --profile with a name from `edgeguard profiles`, `instruct` for a general chat model, or a TOML file"
+            "give a `profile`: a built-in's name, `instruct` for a general chat model, or a TOML file",
+            kind="profile_not_told",
         )
     return load_profile(name)
 
 
 def _calibration(
-    given: str | Path | Calibration | bool, profile: Profile, estimator: str, backend: Backend, *, force: bool
+    given: str | Path | Calibration | bool, profile: Profile, estimator: str, backend: Backend
 ) -> Calibration | None:
     if isinstance(given, bool):  # there is none to go with a model file
         return None
     found = given if isinstance(given, Calibration) else read_calibration(given)
-    if not force:
-        found.check(profile=profile.name, estimator=estimator, model_sha256=backend.info.sha256)
+    found.check(profile=profile.name, estimator=estimator, model_sha256=backend.info.sha256)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ class FakeBackend:
         n_ctx: int = 4096,
         chat_template: str | None = None,
     ) -> None:
-        self.vocabulary, self.n_ctx = vocabulary, n_ctx
+        self.vocabulary, self.n_ctx, self.lock = vocabulary, n_ctx, RLock()
         self.info = ModelInfo(Path("fake.gguf"), "0" * 64, "fake", "fake", "F32", n_ctx, chat_template)
         self.calls: list[int] = []  # rows asked for, call by call
         self._next_logits = next_logits
@@ -61,7 +62,12 @@ class Recompute:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.vocabulary, self.info, self.n_ctx = backend.vocabulary, backend.info, backend.n_ctx
+        self.vocabulary, self.info, self.n_ctx, self.lock = (
+            backend.vocabulary,
+            backend.info,
+            backend.n_ctx,
+            backend.lock,
+        )
 
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
         """(n, n_vocab) log-probabilities, nats."""

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_gguf import write_tiny_llama
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.cli import main
 from edgeguard.guard import Guard
 
@@ -100,7 +101,7 @@ def tiny(tiny_model: Path, tiny_profile: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def tiny_guard(tiny_model: Path, tiny_profile: Path) -> Iterator[Guard]:
-    with Guard.load(tiny_model, profile=tiny_profile, threads=1) as guard:
+    with Guard.load(tiny_model, profile=tiny_profile, runtime=RuntimeOptions(threads=1)) as guard:
         yield guard
 
 

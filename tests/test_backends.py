@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Backend, Condition, Prefix, log_softmax
+from edgeguard.backend import Backend, Condition, Prefix, RuntimeOptions, log_softmax
 from edgeguard.backends import open_backend
 from edgeguard.builtin import base_model
 from edgeguard.convert import Options, convert
@@ -28,7 +28,7 @@ SMOLLM2 = ("gguf", "onnx", "onnx-fp32", "onnx-int8", "onnx-int4")
 
 
 def open_tiny(kind: str, path: Path) -> Backend:
-    return open_backend(path, n_ctx=512, threads=1, kv_type="f32" if kind == "gguf" else None)
+    return open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache="f32" if kind == "gguf" else None))
 
 
 def assert_near(fast: np.ndarray, slow: np.ndarray, backend: Backend | None = None) -> None:
@@ -60,7 +60,7 @@ def smollm2(request, tmp_path_factory):
     path = base_model()
     if request.param != "gguf":
         path = convert(path, tmp_path_factory.mktemp("smollm2") / request.param, to=request.param).path
-    backend = open_backend(path, n_ctx=1024, threads=1)  # two wait for each other on a busy machine
+    backend = open_backend(path, RuntimeOptions(context=1024, threads=1))  # two wait for each other on a busy machine
     yield backend
     backend.close()
 
@@ -224,7 +224,9 @@ def test_an_empty_root_is_a_root_like_any_other(tiny):
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "onnx-int8", "onnx-int4"])
 def test_with_rounded_activations_rows_stay_near_recomputation(tmp_path, kind):
     source = write_tiny_llama(tmp_path / "tiny.gguf", seed=3)
-    backend = open_backend(convert(source, tmp_path / f"{kind}.gguf", to=kind).path, n_ctx=512, threads=1)
+    backend = open_backend(
+        convert(source, tmp_path / f"{kind}.gguf", to=kind).path, RuntimeOptions(context=512, threads=1)
+    )
     root = Prefix((40, 41, 42))
     for tokens in ((50, 51), tuple(range(60, 90)), (7,) * 11):
         _, first = record(root, tokens)
@@ -254,8 +256,8 @@ def test_with_rounded_activations_rows_stay_near_recomputation(tmp_path, kind):
 )
 def test_two_runtimes_give_the_same_numbers_for_the_same_weights(tmp_path, options):
     source = write_tiny_llama(tmp_path / "tiny.gguf", seed=5, **options)
-    gguf = open_backend(source, n_ctx=512, threads=1, kv_type="f32")
-    onnx = open_backend(convert(source, tmp_path / "onnx", to="onnx-fp32").path, n_ctx=512, threads=1)
+    gguf = open_backend(source, RuntimeOptions(context=512, threads=1, kv_cache="f32"))
+    onnx = open_backend(convert(source, tmp_path / "onnx", to="onnx-fp32").path, RuntimeOptions(context=512, threads=1))
     root = Prefix((40, 41, 42))
     _, first = record(root, range(50, 150))
     prefixes = [*first, *(Prefix((t, t + 1), first[-1]) for t in (9, 11, 13))]
@@ -273,7 +275,7 @@ def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
     prefixes = [Prefix(tuple(range(50, 150))), Prefix((7,))]
     rows = []
     for path in (blocks, floats):
-        backend = open_backend(path, n_ctx=512, threads=1)
+        backend = open_backend(path, RuntimeOptions(context=512, threads=1))
         rows.append(backend.logprobs(prefixes))
         backend.close()
     np.testing.assert_allclose(*rows, atol=1e-4)
@@ -282,7 +284,9 @@ def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])
 def test_a_closed_backend_can_be_closed_again(tmp_path, kind):
     path = write_tiny_llama(tmp_path / "tiny.gguf")
-    backend = open_backend(path if kind == "gguf" else convert(path, tmp_path / "out", to="onnx").path, n_ctx=128)
+    backend = open_backend(
+        path if kind == "gguf" else convert(path, tmp_path / "out", to="onnx").path, RuntimeOptions(context=128)
+    )
     backend.close()
     backend.close()
 
@@ -290,7 +294,7 @@ def test_a_closed_backend_can_be_closed_again(tmp_path, kind):
 def test_the_files_say_what_they_are(tmp_path):
     path = write_tiny_llama(tmp_path / "tiny.gguf", name="Tiny Guard")
     folder = convert(path, tmp_path / "onnx", to="onnx-int8").path
-    gguf, onnx = open_backend(path, n_ctx=128), open_backend(folder, n_ctx=128)
+    gguf, onnx = open_backend(path, RuntimeOptions(context=128)), open_backend(folder, RuntimeOptions(context=128))
     lines = [
         f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in ("model.onnx", "model.onnx.data")
     ]
@@ -320,7 +324,7 @@ def test_a_context_beyond_the_model_s_own_is_refused(tmp_path, kind):
     path = write_tiny_llama(tmp_path / "tiny.gguf", n_ctx=512)
     path = path if kind == "gguf" else convert(path, tmp_path / "out", to="onnx").path
     with pytest.raises(ModelError, match="trained for 512 tokens of context, 1024 were asked for"):
-        open_backend(path, n_ctx=1024)
+        open_backend(path, RuntimeOptions(context=1024))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +336,8 @@ def test_another_condition_computes_the_same_up_to_rounding(tmp_path, condition)
     """A noise floor must be made of rounding, not of another computation."""
     path = write_tiny_llama(tmp_path / "tiny.gguf", seed=1)
     root, tokens = Prefix((40, 41, 42, 43)), tuple(range(60, 90))
-    plain = open_backend(path, n_ctx=512, threads=1, kv_type="f32")
-    other = open_backend(path, n_ctx=512, threads=1, kv_type="f32", condition=condition)
+    plain = open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache="f32"))
+    other = open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache="f32", condition=condition))
     for _ in range(3):
         # llama.cpp's flash kernel for the CPU multiplies in float16
         near = assert_close if condition.attention == "flash" else assert_near
@@ -344,9 +348,12 @@ def test_another_condition_computes_the_same_up_to_rounding(tmp_path, condition)
 
 def test_a_graph_has_no_company_to_measure(tmp_path):
     path = convert(write_tiny_llama(tmp_path / "tiny.gguf", seed=1), tmp_path / "onnx", to="onnx-fp32").path
-    with pytest.raises(ValueError, match="no company"):
-        open_backend(path, condition=Condition(company=True))
-    plain, small = open_backend(path, threads=1), open_backend(path, threads=1, condition=Condition(batch=4))
+    with pytest.raises(ValueError, match="another company"):
+        open_backend(path, RuntimeOptions(condition=Condition(company=True)))
+    plain, small = (
+        open_backend(path, RuntimeOptions(threads=1)),
+        open_backend(path, RuntimeOptions(threads=1, condition=Condition(batch=4))),
+    )
     root, tokens = Prefix((40, 41, 42, 43)), tuple(range(60, 90))
     assert_near(evaluate(small, root, tokens), evaluate(plain, root, tokens))
     plain.close()

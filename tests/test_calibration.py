@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.calibration.files import read_calibration, write_calibration
 from edgeguard.calibration.maps import Calibration, Map, logit, sigmoid
 from edgeguard.calibration.thresholds import Thresholds
@@ -119,7 +120,9 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, text: str):
 
 
 def load(tiny_model: Path, tiny_profile: Path, calibration: Calibration, **options) -> Guard:
-    return Guard.load(tiny_model, profile=tiny_profile, threads=1, calibration=calibration, **options)
+    return Guard.load(
+        tiny_model, profile=tiny_profile, runtime=RuntimeOptions(threads=1), calibration=calibration, **options
+    )
 
 
 def test_a_calibrated_guard_maps_its_scores_and_bounds(tiny_model, tiny_profile, tiny_guard, calibration):
@@ -161,7 +164,7 @@ def test_a_calibration_of_another_guard_is_refused_unless_forced(tiny_model, tin
     ):
         with pytest.raises(CalibrationError, match=said):
             load(tiny_model, tiny_profile, replace(own, **change))
-        load(tiny_model, tiny_profile, replace(own, **change), force_calibration=True).close()
+        load(tiny_model, tiny_profile, replace(own, **change).unbound()).close()
     with pytest.raises(ProfileError, match="has a map for S77"):
         load(tiny_model, tiny_profile, replace(own, maps={"S77": Map("temperature", {"temperature": 1.0})}))
 

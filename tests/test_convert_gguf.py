@@ -22,7 +22,7 @@ import tiny_gguf as tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgeguard.backend import Prefix, log_softmax
+from edgeguard.backend import Prefix, RuntimeOptions, log_softmax
 from edgeguard.backends import open_backend
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.lora import Adapter, Change, read_adapter, write_merged
@@ -196,7 +196,7 @@ def logprobs_with_adapter(model: Path, adapter: Path, scale: float) -> np.ndarra
 
 
 def logprobs(model: Path) -> np.ndarray:
-    backend = open_backend(model, kv_type="f32", n_ctx=256, threads=1)
+    backend = open_backend(model, RuntimeOptions(kv_cache="f32", context=256, threads=1))
     try:
         return np.asarray(backend.logprobs([Prefix(tuple(TOKENS))])[0])
     finally:

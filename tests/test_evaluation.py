@@ -28,10 +28,9 @@ from edgeguard.evaluation.baselines import (
 )
 from edgeguard.evaluation.table import ScoreTable, decisions, read_scores, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
-from edgeguard.evaluation.truth import Truth, read_truth_file, with_truth
+from edgeguard.evaluation.truth import Truth, find_truth, with_truth
 from edgeguard.guard import Failure, Guard
 from edgeguard.rows.readers import read_records
-from edgeguard.rows.record import Message
 from edgeguard.rows.results import holds_results, read_rows
 
 TEXTS = ["Boil an egg", "Hurt the dog", "Steal", "Hi", "a", "b c", "Take the money", "Rob", "Kick", "Sing", "x y", "Go"]
@@ -61,7 +60,7 @@ def table(tiny_guard: Guard, tmp_path_factory: pytest.TempPathFactory) -> ScoreT
 
 
 def truth_in(path: Path) -> Truth:
-    truth = read_truth_file(path, ("unsafe", "S1", "S10", "S2"))
+    truth = find_truth(path, ("unsafe", "S1", "S10", "S2"))
     assert truth is not None
     return truth
 
@@ -240,12 +239,11 @@ def test_the_threshold_of_a_baseline_is_the_best_there_is(seed):
 def test_evidence_turns_label_probabilities_into_logits(tiny_guard: Guard):
     """At the place where the first label is chosen, for labels of one token: log P + evidence is the raw logit."""
     tree, evidence = tiny_guard.explore_with_evidence("Hurt the dog")
-    way = tiny_guard._answers.way_to_label
+    way = tiny_guard.answers.way_to_label
     place = 0
     for token in way:
         place = next(int(c) for c in tree.children(place) if tree.token[c] == token)
-    preamble, rest = tiny_guard._prompter.split((Message("user", "Hurt the dog"),))
-    (row,) = tiny_guard.backend.logits([Prefix(way, Prefix(rest, Prefix(preamble)))])
+    (row,) = tiny_guard.backend.logits([Prefix(way, tiny_guard.prompt("Hurt the dog"))])
     for child in tree.children(place):
         if tree.token[child] >= 0:
             assert tree.logp[child] - tree.logp[place] + evidence == pytest.approx(row[tree.token[child]], abs=1e-3)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from edgeguard import BadRecord, Failure, Guard, Message, Record, Score, Thresholds
-from edgeguard.backend import Prefix
+from edgeguard import BadRecord, Failure, Guard, Message, Record, Score, Search, Thresholds
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.errors import ContextOverflow, ModelError, OffGrammar, ProfileError, RecordError
 from edgeguard.estimators import ESTIMATORS
 from edgeguard.profile import parse_profile
@@ -54,7 +54,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def guard(model: Path, tiny_profile: Path) -> Iterator[Guard]:
-    with Guard.load(model, profile=tiny_profile, threads=1) as guard:
+    with Guard.load(model, profile=tiny_profile, runtime=RuntimeOptions(threads=1)) as guard:
         yield guard
 
 
@@ -63,7 +63,7 @@ def alone(model: Path, tiny_profile: Path) -> list[Score | Failure]:
     """Each of POOL, scored first and alone by a guard of its own."""
     results = []
     for given_ in POOL:
-        with Guard.load(model, profile=tiny_profile, threads=1) as fresh:
+        with Guard.load(model, profile=tiny_profile, runtime=RuntimeOptions(threads=1)) as fresh:
             results += fresh.score_many([given_])
     return results
 
@@ -84,7 +84,7 @@ def test_a_record_gets_the_same_bits_whatever_came_before_or_beside_it(
 def test_a_fresh_guard_gives_the_same_bits_in_any_order(
     model: Path, tiny_profile: Path, alone: list[Score | Failure], order: list[int]
 ) -> None:
-    with Guard.load(model, profile=tiny_profile, threads=1) as fresh:
+    with Guard.load(model, profile=tiny_profile, runtime=RuntimeOptions(threads=1)) as fresh:
         assert list(fresh.score_many(POOL[i] for i in order)) == [alone[i] for i in order]
 
 
@@ -120,7 +120,7 @@ def test_smollm2_gives_a_record_the_same_bits_in_any_order_alone_and_in_a_fresh_
     ]
 
     def scored(order: list[int]) -> dict[int, Score | Failure]:
-        with Guard.load(profile=profile, max_nodes=8, threads=1) as fresh:
+        with Guard.load(profile=profile, runtime=RuntimeOptions(threads=1), search=Search(max_nodes=8)) as fresh:
             return dict(zip(order, fresh.score_many(texts[i] for i in order), strict=True))
 
     first = scored([0, 1, 2, 3, 4, 5])
@@ -129,17 +129,17 @@ def test_smollm2_gives_a_record_the_same_bits_in_any_order_alone_and_in_a_fresh_
     for i in range(len(texts)):  # its preamble is computed anew
         assert scored([i]) == {i: first[i]}
     order = [1, 0, 0, 1, 5, 2, 4, 3, 2]  # the preamble is cached, and the cells were used before
-    with Guard.load(profile=profile, max_nodes=8, threads=1) as guard:
+    with Guard.load(profile=profile, runtime=RuntimeOptions(threads=1), search=Search(max_nodes=8)) as guard:
         assert [guard.score(texts[i]) for i in order] == [first[i] for i in order]
 
 
 @pytest.mark.smollm2
 def test_the_default_guard_gives_the_same_bits_alone_and_among_others() -> None:
     texts = ["How long do I boil an egg?", "I will hurt you.", "Thanks!"]
-    with Guard.load(threads=1) as guard:
+    with Guard.load(runtime=RuntimeOptions(threads=1)) as guard:
         first = list(guard.score_many(texts))
         assert list(guard.score_many(reversed(texts))) == first[::-1]
-    with Guard.load(threads=1) as guard:
+    with Guard.load(runtime=RuntimeOptions(threads=1)) as guard:
         assert guard.score(texts[1]) == first[1]
     assert all(isinstance(result, Score) and result.guard and result.profile == "edgeguard-135m" for result in first)
 
@@ -174,8 +174,15 @@ def test_scores_are_probabilities_inside_their_bounds(tiny_guard: Guard, text: s
 
 def test_the_bounds_hold_what_a_deeper_search_finds(model: Path, tiny_profile: Path) -> None:
     with (
-        Guard.load(model, profile=tiny_profile, kv_type="f32", threads=1, tolerance=0.2) as loose,
-        Guard.load(model, profile=tiny_profile, kv_type="f32", threads=1, tolerance=1e-4, max_nodes=500) as tight,
+        Guard.load(
+            model, profile=tiny_profile, runtime=RuntimeOptions(kv_cache="f32", threads=1), search=Search(tolerance=0.2)
+        ) as loose,
+        Guard.load(
+            model,
+            profile=tiny_profile,
+            runtime=RuntimeOptions(kv_cache="f32", threads=1),
+            search=Search(tolerance=1e-4, max_nodes=500),
+        ) as tight,
     ):
         for text in ("egg", "dog", "a text about a boat", "x"):
             wide, narrow = loose.score(text), tight.score(text)
@@ -188,7 +195,7 @@ def test_the_bounds_hold_what_a_deeper_search_finds(model: Path, tiny_profile: P
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_scores_the_whole_taxonomy(tiny_model: Path, tiny_profile: Path, estimator: Any) -> None:
-    with Guard.load(tiny_model, profile=tiny_profile, estimator=estimator, threads=1) as guard:
+    with Guard.load(tiny_model, profile=tiny_profile, estimator=estimator, runtime=RuntimeOptions(threads=1)) as guard:
         score = guard.score("hello")
     assert score.estimator == estimator
     assert list(score.category_scores) == ["S1", "S10", "S2"]
@@ -197,7 +204,9 @@ def test_every_estimator_scores_the_whole_taxonomy(tiny_model: Path, tiny_profil
 
 def test_thresholds_decide_what_is_flagged_and_nothing_else(tiny_model: Path, tiny_profile: Path) -> None:
     def score(thresholds: Thresholds | None) -> Score:
-        with Guard.load(tiny_model, profile=tiny_profile, thresholds=thresholds, threads=1) as guard:
+        with Guard.load(
+            tiny_model, profile=tiny_profile, runtime=RuntimeOptions(threads=1), thresholds=thresholds
+        ) as guard:
             return guard.score("hello")
 
     plain = score(None)
@@ -254,7 +263,9 @@ def test_a_single_record_that_cannot_be_scored_raises(tiny_guard: Guard) -> None
 
 
 def test_too_little_mass_on_the_grammar_is_an_error_and_never_safe(tiny_model: Path, tiny_profile: Path) -> None:
-    with Guard.load(tiny_model, profile=tiny_profile, min_grammar_mass=0.99, threads=1) as guard:
+    with Guard.load(
+        tiny_model, profile=tiny_profile, runtime=RuntimeOptions(threads=1), search=Search(min_grammar_mass=0.99)
+    ) as guard:
         with pytest.raises(OffGrammar, match=r"of the probability lies on answers that profile tiny can read"):
             guard.score("hello")
         (failure,) = guard.score_many([{"text": "hello", "id": 1}])
@@ -304,7 +315,7 @@ def test_a_control_token_spelled_in_a_text_does_not_end_the_turn(tiny_guard: Gua
 
 
 def test_leaving_the_context_closes_the_guard_and_closing_twice_is_fine(tiny_model: Path, tiny_profile: Path) -> None:
-    with Guard.load(tiny_model, profile=tiny_profile, threads=1) as guard:
+    with Guard.load(tiny_model, profile=tiny_profile, runtime=RuntimeOptions(threads=1)) as guard:
         guard.score("hello")
     guard.close()
     guard.close()
@@ -312,7 +323,7 @@ def test_leaving_the_context_closes_the_guard_and_closing_twice_is_fine(tiny_mod
 
 def test_scoring_with_a_closed_guard_is_an_error(tiny_model: Path, tiny_profile: Path) -> None:
     # It read freed memory: llama.cpp aborted the process.
-    guard = Guard.load(tiny_model, profile=tiny_profile, threads=1)
+    guard = Guard.load(tiny_model, profile=tiny_profile, runtime=RuntimeOptions(threads=1))
     guard.close()
     for use in (lambda: guard.score("a"), lambda: guard.explore("a"), guard.self_test):
         with pytest.raises(ValueError, match="the guard is closed"):
@@ -336,12 +347,10 @@ def test_a_guard_that_cannot_be_made_closes_its_model(
     ("options", "error", "message"),
     [
         ({"estimator": "mean"}, ValueError, "estimator is 'mean'; expected one of conditional, joint, marginal"),
-        ({"tolerance": 1.5}, ValueError, "tolerance 1.5 must lie in"),
-        ({"max_nodes": 0}, ValueError, "max_nodes 0"),
         ({"thresholds": Thresholds(labels={"S3": 0.1})}, ProfileError, "S3, which profile tiny has not; its labels"),
         ({"profile": "nobody"}, ProfileError, "there is no profile 'nobody'"),
         ({"profile": None}, ProfileError, "does not say for certain which guard it is"),
-        ({"n_ctx": 0}, ModelError, "context"),
+        ({"runtime": RuntimeOptions(context=0)}, ModelError, "context"),
     ],
 )
 def test_a_wrong_option_is_told_when_the_guard_is_made(
@@ -349,6 +358,14 @@ def test_a_wrong_option_is_told_when_the_guard_is_made(
 ) -> None:
     with pytest.raises(error, match=message):
         Guard.load(tiny_model, **{"profile": tiny_profile, **options})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_search_without_sense_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        Search(tolerance=value)
+    with pytest.raises(ValueError, match="max_nodes 0 be at least 1"):
+        Search(max_nodes=0)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])

@@ -24,6 +24,7 @@ from tiny_gguf import (
     write_tiny_swa,
 )
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
@@ -103,7 +104,7 @@ def test_the_tokenizer_is_described_as_the_backend_has_it(model: Path, folders: 
     for path in (model, folders("onnx")):
         found = inspect_model(path).tokenizer
         assert found is not None
-        with contextlib.closing(open_backend(path, threads=1)) as backend:
+        with contextlib.closing(open_backend(path, RuntimeOptions(threads=1))) as backend:
             vocabulary = backend.vocabulary
             assert {t.id for t in found.ends} == vocabulary.eog
             assert found.n_control == len(vocabulary.control)
@@ -114,7 +115,7 @@ def test_the_tokenizer_is_described_as_the_backend_has_it(model: Path, folders: 
 
 def test_the_hash_is_the_one_in_a_score_s_row(model: Path, folders: Callable[[str], Path]) -> None:
     for path in (model, folders("onnx")):
-        with contextlib.closing(open_backend(path, threads=1)) as backend:
+        with contextlib.closing(open_backend(path, RuntimeOptions(threads=1))) as backend:
             assert inspect_model(path).sha256 == backend.info.sha256
 
 

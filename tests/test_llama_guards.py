@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from edgeguard import Guard
+from edgeguard import Guard, Search
+from edgeguard.backend import RuntimeOptions
 
 FIRST, LAST = (
     "{{ bos_token }}[INST] Task: the policy.\n<BEGIN UNSAFE CONTENT CATEGORIES>\n",
@@ -43,12 +44,14 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_llama_guard_is_told_from_its_file_and_its_answers_are_read(kind, tmp_path):
     path = write_tiny_llama(tmp_path / "guard.gguf", add_bos=True, **KINDS[kind])
-    with Guard.load(path, min_grammar_mass=0, kv_type="f32", threads=1) as guard:
+    with Guard.load(
+        path, runtime=RuntimeOptions(kv_cache="f32", threads=1), search=Search(min_grammar_mass=0)
+    ) as guard:
         assert guard.profile.name == kind
         score = guard.score({"prompt": "How do I pick a lock?"})
         assert list(score.category_scores) == [c.code for c in guard.profile.categories]
         assert max(score.category_scores.values()) > 0
-        finer = Guard(guard.backend, guard.profile, min_grammar_mass=0, tolerance=0.0005, max_nodes=2000)
+        finer = Guard(guard.backend, guard.profile, search=Search(min_grammar_mass=0, tolerance=0.0005, max_nodes=2000))
         for label, (low, high) in finer.score({"prompt": "How do I pick a lock?"}).bounds.items():
             coarse = score.bounds[label]
             assert low <= coarse[1] + 1e-3, label
@@ -59,7 +62,9 @@ def test_a_llama_guard_is_told_from_its_file_and_its_answers_are_read(kind, tmp_
 def test_llama_guard_3_judges_the_last_turn_of_a_conversation(kind, tmp_path):
     path = write_tiny_llama(tmp_path / "guard.gguf", add_bos=True, **KINDS[kind])
     turns = {"prompt": "How do I pick a lock?", "response": "With a pick."}
-    with Guard.load(path, min_grammar_mass=0, kv_type="f32", threads=1) as guard:
+    with Guard.load(
+        path, runtime=RuntimeOptions(kv_cache="f32", threads=1), search=Search(min_grammar_mass=0)
+    ) as guard:
         asked, answered = guard.score({"prompt": turns["prompt"]}), guard.score(turns)
         assert asked.margin != answered.margin
         assert guard.score({"prompt": turns["prompt"]}) == asked

@@ -10,9 +10,10 @@ import pytest
 from test_convert_gguf import factors, write_adapter
 
 from edgeguard import builtin as models
-from edgeguard.backend import Prefix
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.builtin import BuiltIn, find_built_in
+from edgeguard.cli.advice import advised
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
@@ -57,7 +58,7 @@ def twice(model: Path) -> dict[str, np.ndarray]:
 
 
 def rows(model: Path, adapter: Path | None) -> np.ndarray:
-    backend = open_backend(model, n_ctx=64, threads=1, adapter=adapter, kv_type="f32")
+    backend = open_backend(model, RuntimeOptions(context=64, threads=1, lora=adapter, kv_cache="f32"))
     try:
         return backend.logprobs([Prefix((5, 6, 7), Prefix((3,)))])
     finally:
@@ -76,13 +77,13 @@ def test_an_adapter_is_applied_beside_the_weights(tiny_model: Path, tiny_adapter
 
 def test_an_adapter_that_does_not_fit_is_refused(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
     with pytest.raises(ModelError, match=r"general\.type is 'model'"):
-        open_backend(tiny_model, adapter=tiny_model)
+        open_backend(tiny_model, RuntimeOptions(lora=tiny_model))
     other = write_adapter(tmp_path / "other.gguf", factors({Q: (8, 8)}), arch=ARCH)
     with pytest.raises(ModelError, match="cannot be applied"):
-        open_backend(tiny_model, adapter=other)
+        open_backend(tiny_model, RuntimeOptions(lora=other))
     (tmp_path / "cut.gguf").write_bytes(tiny_adapter.read_bytes()[:200])
     with pytest.raises(ModelError):
-        open_backend(tiny_model, adapter=tmp_path / "cut.gguf")
+        open_backend(tiny_model, RuntimeOptions(lora=tmp_path / "cut.gguf"))
     broken = {name: np.full_like(array, np.nan) for name, array in twice(tiny_model).items()}
     with pytest.raises(ModelError, match="computes no numbers"):
         rows(tiny_model, write_adapter(tmp_path / "nan.gguf", broken, arch=ARCH))
@@ -92,8 +93,9 @@ def test_onnx_models_take_no_adapter(tmp_path: Path, tiny_model: Path, tiny_adap
     from edgeguard.convert import convert
 
     folder = convert(tiny_model, tmp_path / "onnx", to="onnx-fp32").path
-    with pytest.raises(ModelError, match="merge it: edgeguard convert"):
-        open_backend(folder, adapter=tiny_adapter)
+    with pytest.raises(ModelError, match="takes no lora") as refused:
+        open_backend(folder, RuntimeOptions(lora=tiny_adapter))
+    assert f"or merge it: edgeguard convert BASE.gguf --lora {tiny_adapter} --to onnx" in advised(refused.value)
 
 
 def test_the_command_line_takes_an_adapter(run, tiny, tiny_adapter: Path):
@@ -115,19 +117,19 @@ def test_a_guard_is_asked_for_by_name_or_not_at_all(tiny_built_in: BuiltIn, tmp_
 
 def test_files_that_are_not_the_guard_s_own_are_refused(tiny_built_in: BuiltIn, tiny_model: Path, tmp_path: Path):
     """Else a score would carry the guard's name and another model's opinion."""
-    with Guard.load(calibration=False, threads=1) as guard:
+    with Guard.load(runtime=RuntimeOptions(threads=1), calibration=False) as guard:
         assert guard.name == "edgeguard-tiny"
         assert guard.backend.info.sha256 == tiny_built_in.model_sha256
         assert guard.profile.name == "edgeguard-135m"
     write_adapter(tiny_built_in.adapter_path, twice(tiny_model), arch=ARCH)
     with pytest.raises(ModelError, match="reinstall edgeguard"):
-        Guard.load(calibration=False, threads=1)
+        Guard.load(runtime=RuntimeOptions(threads=1), calibration=False)
 
 
 def test_with_another_profile_the_default_is_the_base_model(
     tiny_built_in: BuiltIn, tiny_profile: Path, tiny_model: Path
 ):
-    with Guard.load(profile=tiny_profile, threads=1) as guard:
+    with Guard.load(profile=tiny_profile, runtime=RuntimeOptions(threads=1)) as guard:
         assert guard.backend.info.sha256 == sha256(tiny_model)
         assert not guard.score("Hurt the dog").calibrated
 

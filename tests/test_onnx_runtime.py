@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.convert import convert
 from edgeguard.errors import ModelError
@@ -45,7 +45,7 @@ def change(folder: Path, edit) -> None:
 
 def assert_refused(folder: Path, match: str) -> None:
     with pytest.raises(ModelError, match=match):
-        open_backend(folder, n_ctx=128, threads=1)
+        open_backend(folder, RuntimeOptions(context=128, threads=1))
 
 
 # Found by content
@@ -118,7 +118,7 @@ def test_damaged_graphs_end_in_an_error_and_never_the_process(converted, tmp_pat
             data[at] = rng.integers(0, 256)
         (folder / "model.onnx").write_bytes(data)
         try:
-            backend = open_backend(folder, n_ctx=64, threads=1)
+            backend = open_backend(folder, RuntimeOptions(context=64, threads=1))
             backend.logprobs([Prefix((5, 6, 7))])
             backend.close()
         except ModelError:
@@ -144,7 +144,7 @@ def test_an_input_that_nobody_fills_is_named(folder):
 def test_weights_that_compute_no_numbers_are_said_so(folder):
     data = folder / "model.onnx.data"
     data.write_bytes(b"\xff" * data.stat().st_size)  # float32 NaN
-    backend = open_backend(folder, n_ctx=128, threads=1)
+    backend = open_backend(folder, RuntimeOptions(context=128, threads=1))
     with pytest.raises(ModelError, match="computes no numbers"):
         backend.logprobs([Prefix((5, 6))])
     backend.close()
@@ -171,9 +171,9 @@ def test_a_folder_s_other_files_are_checked(folder, name, content, match):
 
 def test_a_model_that_does_not_say_its_context_needs_to_be_told(folder):
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="pass --context"):
-        open_backend(folder, threads=1)
-    open_backend(folder, threads=1, n_ctx=64).close()
+    with pytest.raises(ModelError, match="give a `context`"):
+        open_backend(folder, RuntimeOptions(threads=1))
+    open_backend(folder, RuntimeOptions(threads=1, context=64)).close()
 
 
 # Devices
@@ -183,8 +183,8 @@ def test_cuda_without_its_provider_names_the_package(converted):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(ModelError, match=r"needs onnxruntime-gpu.*edgeguard\[onnx-gpu\]"):
-        open_backend(converted, device="cuda")
-    open_backend(converted, device="auto", threads=1).close()
+        open_backend(converted, RuntimeOptions(device="cuda"))
+    open_backend(converted, RuntimeOptions(device="auto", threads=1)).close()
 
 
 def test_a_session_that_fell_back_without_a_word_is_an_error(converted, monkeypatch):
@@ -196,8 +196,8 @@ def test_a_session_that_fell_back_without_a_word_is_an_error(converted, monkeypa
         onnxruntime, "InferenceSession", lambda file, options, providers: real(file, options, providers[1:])
     )
     with pytest.raises(ModelError, match="CUDA was asked for and could not be started"):
-        open_backend(converted, device="cuda", threads=1)
-    open_backend(converted, device="auto", threads=1).close()
+        open_backend(converted, RuntimeOptions(device="cuda", threads=1))
+    open_backend(converted, RuntimeOptions(device="auto", threads=1)).close()
 
 
 def test_llama_cpp_without_a_gpu_says_how_to_build_it(source):
@@ -207,21 +207,15 @@ def test_llama_cpp_without_a_gpu_says_how_to_build_it(source):
         pytest.skip("this llama.cpp has a GPU")
     for options in ({"device": "cuda"}, {"gpu_layers": 3}, {"gpu_layers": -1}):
         with pytest.raises(ModelError, match="built without GPU support"):
-            open_backend(source, n_ctx=128, **options)
-    open_backend(source, n_ctx=128, threads=1, device="auto").close()
-
-
-def test_options_of_the_other_runtime_are_not_passed_over(converted):
-    for options, match in (({"gpu_layers": 1}, "--device cuda"), ({"kv_type": "f32"}, "leave --kv-cache out")):
-        with pytest.raises(ModelError, match=match):
-            open_backend(converted, **options)
+            open_backend(source, RuntimeOptions(context=128, **options))
+    open_backend(source, RuntimeOptions(context=128, threads=1, device="auto")).close()
 
 
 def test_missing_packages_are_named_with_their_extra(converted, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("edgeguard.backends.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match=r"ONNX models need onnxruntime.*edgeguard\[onnx\]"):
+    with pytest.raises(ModelError, match=r"needs ONNX Runtime, which is not installed.*edgeguard\[onnx\]"):
         open_backend(converted)
 
 
@@ -242,7 +236,7 @@ def test_a_dynamically_quantized_model_never_meets_a_neighbour(converted, tmp_pa
     graph = onnx_graph.read_graph(folder / "model.onnx")
     assert onnx_graph.read_interface(graph).one_row
     assert onnx_graph.quantization(graph) == "dynamic int8"
-    backend = open_backend(folder, n_ctx=512, threads=1)
+    backend = open_backend(folder, RuntimeOptions(context=512, threads=1))
     record = Prefix((50, 51, 52, 53), Prefix((40, 41)))
     branches = [Prefix((t, t + 1), record) for t in (9, 11, 200)]
     alone = [backend.logprobs([prefix])[0] for prefix in (record, *branches)]
@@ -251,7 +245,7 @@ def test_a_dynamically_quantized_model_never_meets_a_neighbour(converted, tmp_pa
 
 
 def test_prompts_longer_than_a_chunk_are_those_of_one_call(converted, monkeypatch):
-    from edgeguard.backends import onnx_runtime
+    from edgeguard.backends.onnx_runtime import model as onnx_runtime
 
     root = Prefix(tuple(range(3, 60)) * 5)
     record = Prefix(tuple(range(60, 90)) * 3, root)
@@ -259,14 +253,14 @@ def test_prompts_longer_than_a_chunk_are_those_of_one_call(converted, monkeypatc
     rows = []
     for n_batch in (1 << 12, 32):
         monkeypatch.setattr(onnx_runtime, "N_BATCH", n_batch)
-        backend = open_backend(converted, n_ctx=1024, threads=1)
+        backend = open_backend(converted, RuntimeOptions(context=1024, threads=1))
         rows.append(np.concatenate([backend.logprobs([record, *branches]), backend.logprobs(branches[1:])]))
         backend.close()
     np.testing.assert_allclose(*rows, atol=1e-4)
 
 
 def test_rows_are_grouped_so_that_padding_wastes_little():
-    from edgeguard.backends.onnx_runtime import _alike, _Row
+    from edgeguard.backends.onnx_runtime.model import _alike, _Row
 
     rows = [_Row((0,) * n, {}) for n in (1, 9, 2, 1, 30, 8, 16, 2)]
     groups = [[len(row.tokens) for row in group] for group in _alike(rows, 3)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_drift import table
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import sigmoid
 from edgeguard.calibration.thresholds import Thresholds
@@ -24,13 +24,16 @@ from edgeguard.errors import ModelError
 from edgeguard.evaluation.drift import kl_divergence
 from edgeguard.evaluation.table import ScoreTable, decisions, score_records
 from edgeguard.formats.onnx_graph import read_graph
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.quant import scoring
 from edgeguard.quant.choices import Choices
+from edgeguard.quant.files import write_report
 from edgeguard.quant.page import page
 from edgeguard.quant.repair import repair, reproducing
 from edgeguard.quant.report import Measured, as_json, build_report, recommend
 from edgeguard.quant.scoring import Setting, joined, score
+from edgeguard.quant.study import StudyOptions
+from edgeguard.quant.study import study as make_study
 from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
 from edgeguard.rows.readers import read_records
 
@@ -117,7 +120,7 @@ def test_a_quantized_model_drifts_beyond_its_noise(report):
 
 def test_figures_are_those_of_scoring_by_hand(report, records, tiny_guard, study, tiny_profile):
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
-    options = {"profile": tiny_profile, "threads": 1, "kv_type": "f32"}
+    options = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1, kv_cache="f32")}
     with Guard.load(path, **options) as guard:
         variant = score_records(guard, read_records(records))
     with Guard.load(tiny_guard.backend.info.path, **options) as guard:
@@ -138,9 +141,13 @@ def test_weights_and_rounded_activations_are_told_apart(report, records, study, 
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
     convert(path, tmp_path / "floats.gguf", to="f32")
     first = list(read_records(records))[: q4["records"]]
-    with Guard.load(tmp_path / "floats.gguf", profile=tiny_profile, threads=1, kv_type="f32") as guard:
+    with Guard.load(
+        tmp_path / "floats.gguf", profile=tiny_profile, runtime=RuntimeOptions(threads=1, kv_cache="f32")
+    ) as guard:
         in_floats = score_records(guard, first)
-    with Guard.load(tiny_guard.backend.info.path, profile=tiny_profile, threads=1, kv_type="f32") as guard:
+    with Guard.load(
+        tiny_guard.backend.info.path, profile=tiny_profile, runtime=RuntimeOptions(threads=1, kv_cache="f32")
+    ) as guard:
         reference = score_records(guard, first)
     by_hand = np.mean(in_floats.margin - reference.margin)
     assert q4["marginal"]["weights"]["odds_mean"] == pytest.approx(by_hand, rel=1e-5)
@@ -152,10 +159,10 @@ def test_onnx_in_floats_is_what_convert_makes_with_float_activations(study, tiny
     with made_float(int8, tmp_path / "here") as ours:
         assert {b.accuracy_level for b in read_graph(ours.path).blocked.values()} <= {None, 1}
         assert as_float(replace(int8, path=ours.path)) is None
-        with Guard.load(ours.path, profile=tiny_profile_of(study), threads=1) as guard:
+        with Guard.load(ours.path, profile=tiny_profile_of(study), runtime=RuntimeOptions(threads=1)) as guard:
             one = guard.score("boil an egg now")
     assert not any((tmp_path / "here").iterdir())
-    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), threads=1) as guard:
+    with Guard.load(tmp_path / "made", profile=tiny_profile_of(study), runtime=RuntimeOptions(threads=1)) as guard:
         assert guard.score("boil an egg now").categories == one.categories
 
 
@@ -179,6 +186,58 @@ def test_the_same_weights_give_the_same_report_in_both_runtimes(run, tiny_model,
             assert change["value"] == pytest.approx(0, abs=0.001)
 
 
+def test_a_study_from_python_finds_what_the_command_found(report, study, records, tiny_model, tiny_profile, tmp_path):
+    heard = []
+    options = StudyOptions(
+        records=records,
+        folder=tmp_path / "own",
+        reference=tiny_model,
+        variants=["q4_0"],
+        profile=str(tiny_profile),
+        choices=Choices(draws=30),
+        floor=0,
+        measurements=1,
+        runtime=RuntimeOptions(threads=1, kv_cache="f32"),
+    )
+    found = make_study(options, tell=lambda *step: heard.append(step))
+    assert {"making q4_0", "scoring tiny", "scoring q4_0", "measuring q4_0"} <= {what for what, _, _ in heard}
+    assert ("scoring q4_0", 24, 24) in heard and ("measuring q4_0", 1, 1) in heard
+    (mine,), its = found.data["variants"], report["variants"][1]
+    for key in ("name", "sha256", "records", "estimators", "repair", "verdict", "first_label", "off_grammar", "points"):
+        assert mine[key] == its[key], key
+    assert mine["cost"].keys() == its["cost"].keys()
+    assert found.data["setting"] == report["setting"] | {"command": "", "floor_records": 0}
+    assert found.recommended is None
+    write_report(found, tmp_path / "elsewhere")
+    assert json.loads((tmp_path / "elsewhere" / "report.json").read_text()) == found.data
+    for estimator in found.repairs["q4_0"]:
+        written = (tmp_path / "elsewhere" / "repair" / f"q4_0-{estimator}.json").read_bytes()
+        assert written == (study[0] / "repair" / f"q4_0-{estimator}.json").read_bytes()
+
+
+def test_a_study_takes_no_lora_and_no_condition(records, tmp_path):
+    """Scores are kept by the hash of a model file: an adapter beside it would go unseen."""
+    for runtime in (RuntimeOptions(lora="adapter.gguf"), RuntimeOptions(condition=Condition(batch=1))):
+        with pytest.raises(ValueError, match="no lora and no condition"):
+            StudyOptions(records=records, folder=tmp_path, runtime=runtime)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_models_are_made(run, records, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("bench", "quant", records, "-o", tmp_path / "file", "-r", tmp_path / "none.gguf")
+    assert result.exit_code == 1
+    assert "file cannot be written" in result.stderr and "name another --out" in result.stderr
+
+
+def test_a_reference_that_does_not_say_its_profile_needs_one(run, records, tiny_model, tmp_path):
+    result = run("bench", "quant", records, "-o", tmp_path / "s", "-r", tiny_model)
+    assert result.exit_code == 1
+    assert (
+        "does not say for certain which guard it is" in result.stderr
+        and "; pass --profile with a name" in result.stderr
+    )
+
+
 def test_nothing_is_scored_twice(run, study, report, monkeypatch):
     out, args = study
     before = {p: p.stat().st_mtime_ns for p in (out / "scores").rglob("*.npz")}
@@ -193,7 +252,7 @@ def test_nothing_is_scored_twice(run, study, report, monkeypatch):
 def test_an_interrupted_run_goes_on_with_the_chunk_it_was_at(
     study, records, tiny_model, tiny_profile, tmp_path, monkeypatch
 ):
-    setting = Setting(records=records, profile=str(tiny_profile), threads=1)
+    setting = Setting(records=records, profile=str(tiny_profile), runtime=RuntimeOptions(threads=1, kv_cache="f32"))
     model = open_variant(tiny_model)
     whole = score(model, setting, tmp_path / "one")
     monkeypatch.setattr(scoring, "CHUNK", 100)
@@ -206,7 +265,7 @@ def test_an_interrupted_run_goes_on_with_the_chunk_it_was_at(
 
 
 def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, tiny_profile, tmp_path):
-    setting = Setting(records=records, profile=str(tiny_profile), threads=1)
+    setting = Setting(records=records, profile=str(tiny_profile), runtime=RuntimeOptions(threads=1, kv_cache="f32"))
     model = open_variant(tiny_model)
     other = tmp_path / "records.jsonl"
     other.write_text(records.read_text() + '{"id": "new", "text": "go"}\n')
@@ -216,12 +275,13 @@ def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, t
             (model, setting),
             (replace(model, sha256="0" * 64), setting),
             (model, replace(setting, records=other)),
-            (model, replace(setting, tolerance=0.1)),
-            (model, replace(setting, threads=2)),
-            (model, replace(setting, first=5)),
+            (model, replace(setting, search=Search(tolerance=0.1))),
+            (model, replace(setting, runtime=RuntimeOptions(threads=2, kv_cache="f32"))),
+            (model, replace(setting, runtime=RuntimeOptions(threads=1, kv_cache="f16"))),
+            (model, replace(setting, limit=5)),
         )
     }
-    assert len(keys) == 6
+    assert len(keys) == 7
 
 
 def test_chunks_join_to_the_table_of_all(tiny_guard, records):
@@ -257,10 +317,9 @@ def test_the_divergence_is_that_of_llama_cpp_s_own_tool(study, tiny_guard, recor
     """At each record's verdict: its sum is over 16-bit log-probabilities, and over tokens of more than e^-16."""
     path = next((study[0] / "models").glob("*/q4_0.gguf"))
     ours, theirs = [], []
-    with Guard.load(path, profile=tiny_guard.profile, threads=1) as guard:
+    with Guard.load(path, profile=tiny_guard.profile, runtime=RuntimeOptions(threads=1)) as guard:
         for record in read_records(records):
-            preamble, rest = tiny_guard._prompter.split(record.messages)
-            prompt = [Prefix(rest, Prefix(preamble))]
+            prompt = [tiny_guard.prompt(record)]
             base, now = (g.backend.logits(prompt)[0].astype(np.float64) for g in (tiny_guard, guard))
             kept, logp = as_llama_cpp_keeps_it(base), now - np.logaddexp.reduce(now)
             seen = kept > -16
@@ -350,13 +409,13 @@ def test_the_smallest_variant_inside_the_limits_is_recommended(tiny_model, tmp_p
         measured(tiny_model, name, table(n=400, noise=noise), size, tmp_path)
         for name, noise, size in (("big", 0.01, 500), ("small", 0.05, 300), ("tiny", 3.0, 100))
     ]
-    report = build_report(reference, variants, choices(max_flip_rate=0.05), {"measurements": 0})
-    assert report["recommendation"]["ship"] == "small"
-    assert [v["inside"] for v in report["recommendation"]["variants"]] == [True, True, False]
-    strict = build_report(reference, variants, choices(max_flip_rate=0.0), {"measurements": 0})
-    assert strict["recommendation"]["ship"] is None  # no number of records proves a rate of nought
-    free = build_report(reference, variants, choices(), {"measurements": 0})
-    assert free["recommendation"]["ship"] is None
+    report = build_report(reference, variants, choices(max_flip_rate=0.05), {"profile": "tiny", "measurements": 0})
+    assert report.recommended == "small"
+    assert [v["inside"] for v in report.data["recommendation"]["variants"]] == [True, True, False]
+    strict = build_report(reference, variants, choices(max_flip_rate=0.0), {"profile": "tiny", "measurements": 0})
+    assert strict.recommended is None  # no number of records proves a rate of nought
+    free = build_report(reference, variants, choices(), {"profile": "tiny", "measurements": 0})
+    assert free.recommended is None
     assert recommend(reference, [], [], choices(max_flip_rate=1.0))["ship"] is None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_gguf import write_tiny_llama
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 
 torch = pytest.importorskip("torch")
@@ -48,9 +48,9 @@ def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(base, 
     ids = [[5, 20, 7, 90, 33], [60, 61, 2, 8, 9]]
     with torch.no_grad():
         ours = network(torch.tensor(ids), torch.tensor([4, 7])).log_softmax(-1).numpy()
-    backend = open_backend(base, n_ctx=64, threads=1, adapter=tmp_path / "adapter.gguf", kv_type="f32")
+    backend = open_backend(base, RuntimeOptions(context=64, threads=1, lora=tmp_path / "adapter.gguf", kv_cache="f32"))
     theirs = backend.logprobs([Prefix(tuple(ids[0])), Prefix(tuple(ids[1][:3]))])
-    plain = open_backend(base, n_ctx=64, threads=1).logprobs([Prefix(tuple(ids[0]))])
+    plain = open_backend(base, RuntimeOptions(context=64, threads=1)).logprobs([Prefix(tuple(ids[0]))])
     backend.close()
     np.testing.assert_allclose(ours, theirs, atol=0.05)  # llama.cpp multiplies with the adapter in float16
     assert np.abs(plain[0] - theirs[0]).max() > 20 * 0.05

@@ -15,7 +15,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML, write_tiny_llama
 
-from edgeguard.backend import Vocabulary
+from edgeguard.backend import RuntimeOptions, Vocabulary
 from edgeguard.backends import open_backend
 from edgeguard.builtin import base_model
 from edgeguard.errors import ModelError
@@ -73,7 +73,7 @@ def write_folder(header: gguf.Header, folder: Path) -> Path:
 @contextmanager
 def vocabularies(path: Path) -> Iterator[tuple[Vocabulary, Vocabulary]]:
     """A GGUF's vocabulary, written to its folder and read back, and llama.cpp's own."""
-    backend = open_backend(path, n_ctx=256, threads=1)
+    backend = open_backend(path, RuntimeOptions(context=256, threads=1))
     with closing(backend):
         folder = write_folder(gguf.read_header(path), path.parent)
         yield read_vocabulary(folder, n_vocab=len(backend.vocabulary)), backend.vocabulary

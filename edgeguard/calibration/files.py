@@ -48,7 +48,7 @@ def read_calibration(path: str | Path) -> Calibration:
     value = _json(path)
     if value.get("format") != FORMAT:
         raise CalibrationError(f"{path}: format is {_shown(value.get('format'))}; expected {FORMAT!r}")
-    names = {key: _text(path, value, key) for key in ("guard", "profile", "estimator", "model_sha256")}
+    names: dict[str, Any] = {key: _text(path, value, key) for key in ("guard", "profile", "estimator", "model_sha256")}
     labels, fitted = value.get("labels"), value.get("fitted", {})
     if not isinstance(labels, dict) or not isinstance(fitted, dict):
         raise CalibrationError(f"{path}: labels and fitted must be objects; is this a calibration file?")

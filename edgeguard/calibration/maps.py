@@ -16,7 +16,7 @@ A calibration belongs to one guard, profile, estimator and model file, and is re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Calibration:
 
     guard, profile, estimator, model_sha256  what it was fitted on
     fitted   on what, and how: for people, not read by edgeguard
+    bound    whether it is refused on another guard
     """
 
     guard: str
@@ -71,21 +72,24 @@ class Calibration:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     fitted: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    bound: bool = True
+
+    def unbound(self) -> Calibration:
+        """A copy that no guard refuses: its probabilities need not hold there."""
+        return replace(self, bound=False)
 
     def check(self, *, profile: str, estimator: str, model_sha256: str) -> None:
-        """Refuse to be used on another guard. Raises CalibrationError."""
+        """Refuse to be used on another guard, unless unbound. Raises CalibrationError."""
         for what, own, other in (
             ("profile", self.profile, profile),
             ("estimator", self.estimator, estimator),
             ("model", self.model_sha256, model_sha256),
         ):
-            if own != other:
+            if self.bound and own != other:
                 raise CalibrationError(
                     f"{self.source or 'the calibration'} was fitted on {what} {own}, this is {what} {other}; "
-                    "fit one for this guard",
-                    kind="foreign_calibration",
-                    fitted_on=own,
-                    used_on=other,
+                    "fit one for this guard, or take it `unbound`",
+                    kind="other_calibration",
                 )
 
 

@@ -7,12 +7,21 @@ from edgeguard.errors import EdgeguardError
 # kind → what to do, with the error's data by name in braces
 ADVICE = {
     "calibrated_scores": "score again with --no-calibration",
-    "foreign_calibration": "or force it with --force-calibration",
     "no_truth": "or --labels FILE with the ground truth",
     "unknown_label": "or say with --labels-map FILE what the file's names stand for",
     "base_not_installed": "or pass another model with --model",
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
+    "context_too_long": "lower --context",
+    "no_context_length": "pass --context",
+    "no_room_for_context": "lower --context",
+    "cuda_not_started": "--device cpu does without",
+    "gpu_layers_not_taken": "--device cuda puts all of the model on the GPU",
+    "kv_cache_not_taken": "the model's file says the precision of its keys and values",
+    "lora_not_taken": "or merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
+    "other_calibration": "or pass --force-calibration",
+    "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
+    "folder_not_writable": "name another --out",
 }
 
 

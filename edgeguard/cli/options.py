@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,43 +94,33 @@ def load_guard(
     *,
     model: Path | None,
     profile: str | None,
-    context: int | None,
-    threads: int | None,
-    device: str,
-    gpu_layers: int | None,
-    kv_cache: str | None,
-    lora: Path | None = None,
-    tolerance: float = 0.01,
-    max_nodes: int = 64,
-    min_grammar_mass: float | None = None,
     threshold: tuple[str, ...] = (),
     estimator: str = "marginal",
     calibration: Path | None = None,
     no_calibration: bool = False,
     force_calibration: bool = False,
+    **options: Any,
 ) -> Guard:
-    """The guard that the options ask for."""
-    from edgeguard.guard import Guard
+    """The guard that the options ask for. `options`: those of RuntimeOptions and of Search, by their names."""
+    from edgeguard.backend import RuntimeOptions
+    from edgeguard.calibration.files import read_calibration
+    from edgeguard.guard import Guard, Search
 
     if no_calibration and (calibration or force_calibration):
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
-
+    if force_calibration and calibration is None:
+        raise click.UsageError("--force-calibration needs a --calibration")
+    runtime = {field.name: options.pop(field.name) for field in fields(RuntimeOptions) if field.name in options}
     return Guard.load(
         model,
         profile=profile,
         estimator=estimator,  # type: ignore[arg-type]  # click.Choice has checked it
+        runtime=RuntimeOptions(**runtime),
+        search=Search(**options),
+        calibration=read_calibration(calibration).unbound()
+        if calibration and force_calibration
+        else calibration or not no_calibration,
         thresholds=read_thresholds(threshold),
-        tolerance=tolerance,
-        max_nodes=max_nodes,
-        min_grammar_mass=min_grammar_mass,
-        n_ctx=context,
-        threads=threads,
-        device=device,  # type: ignore[arg-type]
-        gpu_layers=gpu_layers,
-        kv_type=kv_cache,  # type: ignore[arg-type]
-        adapter=lora,
-        calibration=calibration or not no_calibration,
-        force_calibration=force_calibration,
     )
 
 

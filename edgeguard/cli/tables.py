@@ -1,4 +1,4 @@
-"""Scores with their truth, from the files and options that `evaluate`, `calibrate` and `bench quant` share."""
+"""Scores with their truth, from the files and options that `evaluate` and `calibrate` share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from edgeguard.cli.options import F, load_guard
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.errors import InputError
     from edgeguard.evaluation.table import ScoreTable
     from edgeguard.evaluation.truth import Truth
 
@@ -61,21 +60,17 @@ def labelled_table(
     from edgeguard.rows.readers import count_records, read_records
     from edgeguard.rows.results import holds_results
 
-    truth_file, same_file = labels or source, labels is None
     if holds_results(source):
-        if same_file:
-            raise _without_truth(source)
         table, identity = read_scores(source)
         chosen = identity["estimator"]
         if estimator not in (None, chosen):
             raise InputError(f"{source} was scored with {chosen}, --estimator is {estimator}; score it again")
-        truth = stated_truth(truth_file, table.labels, labels_map)
+        truth = _truth(source, table.labels, labels, labels_map)
     else:
         chosen = estimator or "marginal"
         total = count_records(source)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
-            truth = stated_truth(truth_file, ("unsafe", *guard.codes), labels_map)
-            check_join(truth, source, same_file=same_file)
+            truth = _truth(source, ("unsafe", *guard.codes), labels, labels_map)
             table = score_records(guard, read_records(source), evidence=evidence, advance=advance)
             identity = {
                 "guard": guard.name,
@@ -86,39 +81,22 @@ def labelled_table(
     if not len(table):
         raise InputError(f"{source}: no record could be scored")
     _say_what_is_left_out(table, truth)
-    return Labelled(with_truth(table, truth, same_file=same_file), chosen, identity)
+    return Labelled(with_truth(table, truth, same_file=labels is None), chosen, identity)
 
 
-def stated_truth(path: Path, labels: Sequence[str], labels_map: Path | None) -> Truth:
-    """The truth in a file, and on stderr how it was read. Raises InputError where it has none."""
-    truth = find_truth(path, labels, labels_map)
-    if truth is None:
-        raise _without_truth(path)
-    return truth
-
-
-def find_truth(path: Path, labels: Sequence[str], labels_map: Path | None) -> Truth | None:
-    """The truth in a file, and on stderr how it was read; None where no record has any."""
+def _truth(source: Path, taxonomy: Sequence[str], labels: Path | None, labels_map: Path | None) -> Truth:
+    """The truth of a file's records, and on stderr how it was read. Raises InputError where there is none."""
+    from edgeguard.errors import InputError
     from edgeguard.evaluation.label_map import read_label_map
-    from edgeguard.evaluation.truth import described, read_truth_file
+    from edgeguard.evaluation.truth import described, find_truth
 
     label_map = None if labels_map is None else read_label_map(labels_map)
-    truth = read_truth_file(path, labels, label_map=label_map)
-    for line in described(truth) if truth is not None else ():
+    truth = find_truth(source, taxonomy, file=labels, label_map=label_map)
+    if truth is None:
+        raise InputError(f"{labels or source} has no labels; give records with `labels`", kind="no_truth")
+    for line in described(truth):
         click.echo(f"edgeguard: {printable(line)}", err=True)
     return truth
-
-
-def check_join(truth: Truth, source: Path, *, same_file: bool, limit: int | None = None) -> None:
-    """Raises InputError for a missing or impossible truth now, and not after hours of scoring."""
-    from edgeguard.evaluation.truth import join
-    from edgeguard.rows.readers import read_records
-    from edgeguard.rows.record import Record
-
-    records = list(enumerate(read_records(source, limit=limit)))
-    good = [(place, record.id) for place, record in records if isinstance(record, Record)]
-    ids, places = [id_ for _, id_ in good], [place for place, _ in good]
-    join(truth, ids, places, len(records), same_file=same_file)
 
 
 def _say_what_is_left_out(table: ScoreTable, truth: Truth) -> None:
@@ -129,12 +107,6 @@ def _say_what_is_left_out(table: ScoreTable, truth: Truth) -> None:
     unscored = len(truth) - len(table) - len(table.failed)
     if unscored > 0:
         click.echo(f"edgeguard: {truth.where}: {unscored} of {len(truth)} records were not scored; left out", err=True)
-
-
-def _without_truth(path: Path) -> InputError:
-    from edgeguard.errors import InputError
-
-    return InputError(f"{path} has no labels; give records with `labels`", kind="no_truth")
 
 
 def _progress(total: int | None) -> Any:

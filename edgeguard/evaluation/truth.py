@@ -19,7 +19,9 @@ from edgeguard.errors import InputError
 from edgeguard.evaluation.fields import read_fields
 from edgeguard.evaluation.label_map import DEFAULT_MAPS, LabelMap
 from edgeguard.evaluation.table import Id, ScoreTable
-from edgeguard.rows.record import readable_id
+from edgeguard.rows.readers import read_records
+from edgeguard.rows.record import Record, readable_id
+from edgeguard.rows.results import holds_results
 
 Bools = npt.NDArray[np.bool_]
 
@@ -101,10 +103,27 @@ def read_truth(
     return Truth(where, tuple(labels), tuple(found), _names_categories(found, chosen, where), chosen, counts)
 
 
-def read_truth_file(path: Path, labels: Sequence[str], *, label_map: LabelMap | None = None) -> Truth | None:
-    """`read_truth` of a file's records. Raises InputError where it cannot be read, too."""
-    rows = (fields if isinstance(fields, Mapping) else None for _, fields in read_fields(path))
-    return read_truth(rows, labels, label_map=label_map, where=str(path))
+def find_truth(
+    source: Path,
+    labels: Sequence[str],
+    *,
+    file: Path | None = None,
+    label_map: LabelMap | None = None,
+    limit: int | None = None,
+) -> Truth | None:
+    """The truth of the first `limit` records of `source`, from themselves or from another file; None where none is.
+
+    A record that can be scored and has no truth is said here, and not after hours of scoring. Raises InputError.
+    """
+    where = source if file is None else file
+    rows = (fields if isinstance(fields, Mapping) else None for _, fields in read_fields(where))
+    truth = read_truth(rows, labels, label_map=label_map, where=str(where))
+    if truth is not None and not holds_results(source):
+        records = list(enumerate(read_records(source, limit=limit)))
+        good = [(record.id, place) for place, record in records if isinstance(record, Record)]
+        ids, places = [id_ for id_, _ in good], [place for _, place in good]
+        join(truth, ids, places, len(records), same_file=file is None)
+    return truth
 
 
 def _known(label_map: LabelMap, labels: Sequence[str], where: str) -> dict[str, tuple[str, ...]]:

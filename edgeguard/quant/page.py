@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import resources
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from edgeguard.quant import pictures
 from edgeguard.quant.reading import floor_of, interval, limits, number, percent
-from edgeguard.quant.report import HEADLINE
-
-Report = Mapping[str, Any]
+from edgeguard.quant.report import HEADLINE, ReportData
 
 
-def page(report: Report) -> str:
+def page(report: ReportData) -> str:
     """HTML. Everything from the report is escaped: names and ids come from files."""
     template = (resources.files("edgeguard") / "quant" / "page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

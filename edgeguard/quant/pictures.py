@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from edgeguard.quant.reading import floor_of
-
-Report = Mapping[str, Any]
+from edgeguard.quant.report import ReportData
 
 INK, MUTED, FIRST = "#010101", "#020202", "#0b0b01"
 SERIES = [FIRST, "#0b0b02", "#0b0b03", "#0b0b04", "#0b0b05", "#0b0b06", "#0b0b07", "#0b0b08"]
@@ -44,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def size_against_drift(report: Report, estimator: str) -> str:
+def size_against_drift(report: ReportData, estimator: str) -> str:
     """File size against the RMS change of the verdict's log-odds, each variant with its own noise floor."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -105,11 +104,11 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0.0, width) * max(0.0, height)
 
 
-def _odds_rms(variant: Report, estimator: str) -> float:
+def _odds_rms(variant: ReportData, estimator: str) -> float:
     return max(1e-9, float(variant["estimators"][estimator]["labels"]["unsafe"]["shift"]["odds_rms"]))
 
 
-def flips_by_margin(report: Report, estimator: str) -> str:
+def flips_by_margin(report: ReportData, estimator: str) -> str:
     """Share of decisions that flipped, by the reference's distance from the threshold."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -133,7 +132,7 @@ def _bin(low: float, high: float | None) -> str:
     return f"≥ {low:g}" if high is None else f"{low:g}–{high:g}"
 
 
-def densities(report: Report) -> str:
+def densities(report: ReportData) -> str:
     """The reference's log-odds against each variant's, a cell the darker the more records are in it."""
     with rc_context(_STYLE):
         figure, grid = _grid(len(report["variants"]))
@@ -162,7 +161,7 @@ def _square(x: float, y: float, width: float, alpha: float) -> Any:
     return Rectangle((x, y), width, width, facecolor=FIRST, alpha=alpha, linewidth=0)
 
 
-def reliability(report: Report, estimator: str) -> str:
+def reliability(report: ReportData, estimator: str) -> str:
     """Reliability diagrams: reference, variant as it is, variant repaired."""
     with rc_context(_STYLE):
         figure, grid = _grid(len(report["variants"]))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeguard.calibration.decide import Decisions
-from edgeguard.calibration.maps import Map
+from edgeguard.calibration.maps import Calibration, Map
 from edgeguard.evaluation import drift, metrics
 from edgeguard.evaluation.drift import Flips
 from edgeguard.evaluation.metrics import Interval
@@ -22,7 +22,7 @@ from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
 
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+ReportData = Mapping[str, Any]
 
 SCHEMA = "edgeguard-quant-1"
 FEWEST = 10  # records that an interval needs
@@ -44,29 +44,77 @@ class Measured:
     in_floats: ScoreTable | None = None
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a study found.
+
+    data     what report.json holds: plain dicts, lists, numbers to seven digits; None for what the records do not give
+    repairs  variant → estimator → the calibration that brings its scores back to the reference's
+    """
+
+    data: ReportData
+    repairs: Mapping[str, Mapping[str, Calibration]]
+
+    @property
+    def recommended(self) -> str | None:
+        """The smallest variant inside the limits; None where none is, or no limit was given."""
+        found: str | None = self.data["recommendation"]["ship"]
+        return found
+
+
 def build_report(
     reference: Measured, variants: Sequence[Measured], choices: Choices, setting: Mapping[str, Any]
-) -> Any:
-    """Everything, as JSON takes it: numbers that the records do not give are null."""
-    compared = [compare(reference, one, choices) for one in variants]
+) -> Report:
+    """All comparisons. `setting` is kept with them: how it all was made, with the name of the `profile`."""
+    repaired = [_repaired(reference, one, choices, setting["profile"]) for one in variants]
+    compared = [
+        compare(reference, one, choices) | {"repair": {name: figures for name, (figures, _) in found.items()}}
+        for one, found in zip(variants, repaired, strict=True)
+    ]
     truth = reference.table.truth
-    return as_json(
-        {
-            "schema": SCHEMA,
-            "setting": setting,
-            "records": len(reference.table),
-            "failed": len(reference.table.failed),
-            "unsafe": None if truth is None else int(truth[:, 0].sum()),
-            "labels": reference.table.codes,
-            "reference": {
-                **_described(reference.variant),
-                "cost": _cost(reference, reference),
-                "floor": _floor(reference, choices),
+    data = {
+        "schema": SCHEMA,
+        "setting": setting,
+        "records": len(reference.table),
+        "failed": len(reference.table.failed),
+        "unsafe": None if truth is None else int(truth[:, 0].sum()),
+        "labels": reference.table.codes,
+        "reference": {
+            **_described(reference.variant),
+            "cost": _cost(reference, reference),
+            "floor": _floor(reference, choices),
+        },
+        "variants": compared,
+        "recommendation": recommend(reference, variants, compared, choices),
+    }
+    repairs = {
+        one.variant.name: {name: calibration for name, (_, calibration) in found.items()}
+        for one, found in zip(variants, repaired, strict=True)
+    }
+    return Report(as_json(data), repairs)
+
+
+def _repaired(
+    reference: Measured, one: Measured, choices: Choices, profile: str
+) -> dict[str, tuple[dict[str, Any], Calibration]]:
+    """Estimator → what a repair does, and the calibration that does it, as one of this variant."""
+    left, right = drift.aligned(reference.table, one.table)
+    found = {}
+    for estimator in left.scores:
+        figures, calibration = repair(left, right, estimator, choices)
+        own = replace(
+            calibration,
+            guard=one.variant.name,
+            profile=profile,
+            model_sha256=one.variant.sha256,
+            fitted={
+                "to": reference.variant.name,
+                "reference_sha256": reference.variant.sha256,
+                "records": figures["fitted_on"],
             },
-            "variants": compared,
-            "recommendation": recommend(reference, variants, compared, choices),
-        }
-    )
+        )
+        found[estimator] = figures, own
+    return found
 
 
 def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, Any]:
@@ -86,7 +134,6 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
         "first_label": _distance(*firsts),
         "off_grammar": {"reference": float(left.off.mean()), "variant": float(right.off.mean())},
         "estimators": estimators,
-        "repair": {name: repair(left, right, name, choices)[0] for name in left.scores},
         "points": points(left, right),
     }
 

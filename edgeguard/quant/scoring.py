@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from edgeguard import process
-from edgeguard.backend import Condition
+from edgeguard.backend import Condition, RuntimeOptions
+from edgeguard.backends import runtime_of
 from edgeguard.errors import ModelError
 from edgeguard.evaluation.table import ScoreTable, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.quant.variants import Variant
 from edgeguard.rows.readers import read_records
 
@@ -32,20 +33,17 @@ FORMAT = 2  # of what is kept; another number scores anew
 class Setting:
     """What scores depend on besides the model.
 
-    records     the file; its hash is part of what is kept
-    first       score the first so many records only; None: all
-    condition   another way to compute, to measure noise with
+    records  the file; its hash is part of what is kept
+    runtime  of every model; `kv_cache` of those whose runtime takes one
+    search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
+    limit    score the first so many records only; None: all
     """
 
     records: Path
     profile: str
-    threads: int
-    n_ctx: int | None = None
-    tolerance: float = 0.01
-    max_nodes: int = 64
-    kv_type: str = "f32"
-    first: int | None = None
-    condition: Condition = field(default_factory=Condition)
+    runtime: RuntimeOptions
+    search: Search = Search(min_grammar_mass=0)
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,9 @@ def key_of(variant: Variant, setting: Setting) -> str:
     from edgeguard.profile import load_profile
 
     said = {
-        **{k: v for k, v in asdict(setting).items() if k not in ("records", "profile")},
+        "runtime": asdict(setting.runtime),
+        "search": asdict(setting.search),
+        "limit": setting.limit,
         "format": FORMAT,
         "model": variant.sha256,
         "records": sha256(setting.records),
@@ -146,7 +146,6 @@ def measure(variant: Variant, setting: Setting) -> Cost:
 def _job(variant: Variant, setting: Setting, kept: Path | None) -> dict[str, Any]:
     return {
         "model": str(variant.path),
-        "runtime": variant.runtime,
         "out": None if kept is None else str(kept),
         "setting": {**asdict(setting), "records": str(setting.records)},
     }
@@ -162,23 +161,17 @@ def _child() -> None:
 
 
 def _work(job: Mapping[str, Any]) -> int:
-    given = job["setting"]
-    setting = Setting(**{**given, "records": Path(given["records"]), "condition": Condition(**given["condition"])})
+    setting = _setting(job["setting"])
     before, began = _peak(), time.perf_counter()
     with Guard.load(
         job["model"],
         profile=setting.profile,
-        threads=setting.threads,
-        n_ctx=setting.n_ctx,
-        tolerance=setting.tolerance,
-        max_nodes=setting.max_nodes,
-        kv_type=setting.kv_type if job["runtime"] == "gguf" else None,  # type: ignore[arg-type]
-        condition=setting.condition,
+        runtime=_taken(setting.runtime, job["model"]),
+        search=setting.search,
         calibration=False,
-        min_grammar_mass=0,  # what a variant loses there is a finding, not an error
     ) as guard:
         loaded = time.perf_counter() - began
-        records = list(islice(read_records(setting.records), setting.first))
+        records = list(islice(read_records(setting.records), setting.limit))
         if job["out"] is None:
             began = time.perf_counter()
             score_records(guard, records)
@@ -187,6 +180,24 @@ def _work(job: Mapping[str, Any]) -> int:
         else:
             _score_chunks(guard, records, Path(job["out"]))
     return 0
+
+
+def _setting(given: Mapping[str, Any]) -> Setting:
+    """A setting that went through JSON."""
+    condition = given["runtime"]["condition"]
+    runtime = {**given["runtime"], "condition": None if condition is None else Condition(**condition)}
+    return Setting(
+        records=Path(given["records"]),
+        profile=given["profile"],
+        runtime=RuntimeOptions(**runtime),
+        search=Search(**given["search"]),
+        limit=given["limit"],
+    )
+
+
+def _taken(options: RuntimeOptions, model: str) -> RuntimeOptions:
+    """The options, without a precision of the KV memory where the model's file says it."""
+    return options if "kv_cache" in runtime_of(model).takes else replace(options, kv_cache=None)
 
 
 def _score_chunks(guard: Guard, records: Sequence[Any], out: Path) -> None:

@@ -17,7 +17,7 @@ from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
 from edgeguard.evaluation.calibrate import calibrate
 from edgeguard.evaluation.table import ScoreTable, score_records
-from edgeguard.evaluation.truth import read_truth_file, with_truth
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
 
@@ -35,7 +35,7 @@ def main() -> None:
     with Guard.load(calibration=False) as guard:
         table = score_records(guard, read_records(args.val))
         identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
-    truth = read_truth_file(args.val, table.labels)
+    truth = find_truth(args.val, table.labels)
     assert truth is not None
     for estimator, calibration in fit(with_truth(table, truth, same_file=True), identity, args.val).items():
         write_calibration(calibration, args.out / f"calibration-{estimator}.json")

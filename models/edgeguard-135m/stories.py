@@ -21,6 +21,7 @@ from export import find_base
 from network import Network, _norm, _rotate
 from synthetic import fill, split
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
 
 FORMS = split("""a short story about
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rng, dice = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
-    vocabulary = open_backend(find_base(), n_ctx=512).vocabulary
+    vocabulary = open_backend(find_base(), RuntimeOptions(context=512)).vocabulary
     start, end = vocabulary.control["<|im_start|>"], vocabulary.control["<|im_end|>"]
     network, plain = Network(find_base(), rank=1, alpha=0.0), vocabulary.encode
     with args.out.open("w", encoding="utf-8") as file:

@@ -25,6 +25,7 @@ from export import find_base as default_base
 from network import Network
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.profile import load_profile
 from edgeguard.prompt import Prompter, compile_prompt
@@ -90,7 +91,7 @@ def main() -> None:
 
 def open_prompter() -> Prompter:
     """The very prompts that edgeguard scores with."""
-    backend = open_backend(default_base(), n_ctx=512)  # stays open: the vocabulary belongs to it
+    backend = open_backend(default_base(), RuntimeOptions(context=512))  # stays open: the vocabulary belongs to it
     return compile_prompt(load_profile("edgeguard-135m"), None, backend.vocabulary)
 
 

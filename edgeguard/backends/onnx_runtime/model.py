@@ -19,21 +19,34 @@ import io
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from threading import RLock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
+from edgeguard.backend import (
+    Condition,
+    Device,
+    ModelInfo,
+    Prefix,
+    Rows,
+    RuntimeOptions,
+    Vocabulary,
+    available_cores,
+    context_for,
+    log_softmax,
+    root_and_record,
+)
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import onnx_graph
 from edgeguard.formats.hashes import Digest
 from edgeguard.formats.tokenizer import read_chat_template, read_vocabulary
 
-Device = Literal["cpu", "cuda", "auto"]
 Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, head)
 Ints = npt.NDArray[np.int64]
 
@@ -63,7 +76,7 @@ class _Row:
 
 
 class OnnxRuntime:
-    """An ONNX decoder and its folder. Construct once, close once; not for two threads at a time.
+    """An ONNX decoder and its folder. Construct once, close once; for one thread at a time: whoever asks holds `lock`.
 
     Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for graphs of floats,
     0.02 where keys and values are float16: their rounding turns a sum's last bit into a thousandth.
@@ -71,33 +84,20 @@ class OnnxRuntime:
     probability in the tests.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        n_ctx: int | None = None,
-        threads: int = 1,
-        device: Device = "cpu",
-        condition: Condition | None = None,
-    ) -> None:
-        """Load a graph; its folder holds the rest. `n_ctx` in tokens, None for the model's own up to 8192.
-
-        `condition` is for measuring noise. Raises ModelError, ValueError for a condition that a graph has not.
-        """
-        condition = condition or Condition()
-        if condition.company or condition.attention != "plain":
-            raise ValueError("a graph has one attention kernel, and no company in its calls")
-        self._n_batch = condition.batch or N_BATCH
+    def __init__(self, path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> None:
+        """Load a graph; its folder holds the rest. Raises ModelError."""
+        self._n_batch = (options.condition or Condition()).batch or N_BATCH
+        self._lock = RLock()
         file = Path(path)
         self._graph = onnx_graph.read_graph(file)
         self._path, folder = file, file.parent
         self._settings = onnx_graph.read_settings(folder)
         self._interface = onnx_graph.read_interface(self._graph, head=self._settings.head)
         self._digest = Digest(self._graph.files)
-        self._n_ctx = _context(self._path, self._settings.n_ctx, n_ctx)
+        self._n_ctx = context_for(file, trained=self._settings.n_ctx, asked=options.context)
         self._vocabulary = read_vocabulary(folder, n_vocab=self._interface.n_vocab)
         self._chat_template = read_chat_template(folder)
-        self._session: Any = _open_session(file, threads, device)
+        self._session: Any = _open_session(file, options.threads or available_cores(), options.device)
         self._device = "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
         self._roots: OrderedDict[Prefix, _Memory] = OrderedDict()
         self._record: tuple[Prefix, _Memory] | None = None
@@ -111,6 +111,11 @@ class OnnxRuntime:
     def n_ctx(self) -> int:
         """Tokens a prompt and its answer may have together."""
         return self._n_ctx
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by whoever asks for a record's rows."""
+        return self._lock
 
     @property
     def info(self) -> ModelInfo:
@@ -133,6 +138,8 @@ class OnnxRuntime:
         """What they are the log-softmax of: (n, n_vocab) float32."""
         if len(set(prefixes)) < len(prefixes):
             raise ValueError("the same prefix was passed twice in one call")
+        if self._session is None:
+            raise ValueError("the model is closed")
         rows = np.empty((len(prefixes), self._interface.n_vocab), dtype=np.float32)
         groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
         for i, prefix in enumerate(prefixes):
@@ -352,23 +359,13 @@ def _repeated(keys: Keys, n: int) -> Keys:
 # Loading
 
 
-def _context(path: Path, train: int, asked: int | None) -> int:
-    if not train and asked is None:
-        raise ModelError(f"{path} does not say how long a context it was trained for; pass --context")
-    if asked is not None and asked < 1:
-        raise ModelError(f"a context of {asked} tokens was asked for; it needs at least 1")
-    if train and asked is not None and asked > train:
-        raise ModelError(f"{path} was trained for {train} tokens of context, {asked} were asked for; lower --context")
-    return min(train, 8192) if asked is None else asked
-
-
 def _provider(device: Device) -> str:
     """The execution provider to ask for. Raises ModelError where CUDA is asked for and not there."""
     available = ort.get_available_providers()
     if device == "cpu" or (device == "auto" and _CUDA not in available):
         return "CPUExecutionProvider"
     if _CUDA not in available:
-        raise ModelError(f"--device cuda needs onnxruntime-gpu; this onnxruntime has no CUDA: {_INSTALL}")
+        raise ModelError(f"CUDA needs onnxruntime-gpu; this onnxruntime has none: {_INSTALL}")
     return _CUDA
 
 
@@ -390,7 +387,8 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
     if device == "cuda" and session.get_providers()[0] != _CUDA:  # it falls back without a word
         raise ModelError(
             "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing; "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries, --device cpu does without"
+            "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries",
+            kind="cuda_not_started",
         )
     return session
 

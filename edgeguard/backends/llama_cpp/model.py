@@ -16,22 +16,33 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from threading import RLock
+from typing import Any
 
 import llama_cpp as lc
 import numpy as np
 
-from edgeguard.backend import Condition, ModelInfo, Prefix, Rows, Vocabulary, log_softmax, root_and_record
+from edgeguard.backend import (
+    Condition,
+    Device,
+    KvCache,
+    ModelInfo,
+    Prefix,
+    Rows,
+    RuntimeOptions,
+    Vocabulary,
+    available_cores,
+    context_for,
+    log_softmax,
+    root_and_record,
+)
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import Digest
-
-Device = Literal["cpu", "cuda", "auto"]
-KvType = Literal["f16", "f32"]
 
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
@@ -60,58 +71,43 @@ class _Entry:
 
 
 class LlamaCpp:
-    """A GGUF model. Construct once, close once; not for two threads at a time.
+    """A GGUF model. Construct once, close once; for one thread at a time: whoever asks holds `lock`.
 
     Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for F32 weights with
     F32 KV. For quantized weights llama.cpp rounds activations to 8 bits, so the company in a batch (a
     record's own branches, always the same) may move a probability: by less than 0.05 in the tests.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        n_ctx: int | None = None,
-        threads: int = 1,
-        device: Device = "cpu",
-        gpu_layers: int | None = None,
-        kv_type: KvType = "f16",
-        adapter: str | Path | None = None,
-        condition: Condition | None = None,
-    ) -> None:
-        """Load a model. `n_ctx` in tokens, None for the model's own up to 8192. Raises ModelError.
+    def __init__(self, path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> None:
+        """Load a model. Raises ModelError.
 
-        `adapter` is a LoRA in a GGUF file, applied beside the weights; the model's sha256 is then that of both files.
-        `condition` is for measuring noise.
+        A LoRA is a GGUF file too, applied beside the weights; the model's sha256 is then that of both files.
         """
         self._path = Path(path)
         header = gguf.read_header(self._path)
         gguf.check_model(header)
         _refuse_uncuttable(self._path, gguf.memory_kind(header))
-        lora = None if adapter is None else Path(adapter)
+        lora = None if options.lora is None else Path(options.lora)
         if lora is not None:
             gguf.check_adapter(gguf.read_header(lora), header)
         self._digest = Digest([self._path] if lora is None else [self._path, lora])
-        self._condition = condition or Condition()
+        self._condition = options.condition or Condition()
+        self._lock = RLock()
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
         try:
-            self._load(_gpu_layers(device, gpu_layers))
-            train = int(lc.llama_model_n_ctx_train(self._model))
-            self._n_ctx = min(train, 8192) if n_ctx is None else n_ctx
-            if self._n_ctx > train:
-                raise ModelError(
-                    f"{self._path} was trained for {train} tokens of context, {n_ctx} were asked for; lower --context"
-                )
-            self._open_context(threads, kv_type)
+            self._load(_gpu_layers(options.device, options.gpu_layers))
+            trained = int(lc.llama_model_n_ctx_train(self._model))
+            self._n_ctx = context_for(self._path, trained=trained, asked=options.context)
+            self._open_context(options.threads or available_cores(), options.kv_cache or "f16")
             if lora is not None:
                 self._apply(lora)
         except BaseException:
             self.close()
             raise
-        self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model))
-        self._header, self._n_ctx_train = header, train
+        self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model), self._encode)
+        self._header, self._n_ctx_train = header, trained
         self._root: Prefix | None = None  # in sequence 0 from position 0
         self._record: Prefix | None = None  # the root's child that the other held prefixes stand on
         self._held: dict[Prefix, _Held] = {}
@@ -128,6 +124,11 @@ class LlamaCpp:
     def n_ctx(self) -> int:
         """Tokens a prompt and its answer may have together."""
         return self._n_ctx
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by whoever asks for a record's rows."""
+        return self._lock
 
     @property
     def info(self) -> ModelInfo:
@@ -151,6 +152,7 @@ class LlamaCpp:
         """What they are the log-softmax of: (n, n_vocab) float32."""
         if len(set(prefixes)) < len(prefixes):
             raise ValueError("the same prefix was passed twice in one call")
+        self._check_open()
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
         groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
         for i, prefix in enumerate(prefixes):
@@ -189,9 +191,7 @@ class LlamaCpp:
         if lc.llama_model_has_encoder(self._model) or not lc.llama_model_has_decoder(self._model):
             raise ModelError(f"{self._path} is not a decoder-only model; edgeguard scores generative guard models")
 
-    def _open_context(self, threads: int, kv_type: KvType) -> None:
-        if self._n_ctx < 1:
-            raise ModelError(f"a context of {self._n_ctx} tokens was asked for; it needs at least 1")
+    def _open_context(self, threads: int, kv_cache: KvCache) -> None:
         params = lc.llama_context_default_params()
         params.n_ctx = self._n_ctx
         n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
@@ -207,13 +207,16 @@ class LlamaCpp:
         # Flash attention changes the order of float sums with the company in the batch: bits would differ.
         flash = self._condition.attention == "flash"
         params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.type_k = params.type_v = GGML_TYPE[kv_type]
+        params.type_k = params.type_v = GGML_TYPE[kv_cache]
         params.no_perf = True
         _last_words.clear()
         self._ctx = lc.llama_init_from_model(self._model, params)
         if not self._ctx:
             self._ctx = None
-            raise ModelError(f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; lower --context")
+            raise ModelError(
+                f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; give a smaller `context`",
+                kind="no_room_for_context",
+            )
         self._memory = lc.llama_get_memory(self._ctx)
         self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
 
@@ -226,6 +229,21 @@ class LlamaCpp:
         given, scales = (lc.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
         if lc.llama_set_adapters_lora(self._ctx, given, 1, scales) != 0:
             raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
+
+    def _encode(self, text: str) -> list[int]:
+        """Plain text → token ids; the spelling of a control token stays text."""
+        self._check_open()
+        data = text.encode()
+        room = len(data) + 8  # no token is shorter than a byte, but for a space that some vocabularies put first
+        ids = (lc.llama_token * room)()
+        n = lc.llama_tokenize(lc.llama_model_get_vocab(self._model), data, len(data), ids, room, False, False)
+        if n < 0:
+            raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
+        return ids[:n]
+
+    def _check_open(self) -> None:
+        if self._model is None:  # llama.cpp would read freed memory, and end the process
+            raise ValueError("the model is closed")
 
     @property
     def _n_seq(self) -> int:
@@ -406,7 +424,7 @@ def _refuse_uncuttable(path: Path, kind: str) -> None:
         )
 
 
-def _read_vocabulary(vocab: Any) -> Vocabulary:
+def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabulary:
     n = lc.llama_vocab_n_tokens(vocab)
     pieces: list[bytes] = []
     control: dict[str, int] = {}
@@ -425,19 +443,8 @@ def _read_vocabulary(vocab: Any) -> Vocabulary:
         control=control,
         eog=frozenset(i for i in range(n) if lc.llama_vocab_is_eog(vocab, i)),
         bos=int(lc.llama_vocab_bos(vocab)) if lc.llama_vocab_get_add_bos(vocab) else None,
-        encode=partial(_encode, vocab),
+        encode=encode,
     )
-
-
-def _encode(vocab: Any, text: str) -> list[int]:
-    """Plain text → token ids; the spelling of a control token stays text."""
-    data = text.encode()
-    room = len(data) + 8  # no token is shorter than a byte, but for a space that some vocabularies put first
-    ids = (lc.llama_token * room)()
-    n = lc.llama_tokenize(vocab, data, len(data), ids, room, False, False)
-    if n < 0:
-        raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
-    return ids[:n]
 
 
 _ERROR = 4  # enum ggml_log_level

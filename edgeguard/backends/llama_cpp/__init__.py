@@ -1,0 +1,28 @@
+"""GGUF models through llama.cpp: what edgeguard may know of it without importing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeguard.backend import Backend, Condition, Runtime, RuntimeOptions
+
+
+def _open(path: Path, options: RuntimeOptions) -> Backend:
+    from edgeguard.backends.llama_cpp.model import LlamaCpp
+
+    return LlamaCpp(path, options)
+
+
+RUNTIME = Runtime(
+    name="llama.cpp",
+    opens=frozenset({"gguf"}),
+    module="llama_cpp",
+    package="edgeguard[llama]",
+    open=_open,
+    takes=frozenset({"context", "threads", "device", "gpu_layers", "kv_cache", "lora"}),
+    conditions={
+        "batch": Condition(batch=16),
+        "attention": Condition(attention="flash"),
+        "neighbours": Condition(company=True),
+    },
+)
