@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.calibration.thresholds import Goal
 
-CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
-
 
 @click.command(
     epilog="""\b
@@ -88,12 +86,15 @@ def calibrate(
     with reported_errors():
         from edgeguard.calibration.files import write_calibration
         from edgeguard.errors import CalibrationError, OutputError
+        from edgeguard.evaluation.calibrate import contextual
 
         if out.exists() and not overwrite:
             raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
         if method == "contextual":
             fits: list[LabelFit] = []
-            calibration = _contextual(estimator or "marginal", options)
+            guard_options = {key: value for key, value in options.items() if key not in ("labels", "labels_map")}
+            with load_guard(**guard_options, no_calibration=True) as guard:
+                calibration = contextual(guard, estimator or "marginal")
         else:
             assert source is not None
             calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)
@@ -125,46 +126,23 @@ def _fit(
     from edgeguard.evaluation.calibrate import calibrate
 
     labelled = labelled_table(source, estimator=estimator, **options)
-    labels = labelled.table.labels
+    table, labels = labelled.table, labelled.table.labels
     if unknown := set(goals) - {"", *labels}:
         raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(labels)}", param_hint="--threshold-for")
-    assert labelled.table.truth is not None
-    if apart := set(goals) & set(labels[labelled.table.truth.shape[1] :]):
+    assert table.truth is not None
+    if apart := set(goals) & set(labels[table.truth.shape[1] :]):
         raise click.BadParameter(
             f"the truth says safe or unsafe alone, and nothing of {sorted(apart)[0]}", param_hint="--threshold-for"
         )
     return calibrate(
-        labelled.table,
-        labelled.estimator,
+        table,
+        estimator or ("marginal" if "marginal" in table.scores else next(iter(table.scores))),
         identity=labelled.identity,
         source=source,
         method=method,  # type: ignore[arg-type]  # click.Choice has checked it
         goals=goals,
         safe_rate=safe_rate,
     )
-
-
-def _contextual(estimator: str, options: dict[str, Any]) -> Calibration:
-    import numpy as np
-
-    from edgeguard.calibration.fitting import contextual_map
-    from edgeguard.calibration.maps import Calibration
-    from edgeguard.estimators import log_odds
-
-    with load_guard(**_guard_options(options), no_calibration=True) as guard:
-        bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
-        return Calibration(
-            guard=guard.name,
-            profile=guard.profile.name,
-            estimator=estimator,
-            model_sha256=guard.backend.info.sha256,
-            maps={label: contextual_map(bias) for label in ("unsafe", *guard.codes)},
-            fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
-        )
-
-
-def _guard_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in ("labels", "labels_map")}
 
 
 def read_goals(given: Sequence[str]) -> dict[str, Goal]:

@@ -16,8 +16,8 @@ from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
-    from edgeguard.cli.tables import Labelled
     from edgeguard.evaluation.figures import Evaluation
+    from edgeguard.evaluation.labelled import Labelled
     from edgeguard.evaluation.metrics import Interval
 
 
@@ -75,7 +75,7 @@ def evaluate(
         from edgeguard.evaluation.figures import evaluate as figures
         from edgeguard.evaluation.table import decisions
 
-        labelled = labelled_table(source, estimator=None, evidence=True, threshold=(), **options)
+        labelled = labelled_table(source, evidence=True, threshold=(), **options)
         table, evaluations, calibrated = labelled.table, {}, {}
         assert table.truth is not None
         for estimator in table.scores:

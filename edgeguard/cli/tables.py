@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +11,7 @@ from edgeguard.cli.options import F, load_guard
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.evaluation.table import ScoreTable
-    from edgeguard.evaluation.truth import Truth
+    from edgeguard.evaluation.labelled import Labelled
 
 
 def truth_options(command: F) -> F:
@@ -35,78 +32,36 @@ def truth_options(command: F) -> F:
     return command
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A table with its truth; `estimator` is the one that was asked for, `identity` what a calibration names."""
-
-    table: ScoreTable
-    estimator: str
-    identity: dict[str, str]
-
-
 def labelled_table(
     source: Path,
     *,
     labels: Path | None,
     labels_map: Path | None,
-    estimator: str | None,
+    estimator: str | None = None,
     evidence: bool = False,
     **options: Any,
 ) -> Labelled:
     """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError."""
     from edgeguard.errors import InputError
-    from edgeguard.evaluation.table import read_scores, score_records
-    from edgeguard.evaluation.truth import with_truth
-    from edgeguard.rows.readers import count_records, read_records
+    from edgeguard.evaluation.label_map import read_label_map
+    from edgeguard.evaluation.labelled import read_labelled, score_labelled
+    from edgeguard.rows.readers import count_records
     from edgeguard.rows.results import holds_results
 
-    if holds_results(source):
-        table, identity = read_scores(source)
-        chosen = identity["estimator"]
-        if estimator not in (None, chosen):
-            raise InputError(f"{source} was scored with {chosen}, --estimator is {estimator}; score it again")
-        truth = _truth(source, table.labels, labels, labels_map)
-    else:
-        chosen = estimator or "marginal"
+    truth: dict[str, Any] = {"labels": labels, "label_map": None if labels_map is None else read_label_map(labels_map)}
+    if not holds_results(source):
         total = count_records(source)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
-            truth = _truth(source, ("unsafe", *guard.codes), labels, labels_map)
-            table = score_records(guard, read_records(source), evidence=evidence, advance=advance)
-            identity = {
-                "guard": guard.name,
-                "profile": guard.profile.name,
-                "estimator": chosen,
-                "model_sha256": guard.backend.info.sha256,
-            }
-    if not len(table):
-        raise InputError(f"{source}: no record could be scored")
-    _say_what_is_left_out(table, truth)
-    return Labelled(with_truth(table, truth, same_file=labels is None), chosen, identity)
+            return score_labelled(guard, source, evidence=evidence, advance=advance, tell=_say, **truth)
+    labelled = read_labelled(source, tell=_say, **truth)
+    (scored_with,) = labelled.table.scores
+    if estimator not in (None, scored_with):
+        raise InputError(f"{source} was scored with {scored_with}, --estimator is {estimator}; score it again")
+    return labelled
 
 
-def _truth(source: Path, taxonomy: Sequence[str], labels: Path | None, labels_map: Path | None) -> Truth:
-    """The truth of a file's records, and on stderr how it was read. Raises InputError where there is none."""
-    from edgeguard.errors import InputError
-    from edgeguard.evaluation.label_map import read_label_map
-    from edgeguard.evaluation.truth import described, find_truth
-
-    label_map = None if labels_map is None else read_label_map(labels_map)
-    truth = find_truth(source, taxonomy, file=labels, label_map=label_map)
-    if truth is None:
-        raise InputError(f"{labels or source} has no labels; give records with `labels`", kind="no_truth")
-    for line in described(truth):
-        click.echo(f"edgeguard: {printable(line)}", err=True)
-    return truth
-
-
-def _say_what_is_left_out(table: ScoreTable, truth: Truth) -> None:
-    for one in table.failed[:3]:
-        click.echo(f"edgeguard: left out, not scored (id {one.id!r}): {printable(one.message)}", err=True)
-    if len(table.failed) > 3:
-        click.echo(f"edgeguard: {len(table.failed)} records were not scored and are left out", err=True)
-    unscored = len(truth) - len(table) - len(table.failed)
-    if unscored > 0:
-        click.echo(f"edgeguard: {truth.where}: {unscored} of {len(truth)} records were not scored; left out", err=True)
+def _say(line: str) -> None:
+    click.echo(f"edgeguard: {printable(line)}", err=True)
 
 
 def _progress(total: int | None) -> Any:

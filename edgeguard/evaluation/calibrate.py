@@ -1,4 +1,4 @@
-"""A calibration of a table of scores with its truth: every label fitted, and what it was fitted on."""
+"""A calibration: of a table of scores with its truth, or of what a guard says of texts that say nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from edgeguard.calibration.fitting import LabelFit, Method, fit_labels
+import numpy as np
+
+from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
+from edgeguard.estimators import log_odds
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.formats.hashes import sha256
+from edgeguard.guard import Guard
+
+CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
 
 
 def calibrate(
@@ -60,3 +66,16 @@ def calibrate(
         },
     )
     return calibration, fits
+
+
+def contextual(guard: Guard, estimator: str) -> Calibration:
+    """A calibration without records: every label is shifted by the bias that the guard shows on CONTENT_FREE texts."""
+    bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
+    return Calibration(
+        guard=guard.name,
+        profile=guard.profile.name,
+        estimator=estimator,
+        model_sha256=guard.backend.info.sha256,
+        maps={label: contextual_map(bias) for label in ("unsafe", *guard.codes)},
+        fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
+    )

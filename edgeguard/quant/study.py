@@ -42,8 +42,6 @@ class StudyOptions:
     """What to compare, on what, and how.
 
     records       file to score; a ground truth is welcome and not needed
-    labels        file with the ground truth; None: the records' own, where they have one
-    label_map     what its names stand for in the taxonomy
     folder        keeps the models that are made, and all scores: the same study goes on where it was stopped
     reference     an F32 or F16 GGUF or fp32 ONNX model, or a built-in guard's name; None: the default guard
     variants      model files, or types to make of the reference
@@ -54,6 +52,8 @@ class StudyOptions:
     floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
     measurements  of speed and memory, of all models in turn; 0: none
     limit         score the first so many records only
+    labels        file with the ground truth; None: the records' own, where they have one
+    label_map     what its names stand for in the taxonomy
     command       how the study was asked for, for the report to say
 
     Raises ValueError for a `lora`, which is merged into a reference first, and a `condition`, which a study chooses.
