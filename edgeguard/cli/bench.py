@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeguard.cli.options import read_thresholds, reported_errors
+from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
 
@@ -76,6 +77,7 @@ Examples:
     show_default=True,
     help="GGUF: of all models; f32 keeps the cache's own error out of the comparison",
 )
+@truth_options
 @click.option("--draws", type=click.IntRange(0, 100_000), default=500, show_default=True, help="Of the bootstrap")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap and the split")
 def quant(
@@ -91,6 +93,7 @@ def quant(
     tolerance: float,
     max_nodes: int,
     kv_cache: KvCache,
+    labels_map: Path | None,
     draws: int,
     seed: int,
     **others: Any,
@@ -106,16 +109,17 @@ def quant(
     """
     with reported_errors():
         from edgeguard.backend import RuntimeOptions
-        from edgeguard.calibration.maps import read_calibration
+        from edgeguard.calibration.files import read_calibration
         from edgeguard.cli.screen.quant import print_quant
-        from edgeguard.guard import Search, Thresholds
+        from edgeguard.evaluation.label_map import read_label_map
+        from edgeguard.guard import Search
         from edgeguard.quant.choices import Choices, by_estimator
         from edgeguard.quant.files import write_report
         from edgeguard.quant.study import StudyOptions, study
 
         choices = Choices(
             calibrations=by_estimator(map(read_calibration, calibration)),
-            thresholds=Thresholds().replaced(read_thresholds(threshold)) if threshold else None,
+            thresholds=read_thresholds(threshold),
             max_flip_rate=max_flip_rate,
             max_auprc_loss=max_auprc_loss,
             draws=draws,
@@ -128,6 +132,7 @@ def quant(
             runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
             search=Search(tolerance, max_nodes),
             choices=choices,
+            label_map=None if labels_map is None else read_label_map(labels_map),
             command=_command(),
             **others,
         )

@@ -103,7 +103,7 @@ def load_guard(
 ) -> Guard:
     """The guard that the options ask for. `options`: those of RuntimeOptions and of Search, by their names."""
     from edgeguard.backend import RuntimeOptions
-    from edgeguard.calibration.maps import read_calibration
+    from edgeguard.calibration.files import read_calibration
     from edgeguard.guard import Guard, Search
 
     if no_calibration and (calibration or force_calibration):
@@ -126,7 +126,7 @@ def load_guard(
 
 def read_thresholds(given: tuple[str, ...]) -> dict[str, float]:
     """`0.4`, `S1=0.3`, `labels.toml`, later ones over earlier ones; a lone number is that of "default"."""
-    from edgeguard.guard import Thresholds
+    from edgeguard.calibration.thresholds import Thresholds
 
     numbers: dict[str, float] = {}
     for text in given:

@@ -194,7 +194,7 @@ def _write(
 
     by_name = {".csv": "csv", ".parquet": "parquet"}.get("" if output is None else output.suffix, "jsonl")
     tally = Tally()
-    writer = open_writer(output, format=format_ or by_name, labels=guard.labels, overwrite=overwrite, resume=resume)
+    writer = open_writer(output, format=format_ or by_name, labels=guard.codes, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:

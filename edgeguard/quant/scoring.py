@@ -17,8 +17,9 @@ import numpy as np
 from edgeguard import process
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.backends import runtime_of
-from edgeguard.errors import InputError, ModelError
-from edgeguard.evaluation.table import ScoreTable, load_table, save_table, score_records
+from edgeguard.errors import ModelError
+from edgeguard.evaluation.table import ScoreTable, score_records
+from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
 from edgeguard.quant.variants import Variant
@@ -103,22 +104,17 @@ def key_of(variant: Variant, setting: Setting) -> str:
 
 
 def joined(tables: Sequence[ScoreTable], chunk: int) -> ScoreTable:
-    """One table of several, each of the next `chunk` records."""
+    """One table of several that `score_records` made, each of the next `chunk` records."""
     one = tables[0]
     stacked: dict[str, Any] = {}
-    for name in ("margin", "unsafe", "off"):
+    for name in ("margin", "off", "first"):
         stacked[name] = np.concatenate([getattr(t, name) for t in tables])
-    for name in ("truth", "first", "evidence"):
-        arrays = [getattr(t, name) for t in tables]
-        if any(a is None for a in arrays) and not all(a is None for a in arrays):
-            raise InputError("some records have labels and others have none; give each its labels, or none any")
-        stacked[name] = None if arrays[0] is None else np.concatenate(arrays)
     return ScoreTable(
         labels=one.labels,
         ids=tuple(i for t in tables for i in t.ids),
         places=np.concatenate([t.places + n * chunk for n, t in enumerate(tables)]),
         scores={name: np.concatenate([t.scores[name] for t in tables]) for name in one.scores},
-        failed=tuple(replace(f, place=f.place + n * chunk) for n, t in enumerate(tables) for f in t.failed),
+        failed=tuple(one for t in tables for one in t.failed),
         **stacked,
     )
 

@@ -13,7 +13,9 @@ from edgeguard.backends import conditions
 from edgeguard.builtin import find_built_in
 from edgeguard.convert.built_in import merged_built_in
 from edgeguard.errors import CalibrationError, ModelError, ProfileError
+from edgeguard.evaluation.label_map import LabelMap
 from edgeguard.evaluation.table import ScoreTable
+from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
@@ -39,7 +41,7 @@ def silent(what: str, done: int, total: int) -> None:
 class StudyOptions:
     """What to compare, on what, and how.
 
-    records       file to score; labels are welcome and not needed
+    records       file to score; a ground truth is welcome and not needed
     folder        keeps the models that are made, and all scores: the same study goes on where it was stopped
     reference     an F32 or F16 GGUF or fp32 ONNX model, or a built-in guard's name; None: the default guard
     variants      model files, or types to make of the reference
@@ -50,6 +52,8 @@ class StudyOptions:
     floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
     measurements  of speed and memory, of all models in turn; 0: none
     limit         score the first so many records only
+    labels        file with the ground truth; None: the records' own, where they have one
+    label_map     what its names stand for in the taxonomy
     command       how the study was asked for, for the report to say
 
     Raises ValueError for a `lora`, which is merged into a reference first, and a `condition`, which a study chooses.
@@ -66,6 +70,8 @@ class StudyOptions:
     floor: int = 200
     measurements: int = 3
     limit: int | None = None
+    labels: Path | None = None
+    label_map: LabelMap | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -96,9 +102,26 @@ def study(options: StudyOptions, *, tell: Tell = silent) -> Report:
     reference = open_reference(options)
     _check_calibrations(options.choices, reference)
     setting = setting_of(reference, options)
+    truth = _truth(setting, options, tell)
     made = make_variants(reference, options.variants, options.models, tell=lambda line: tell(line, 0, 0))
-    measured = _measured([reference, *made], setting, options, tell)
+    measured = [_with_truth(one, truth, options) for one in _measured([reference, *made], setting, options, tell)]
     return build_report(measured[0], measured[1:], options.choices, _setting_data(setting, options))
+
+
+def _truth(setting: Setting, options: StudyOptions, tell: Tell) -> Truth | None:
+    codes = (category.code for category in load_profile(setting.profile).categories)
+    truth = find_truth(
+        options.records, ("unsafe", *codes), file=options.labels, label_map=options.label_map, limit=options.limit
+    )
+    for line in described(truth) if truth is not None else ():
+        tell(line, 0, 0)
+    return truth
+
+
+def _with_truth(one: Measured, truth: Truth | None, options: StudyOptions) -> Measured:
+    if truth is None:
+        return one
+    return replace(one, table=with_truth(one.table, truth, same_file=options.labels is None))
 
 
 def open_reference(options: StudyOptions) -> Variant:
