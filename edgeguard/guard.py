@@ -16,17 +16,17 @@ from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.builtin import find_built_in
 from edgeguard.calibration.maps import SMALLEST, Calibration, logit, read_calibration
-from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
+from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds, marginal
 from edgeguard.profile import Profile, detect_profile, load_profile
 from edgeguard.prompt import compile_prompt
-from edgeguard.rows.record import BadRecord, Message, Record, make_record
+from edgeguard.rows.record import Failure, Message, Record
+from edgeguard.rows.shapes import make_record
+from edgeguard.rows.stream import Input, judged
 from edgeguard.tree import Floats, Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
-
-Input = str | Mapping[str, Any] | Record | BadRecord
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Score:
     unexplored       mass of the answers not looked into
     off_grammar      mass seen to leave the profile's grammar
     tokens           prompt: its length; reused: of these, the shared preamble; answer: tokens tried
+    skipped          turns, and parts of turns, of the record that were left out: guards do not judge them
     """
 
     id: str | int | None
@@ -106,6 +107,7 @@ class Score:
     profile: str
     model_sha256: str
     tokens: Mapping[str, int]
+    skipped: int = 0
 
     def row(self) -> dict[str, Any]:
         """As one JSON object; numbers to 7 significant digits, which is what float32 logits carry."""
@@ -125,21 +127,8 @@ class Score:
             "profile": self.profile,
             "model_sha256": self.model_sha256,
             "tokens": dict(self.tokens),
+            "skipped": self.skipped,
         }
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A record that could not be scored, and why. Never to be read as safe."""
-
-    id: str | int | None
-    kind: str
-    message: str
-    line: int = 0
-
-    def row(self) -> dict[str, Any]:
-        """As one JSON object."""
-        return {"id": self.id, "error": {"type": self.kind, "message": self.message, "line": self.line}}
 
 
 @dataclass(frozen=True)
@@ -295,20 +284,7 @@ class Guard:
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
-        for given in records:
-            if isinstance(given, BadRecord):
-                yield Failure(given.id, given.error.kind, str(given.error), given.line)
-                continue
-            try:
-                record = make_record(given)
-            except RecordError as error:
-                id_ = given.get("id") if isinstance(given, Mapping) else None
-                yield Failure(id_ if isinstance(id_, str | int) else None, error.kind, str(error))
-                continue
-            try:
-                yield self.score(record)
-            except RecordError as error:
-                yield Failure(record.id, error.kind, str(error), record.line)
+        return (result for _, result in judged(records, self.score))
 
     def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
         """The explored tree of answers to a record. Raises RecordError."""
@@ -429,6 +405,7 @@ class Guard:
             profile=self.profile.name,
             model_sha256=self.backend.info.sha256,
             tokens=tokens,
+            skipped=record.skipped,
         )
 
     def _judge(self, text: str) -> SelfTestResult:

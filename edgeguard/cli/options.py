@@ -79,6 +79,20 @@ _CALIBRATION_OPTIONS = (
     click.option("--no-calibration", is_flag=True, help="The model's own probabilities"),
     click.option("--force-calibration", is_flag=True, help="Take a calibration that was fitted on another guard"),
 )
+_RECORD_OPTIONS = (
+    click.option("--text-field", metavar="NAME", help="Field or column that holds the text; dots reach into objects"),
+    click.option("--prompt-field", metavar="NAME", help="That holds what the user says [default: prompt]"),
+    click.option("--response-field", metavar="NAME", help="That holds what the assistant answers [default: response]"),
+    click.option("--messages-field", metavar="NAME", help="That holds a chat [default: messages]"),
+    click.option("--id-field", metavar="NAME", help="That holds the record's id [default: id]"),
+    click.option(
+        "--input-format",
+        type=click.Choice(["jsonl", "json", "csv", "tsv", "parquet"]),
+        help="Of the input [default: by content and name]",
+    ),
+    click.option("--encoding", metavar="NAME", help="Of the input, such as cp1252 [default: UTF-8, or by its BOM]"),
+    click.option("--strict", is_flag=True, help="What guards do not judge (system turns, images) is an error"),
+)
 
 
 def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
@@ -88,6 +102,29 @@ def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 model_options = _all(_MODEL_OPTIONS)
 search_options = _all(_SEARCH_OPTIONS)
 calibration_options = _all(_CALIBRATION_OPTIONS)
+record_options = _all(_RECORD_OPTIONS)
+
+
+def take_reading(options: dict[str, Any]) -> dict[str, Any]:
+    """How records are to be read, the keywords of `read_records`; taken out of the command's options."""
+    from edgeguard.rows.shapes import Fields
+    from edgeguard.rows.streams import check_encoding
+
+    names = {kind: options.pop(f"{kind}_field") for kind in ("text", "prompt", "response", "messages", "id")}
+    reading = {
+        "format": options.pop("input_format"),
+        "encoding": options.pop("encoding"),
+        "strict": options.pop("strict"),
+    }
+    if names["text"] and (names["prompt"] or names["response"] or names["messages"]):
+        raise click.UsageError("--text-field excludes --prompt-field, --response-field and --messages-field")
+    if names["messages"] and (names["prompt"] or names["response"]):
+        raise click.UsageError("--messages-field excludes --prompt-field and --response-field")
+    try:
+        check_encoding(reading["encoding"] or "utf-8")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--encoding") from None
+    return {"fields": Fields(**names), **reading}
 
 
 def load_guard(

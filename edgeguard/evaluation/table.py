@@ -18,7 +18,7 @@ from edgeguard.calibration.maps import Calibration, logit
 from edgeguard.errors import InputError, RecordError
 from edgeguard.estimators import ESTIMATORS, first_label, log_odds, marginal
 from edgeguard.guard import Guard, Thresholds
-from edgeguard.rows.record import BadRecord, Record
+from edgeguard.rows.record import Failure, Record
 from edgeguard.rows.results import read_rows
 
 Floats = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ class ScoreTable:
 
 def score_records(
     guard: Guard,
-    records: Iterable[Record | BadRecord],
+    records: Iterable[Record | Failure],
     *,
     evidence: bool = False,
     advance: Callable[[], None] = lambda: None,
@@ -90,8 +90,8 @@ def score_records(
     n = len(guard.labels)
     for place, record in enumerate(records):
         advance()
-        if isinstance(record, BadRecord):
-            failed.append(Failed(place, record.id, str(record.error)))
+        if isinstance(record, Failure):
+            failed.append(Failed(place, record.id, record.message))
             continue
         try:
             if evidence:
@@ -191,7 +191,7 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
     return table, said
 
 
-def with_truth(table: ScoreTable, records: Iterable[Record | BadRecord], where: str) -> ScoreTable:
+def with_truth(table: ScoreTable, records: Iterable[Record | Failure], where: str) -> ScoreTable:
     """The table with the labels of `records`: joined by id where all have one, else in order.
 
     Raises InputError that names the record: an id that is not there or is there twice, other lengths, no labels.
@@ -201,7 +201,7 @@ def with_truth(table: ScoreTable, records: Iterable[Record | BadRecord], where: 
 
 
 def joined_truth(
-    ids: Sequence[Id], failed: Sequence[Id], records: Iterable[Record | BadRecord], where: str, *, labels: Sequence[str]
+    ids: Sequence[Id], failed: Sequence[Id], records: Iterable[Record | Failure], where: str, *, labels: Sequence[str]
 ) -> Bools:
     """(len(ids), n_labels) the labels of `records` for these ids; `failed` are those of records without a score.
 
@@ -209,8 +209,8 @@ def joined_truth(
     """
     truths: list[Record] = []
     for record in records:
-        if isinstance(record, BadRecord):
-            raise InputError(str(record.error))
+        if isinstance(record, Failure):
+            raise InputError(record.message)
         truths.append(record)
     if all(r.id is not None for r in truths) and all(id_ is not None for id_ in ids):
         by_id = {str(r.id): r for r in truths}
