@@ -31,9 +31,14 @@ from sklearn.metrics import average_precision_score, f1_score, hamming_loss, roc
 from sklearn.pipeline import make_union
 
 from edgeguard.builtin import built_in
-from edgeguard.calibration.fitting import Target, fit_label
-from edgeguard.calibration.maps import logit, read_calibration, sigmoid
-from edgeguard.evaluation.table import ScoreTable, load_table, save_table, score_records
+from edgeguard.calibration.decide import label_log_odds, predict
+from edgeguard.calibration.files import read_calibration
+from edgeguard.calibration.fitting import fit_labels
+from edgeguard.calibration.maps import logit, sigmoid
+from edgeguard.calibration.thresholds import Goal
+from edgeguard.evaluation.table import ScoreTable, decisions, score_records
+from edgeguard.evaluation.table_file import load_table, save_table
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
@@ -53,19 +58,16 @@ OURS = "edgeguard-135m marginal"
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a system says of the records of one file.
+    """What a system says of the records of one file; "unsafe" stands first, the codes behind it.
 
-    unsafe      (n,) P(unsafe), to rank by and as a probability; `raw` the same before calibration
-    labels      (n, n_labels) probabilities
-    flagged     (n,) at the system's thresholds
-    named       (n, n_labels) likewise
+    y_prob  (n, n_labels) probabilities, to rank by too
+    y_pred  (n, n_labels) at the system's thresholds
+    raw     (n,) P(unsafe) before calibration
     """
 
-    unsafe: np.ndarray
+    y_prob: np.ndarray
+    y_pred: np.ndarray
     raw: np.ndarray
-    labels: np.ndarray
-    flagged: np.ndarray
-    named: np.ndarray
 
 
 def main() -> None:
@@ -97,16 +99,16 @@ def main() -> None:
     for path in files:
         truth = tables[path].truth
         restricted = " (non-commercial licence)" if path.parent.name == "restricted" else ""
-        print(f"\n### {path.name}{restricted}: {len(truth)} records, {int(truth.any(axis=1).sum())} unsafe")
-        said = {name: predict(path) for name, predict in systems.items()}
+        print(f"\n### {path.name}{restricted}: {len(truth)} records, {int(truth[:, 0].sum())} unsafe")
+        predicted = {name: system(path) for name, system in systems.items()}
         figures, over = {}, {}
-        for name, predictions in said.items():
+        for name, predictions in predicted.items():
             taken = rows[path] if name.startswith("smollm2") else np.arange(len(truth))
             drawn = draw(predictions, truth[taken])
             shown = f"{name}, {len(taken)} records" if len(taken) < len(truth) else name
             figures[shown] = {key: interval(values) for key, values in drawn.items()}
             if not name.startswith("edgeguard"):
-                same = draw(of_rows(said[OURS], taken), truth[taken])
+                same = draw(of_rows(predicted[OURS], taken), truth[taken])
                 over[f"{OURS} over {shown}"] = {key: interval(same[key] - drawn[key]) for key in COMPARED}
         found[path.stem] = figures | over
         verdicts = {n: f for n, f in figures.items() if n not in SAME_VERDICT} | over
@@ -143,7 +145,7 @@ def table_of(system: str, path: Path, folder: Path) -> ScoreTable:
     key = hashlib.sha256(f"{model} {profile} {sha256(path)}".encode()).hexdigest()[:16]
     kept = folder / f"{system}-{path.stem}-{key}.npz"
     if kept.exists():
-        return load_table(kept)
+        return with_own_truth(load_table(kept), path)
     with Guard.load(profile=profile, calibration=False) as guard:
         records, done = list(read_records(path)), 0
 
@@ -155,23 +157,26 @@ def table_of(system: str, path: Path, folder: Path) -> ScoreTable:
 
         table = score_records(guard, records, advance=advance)
     save_table(table, kept)
-    return table
+    return with_own_truth(table, path)
+
+
+def with_own_truth(table: ScoreTable, path: Path) -> ScoreTable:
+    """The table with the labels of the file that it was scored from."""
+    truth = find_truth(path, table.labels)
+    assert truth is not None
+    return with_truth(table, truth, same_file=True)
 
 
 def ours(table: ScoreTable, estimator: str) -> Predictions:
     """The built-in guard as `edgeguard score` shows it."""
     calibration = read_calibration(built_in("edgeguard-135m").calibration(estimator))
-    odds = logit(table.scores[estimator])
-    labels = np.stack([calibration.maps[code](odds[:, i]) for i, code in enumerate(table.labels)], axis=1)
-    unsafe = calibration.maps["unsafe"](table.margin)
-    named = labels >= np.array([calibration.thresholds[code] for code in table.labels])
-    flagged = (unsafe >= calibration.thresholds["unsafe"]) | named.any(axis=1)
-    return Predictions(unsafe, sigmoid(table.margin), labels, flagged, named)
+    decided = decisions(table, estimator, calibration=calibration)
+    return Predictions(decided.y_prob, decided.y_pred, sigmoid(table.margin))
 
 
-def zero_shot(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
-    """P(unsafe) and the labels' probabilities, as the model gives them."""
-    return sigmoid(table.margin), table.scores["marginal"]
+def zero_shot(table: ScoreTable) -> np.ndarray:
+    """(n, n_labels) probabilities as the model gives them; P(unsafe) of what is in the grammar."""
+    return np.column_stack([sigmoid(table.margin), table.scores["marginal"][:, 1:]])
 
 
 def sampled(path: Path, n: int, folder: Path) -> Path:
@@ -189,32 +194,26 @@ def rows_of(table: ScoreTable, sample: ScoreTable) -> np.ndarray:
     return np.array([place[id_] for id_ in sample.ids])
 
 
-def of_rows(said: Predictions, rows: np.ndarray) -> Predictions:
+def of_rows(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """The predictions of some records."""
-    return Predictions(said.unsafe[rows], said.raw[rows], said.labels[rows], said.flagged[rows], said.named[rows])
+    return Predictions(predictions.y_prob[rows], predictions.y_pred[rows], predictions.raw[rows])
 
 
-def at_thresholds(
-    predict: Callable[[Path], tuple[np.ndarray, np.ndarray]], val: Path, truth: np.ndarray
-) -> Callable[[Path], Predictions]:
+def at_thresholds(score: Callable[[Path], np.ndarray], val: Path, y_true: np.ndarray) -> Callable[[Path], Predictions]:
     """A baseline with thresholds by the rule of the guard's own: best F1 of each code on val, at most 1 % of the safe
     records over it; 2 % of them over the verdict's."""
-    unsafe, labels = predict(val)
-    safe = ~truth.any(axis=1)
-    rule = {"method": "none", "safe": safe}
-    verdict = fit_label("unsafe", logit(unsafe), unsafe, ~safe, target=Target("fpr", 0.02), **rule)
-    codes = [
-        fit_label("code", logit(p), p, t, target=Target("f1"), safe_rate=0.01, **rule)
-        for p, t in zip(labels.T, truth.T, strict=True)
-    ]
-    at = np.array([fit.threshold.value if fit.threshold else 0.5 for fit in codes])
+    y_prob = score(val)
+    labels = ["unsafe", *(f"code {i}" for i in range(1, y_prob.shape[1]))]
+    odds = label_log_odds(logit(y_prob[:, 0]), y_prob)
+    goals = {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}
+    fits = fit_labels(labels, odds, y_prob, y_true, method="none", goals=goals, safe_rate=0.01)
+    thresholds = np.array([fit.threshold.value if fit.threshold else 0.5 for fit in fits])
 
-    def said(path: Path) -> Predictions:
-        unsafe, labels = predict(path)
-        named = labels >= at
-        return Predictions(unsafe, unsafe, labels, (unsafe >= verdict.threshold.value) | named.any(axis=1), named)
+    def system(path: Path) -> Predictions:
+        y_prob = score(path)
+        return Predictions(y_prob, predict(y_prob, thresholds), y_prob[:, 0])
 
-    return said
+    return system
 
 
 class TfIdf:
@@ -237,14 +236,13 @@ class TfIdf:
             for code in codes
         ]
 
-    def __call__(self, path: Path, table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
-        """P(unsafe) and the labels' probabilities."""
+    def __call__(self, path: Path, table: ScoreTable) -> np.ndarray:
+        """(n, n_labels) probabilities."""
         x = self.features.transform([text_of(r) for r in read_records(path)])
-        unsafe = self.verdict.predict_proba(x)[:, 1]
-        labels = np.zeros(table.truth.shape)
-        for code, model in zip(self.codes, self.by_code, strict=True):
-            labels[:, table.labels.index(code)] = model.predict_proba(x)[:, 1]
-        return unsafe, labels
+        y_prob = np.zeros(table.truth.shape)
+        for label, model in zip(["unsafe", *self.codes], [self.verdict, *self.by_code], strict=True):
+            y_prob[:, table.labels.index(label)] = model.predict_proba(x)[:, 1]
+        return y_prob
 
 
 def text_of(record: object) -> str:
@@ -257,12 +255,12 @@ def text_of(record: object) -> str:
 # Figures
 
 
-def draw(said: Predictions, truth: np.ndarray) -> dict[str, np.ndarray]:
+def draw(predictions: Predictions, y_true: np.ndarray) -> dict[str, np.ndarray]:
     """Figure → its value and those of the same draws of records for every system."""
-    rng, n = np.random.default_rng(0), len(truth)
+    rng, n = np.random.default_rng(0), len(y_true)
     rows = [np.arange(n), *(rng.integers(0, n, n) for _ in range(RESAMPLINGS))]
-    found = [figures_of(said, truth, r) for r in rows]
-    return {key: np.array([f[key] for f in found]) for key in found[0]}
+    drawn = [figures_of(of_rows(predictions, r), y_true[r]) for r in rows]
+    return {key: np.array([figures[key] for figures in drawn]) for key in drawn[0]}
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -272,12 +270,12 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(values[0]), float(low), float(high)]
 
 
-def figures_of(said: Predictions, truth: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """All figures of some rows; nan where the rows have one class only."""
-    t, verdict = truth[rows], truth[rows].any(axis=1)
-    unsafe, flagged, labels, named = said.unsafe[rows], said.flagged[rows], said.labels[rows], said.named[rows]
+def figures_of(predictions: Predictions, y_true: np.ndarray) -> dict[str, float]:
+    """All figures of some records; nan where they are of one class only."""
+    verdict, unsafe, flagged = y_true[:, 0], predictions.y_prob[:, 0], predictions.y_pred[:, 0]
+    codes, y_prob, y_pred = y_true[:, 1:], predictions.y_prob[:, 1:], predictions.y_pred[:, 1:]
     both = verdict.any() and not verdict.all()
-    there = t.any(axis=0)
+    some = codes.any(axis=0)
     return {
         "AUROC": roc_auc_score(verdict, unsafe) if both else np.nan,
         "AUPRC": average_precision_score(verdict, unsafe) if both else np.nan,
@@ -285,26 +283,26 @@ def figures_of(said: Predictions, truth: np.ndarray, rows: np.ndarray) -> dict[s
         "false positives": float(flagged[~verdict].mean()) if not verdict.all() else np.nan,
         "Brier": float(((unsafe - verdict) ** 2).mean()),
         "ECE": ece(unsafe, verdict),
-        "Brier raw": float(((said.raw[rows] - verdict) ** 2).mean()),
-        "ECE raw": ece(said.raw[rows], verdict),
-        "micro F1": f1_score(t, named, average="micro", zero_division=0),
-        "macro F1": f1_score(t[:, there], named[:, there], average="macro", zero_division=0),
-        "micro AUPRC": average_precision_score(t.ravel(), labels.ravel()),
-        "macro AUPRC": macro_auprc(t[:, there], labels[:, there]),
-        "Hamming loss": hamming_loss(t, named),
+        "Brier raw": float(((predictions.raw - verdict) ** 2).mean()),
+        "ECE raw": ece(predictions.raw, verdict),
+        "micro F1": f1_score(codes, y_pred, average="micro", zero_division=0),
+        "macro F1": f1_score(codes[:, some], y_pred[:, some], average="macro", zero_division=0),
+        "micro AUPRC": average_precision_score(codes.ravel(), y_prob.ravel()),
+        "macro AUPRC": macro_auprc(codes[:, some], y_prob[:, some]),
+        "Hamming loss": hamming_loss(codes, y_pred),
     }
 
 
-def macro_auprc(truth: np.ndarray, labels: np.ndarray) -> float:
+def macro_auprc(y_true: np.ndarray, y_prob: np.ndarray) -> float:
     """Mean over the labels that some row has."""
-    return float(np.mean([average_precision_score(truth[:, i], labels[:, i]) for i in range(truth.shape[1])]))
+    return float(np.mean([average_precision_score(y_true[:, i], y_prob[:, i]) for i in range(y_true.shape[1])]))
 
 
-def ece(p: np.ndarray, truth: np.ndarray) -> float:
+def ece(y_prob: np.ndarray, y_true: np.ndarray) -> float:
     """Expected calibration error over bins of equal mass."""
-    order = np.array_split(np.argsort(p, kind="stable"), N_BINS)
-    gaps: Sequence[float] = [abs(p[rows].mean() - truth[rows].mean()) * len(rows) for rows in order if len(rows)]
-    return float(np.sum(gaps) / len(p))
+    order = np.array_split(np.argsort(y_prob, kind="stable"), N_BINS)
+    gaps: Sequence[float] = [abs(y_prob[rows].mean() - y_true[rows].mean()) * len(rows) for rows in order if len(rows)]
+    return float(np.sum(gaps) / len(y_prob))
 
 
 if __name__ == "__main__":

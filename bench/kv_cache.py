@@ -47,7 +47,7 @@ def main() -> None:
             scores[kv] = guard.score(text)
             seconds[kv].append(time.perf_counter() - began)
         a, b = scores["f16"], scores["f32"]
-        moved.append(max(abs(a.category_scores[c] - b.category_scores[c]) for c in half.labels))
+        moved.append(max(abs(a.category_scores[c] - b.category_scores[c]) for c in half.codes))
         moved[-1] = max(moved[-1], abs(a.unsafe - b.unsafe))
         margins.append(abs(a.margin - b.margin))
     print(f"model {half.name} ({half.backend.info.quantization}), {args.records} records")

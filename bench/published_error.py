@@ -88,9 +88,9 @@ def compare(tokens: str, n: int) -> None:
         published = any_place(step, pieces, labels, stops)[1:]
         steps += len(backend.calls)
         over_one += bool((published > 1).any())
-        errors["marginal"].append(published - marginal(tree)[:3])
-        errors["joint"].append(fixed_place(step, pieces, labels, stops)[1:] - joint(tree)[:3])
-        errors["conditional"].append(token_probability(step, pieces, labels, stops)[1:] - conditional(tree)[:3])
+        errors["marginal"].append(published - marginal(tree)[1:-1])
+        errors["joint"].append(fixed_place(step, pieces, labels, stops)[1:] - joint(tree)[1:-1])
+        errors["conditional"].append(token_probability(step, pieces, labels, stops)[1:] - conditional(tree)[1:-1])
     print(f"{tokens}: {n} random guards; marginal above 1 in {over_one}, {steps / n:.0f} full prompts each")
     for name, found in errors.items():
         error = np.array(found)
@@ -120,13 +120,13 @@ def on_the_model(file: Path, limit: int) -> None:
                 places[path] = places[()] if not path else Prefix(path[-1:], places[path[:-1]])
                 return guard.backend.logprobs([places[path]])[0]
 
-            labels = [b"unsafe", *(code.encode() for code in guard.labels)]
+            labels = [b"unsafe", *(code.encode() for code in guard.codes)]
             stops = set(guard.answers.stops.tolist())
             value = any_place(step, guard.backend.vocabulary.pieces, labels, stops)[1:]
-            found.append(outside(value, bounds(tree)[: len(guard.labels)]))
+            found.append(outside(value, bounds(tree)[1:-1]))
         error = np.array(found)
         print(f"{guard.name} on {len(error)} records: how far the published marginal lies outside the certified bounds")
-        for i, code in enumerate(guard.labels):
+        for i, code in enumerate(guard.codes):
             print(
                 f"  {code:4} mean {error[:, i].mean():+.4f}, range {error[:, i].min():+.4f} … {error[:, i].max():+.4f}"
             )

@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 
 from edgeguard.builtin import built_in
-from edgeguard.calibration.fitting import Target, calibration_of, fit_table
 from edgeguard.calibration.maps import Calibration
+from edgeguard.calibration.thresholds import Goal
 from edgeguard.convert import Options, convert
+from edgeguard.evaluation.calibrate import calibrate as fit
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
 from edgeguard.quant.pictures import size_against_drift
@@ -86,20 +88,12 @@ def calibrate(reference: Variant, options: StudyOptions) -> dict[str, Calibratio
     """The reference's own calibrations, from the very scores that the study will take."""
     setting = setting_of(reference, options)
     table = score(reference, setting, options.scores, tell=partial(say, f"scoring {reference.name}")).table
-    targets, safe_rate = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}, 0.01
-    found = {}
-    for estimator in table.scores:
-        fits = fit_table(table, estimator, method="platt", targets=targets, safe_rate=safe_rate)
-        identity = {
-            "guard": reference.name,
-            "profile": setting.profile,
-            "estimator": estimator,
-            "model_sha256": reference.sha256,
-        }
-        found[estimator] = calibration_of(
-            fits, identity, options.records, records=len(table), targets=targets, safe_rate=safe_rate
-        )
-    return found
+    truth = find_truth(options.records, table.labels)
+    assert truth is not None
+    table = with_truth(table, truth, same_file=True)
+    identity = {"guard": reference.name, "profile": setting.profile, "model_sha256": reference.sha256}
+    rule = {"method": "platt", "goals": {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}, "safe_rate": 0.01}
+    return {name: fit(table, name, identity=identity, source=options.records, **rule)[0] for name in table.scores}
 
 
 def kept_study(options: StudyOptions, folder: Path) -> ReportData:

@@ -128,7 +128,7 @@ def time_guards(guards: Mapping[str, Guard], texts: Sequence[str], preamble: tup
 def over_published(guard: Guard, texts: Sequence[str], n: int) -> np.ndarray:
     """(n,) times that the published algorithm takes of the guard's own, on the first n texts."""
     backend, stops = guard.backend, set(guard.answers.stops.tolist())
-    labels = [b"unsafe", *(code.encode() for code in guard.labels)]
+    labels = [b"unsafe", *(code.encode() for code in guard.codes)]
     published, mine = [], []
     guard.score(texts[0])  # the preamble into the memory again
     for text in texts[:n]:

@@ -7,8 +7,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgeguard.backend import RuntimeOptions as RuntimeOptions
+    from edgeguard.calibration.files import read_calibration as read_calibration
     from edgeguard.calibration.maps import Calibration as Calibration
-    from edgeguard.calibration.maps import read_calibration as read_calibration
+    from edgeguard.calibration.thresholds import Thresholds as Thresholds
     from edgeguard.errors import CalibrationError as CalibrationError
     from edgeguard.errors import ContextOverflow as ContextOverflow
     from edgeguard.errors import EdgeguardError as EdgeguardError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
     from edgeguard.guard import Search as Search
-    from edgeguard.guard import Thresholds as Thresholds
     from edgeguard.profile import Profile as Profile
     from edgeguard.profile import list_profiles as list_profiles
     from edgeguard.profile import load_profile as load_profile
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "edgeguard.backend": ("RuntimeOptions",),
-    "edgeguard.calibration.maps": ("Calibration", "read_calibration"),
+    "edgeguard.calibration.files": ("read_calibration",),
+    "edgeguard.calibration.maps": ("Calibration",),
+    "edgeguard.calibration.thresholds": ("Thresholds",),
     "edgeguard.errors": (
         "CalibrationError",
         "ContextOverflow",
@@ -45,7 +47,7 @@ _PUBLIC = {
         "ProfileError",
         "RecordError",
     ),
-    "edgeguard.guard": ("Guard", "Score", "Search", "Thresholds"),
+    "edgeguard.guard": ("Guard", "Score", "Search"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("Failure", "Message", "Record"),

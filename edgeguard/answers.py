@@ -9,7 +9,8 @@ allowed in a state if its bytes lead somewhere. What a token names is read off t
 - All surface forms of a label, and all its tokenisations, name the same label.
 - What an answer has named stays named, however it goes on.
 
-Every set of labels here has the categories in the profile's order, then `unsafe`, then `safe`.
+Every set of labels here has `unsafe` first, then the categories in the profile's order, then `safe`: all but the
+last are the labels that a guard decides.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 
 STOPPED = -1  # the state of an answer that has ended
 START = 0
+UNSAFE = 0  # the place of `unsafe` among the labels; the categories come after it
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +101,11 @@ class Answers:
         vocabulary: Vocabulary,
         stops: frozenset[int],
     ) -> None:
-        self.labels: tuple[str, ...] = (*(c.code for c in categories), "unsafe", "safe")
+        self.labels: tuple[str, ...] = ("unsafe", *(c.code for c in categories), "safe")
         self.stops: Ints = np.array(sorted(stops), dtype=np.int64)
-        n = len(categories)
-        self.unsafe, self.safe = n, n + 1
         forms = [c.forms for c in categories]
-        shared = _common_prefix([f.encode() for fs in forms for f in fs]) if n else b""
-        self._nfa, self._accept = _build(grammar, forms, self.unsafe, self.safe, len(shared))
+        shared = _common_prefix([f.encode() for fs in forms for f in fs]) if forms else b""
+        self._nfa, self._accept = _build(grammar, forms, len(shared))
         self._can_name = _closure_of_names(self._nfa)
         spelled = {*grammar.safe, *grammar.unsafe, *(f for fs in forms for f in fs)}
         # Some guards answer in control tokens (`<UNSAFE-S3>`): those the grammar spells count as text.
@@ -123,7 +123,7 @@ class Answers:
 
     @property
     def n_labels(self) -> int:
-        """Categories, plus `unsafe` and `safe`."""
+        """`unsafe`, the categories, and `safe`."""
         return len(self.labels)
 
     def moves(self, state: int) -> Moves:
@@ -290,20 +290,19 @@ class Answers:
         return self._spelled.get(token) or self._vocabulary_pieces[token]
 
 
-def _build(
-    grammar: AnswerGrammar, forms: Sequence[Sequence[str]], unsafe: int, safe: int, shared: int
-) -> tuple[_Nfa, int]:
+def _build(grammar: AnswerGrammar, forms: Sequence[Sequence[str]], shared: int) -> tuple[_Nfa, int]:
     """The automaton of a grammar and its accepting state. State 0 is the start."""
+    safe = 1 + len(forms)
     nfa = _Nfa()
     start, verdict, ending, accept = nfa.add(), nfa.add(), nfa.add(), nfa.add()
     nfa.text(start, grammar.lead or ("",), verdict)
     nfa.text(verdict, grammar.safe, ending, names=safe)
     nfa.text(ending, grammar.end or ("",), accept)
     if grammar.labels == "verdict":
-        _add_labels(nfa, verdict, forms, ending, shared, also=unsafe)
+        _add_labels(nfa, verdict, forms, ending, shared, also=UNSAFE)
         return nfa, accept
     judged = nfa.add()
-    nfa.text(verdict, grammar.unsafe, judged, names=unsafe)
+    nfa.text(verdict, grammar.unsafe, judged, names=UNSAFE)
     nfa.empty[judged].append((-1, ending))  # `unsafe` and no category: allowed, names none
     if grammar.labels == "none":
         return nfa, accept
@@ -319,7 +318,7 @@ def _build(
 def _add_labels(
     nfa: _Nfa, start: int, forms: Sequence[Sequence[str]], end: int, shared: int, also: int | None = None
 ) -> None:
-    for label, variants in enumerate(forms):
+    for label, variants in enumerate(forms, UNSAFE + 1):
         if also is None:
             nfa.text(start, variants, end, names=label, shared=shared)
         else:

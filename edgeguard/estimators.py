@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from edgeguard.answers import Bools
+from edgeguard.answers import UNSAFE, Bools
 from edgeguard.tree import Floats, Tree
 
 Estimator = Callable[[Tree], Floats]
@@ -54,12 +54,18 @@ def conditional(tree: Tree) -> Floats:
 ESTIMATORS: dict[str, Estimator] = {"conditional": conditional, "joint": joint, "marginal": marginal}
 
 
+def label_scores(tree: Tree, estimator: str) -> Floats:
+    """(1 + n_codes,) "unsafe" and the codes by the estimator of that name; P(unsafe) is the marginal by all of them."""
+    scores = ESTIMATORS[estimator](tree)[:-1]
+    scores[UNSAFE] = marginal(tree)[UNSAFE]
+    return scores
+
+
 def log_odds(tree: Tree) -> float:
     """Margin in nats: log P(unsafe) - log P(safe), over the answers looked into. ±inf where one has none."""
-    unsafe, safe = tree.labels.index("unsafe"), tree.labels.index("safe")
     first = _first_naming(tree)
     with np.errstate(divide="ignore"):
-        logs = [np.logaddexp.reduce(tree.logp[first[:, i]], initial=-np.inf) for i in (unsafe, safe)]
+        logs = [np.logaddexp.reduce(tree.logp[first[:, i]], initial=-np.inf) for i in (UNSAFE, -1)]
     return float(logs[0] - logs[1])
 
 
@@ -68,10 +74,10 @@ def first_label(tree: Tree) -> Floats:
 
     0 for "unsafe" and "safe", which are no categories. With them, and with the mass that names none, it sums to 1.
     """
-    categories = np.array([label not in ("unsafe", "safe") for label in tree.labels])
-    before = np.atleast_1d(tree.named[tree.parent][:, categories].any(axis=1))
+    before = np.atleast_1d(tree.named[tree.parent][:, 1:-1].any(axis=1))
     before[0] = False
-    first = _first_naming(tree) & categories & ~before[:, None]
+    first = _first_naming(tree) & ~before[:, None]
+    first[:, [UNSAFE, -1]] = False
     mass: Floats = np.exp(tree.logp) @ first
     return mass
 

@@ -3,56 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from edgeguard.answers import Answers
+from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.builtin import find_built_in
-from edgeguard.calibration.maps import SMALLEST, Calibration, logit, read_calibration
+from edgeguard.calibration.decide import decide
+from edgeguard.calibration.files import read_calibration
+from edgeguard.calibration.maps import Calibration
+from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
-from edgeguard.estimators import ESTIMATORS, bounds, log_odds, marginal
+from edgeguard.estimators import ESTIMATORS, bounds, label_scores, log_odds, marginal
 from edgeguard.profile import Profile, detect_profile, load_profile
 from edgeguard.prompt import compile_prompt
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
 from edgeguard.rows.stream import Input, judged
-from edgeguard.tree import Floats, Tree, explore
+from edgeguard.tree import Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """From which probability on a label counts: one number, or one for each label that needs another.
-
-    Labels are the category codes and "unsafe". Raises ValueError for a number outside [0, 1].
-    """
-
-    default: float = 0.5
-    labels: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for label, value in {"default": self.default, **self.labels}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"the threshold of {label} is {value}; it must lie in [0, 1]")
-
-    def of(self, label: str) -> float:
-        """The threshold of a label."""
-        return self.labels.get(label, self.default)
-
-    def replaced(self, numbers: Mapping[str, float]) -> Thresholds:
-        """These with others in their place, label → number; a "default" replaces all that are not named beside it."""
-        if "default" in numbers:
-            return Thresholds(numbers["default"], {k: v for k, v in numbers.items() if k != "default"})
-        return Thresholds(self.default, {**self.labels, **numbers})
 
 
 @dataclass(frozen=True)
@@ -167,22 +145,21 @@ class Guard:
         estimator: EstimatorName = "marginal",
         search: Search = Search(),
         calibration: Calibration | None = None,
-        thresholds: Thresholds | None = None,
+        thresholds: Thresholds | Mapping[str, float] | None = None,
         name: str | None = None,
     ) -> None:
         """Fit a profile to an open model. Raises ProfileError where they do not fit.
 
         estimator    "marginal" explores the tree of answers; the others walk one answer
         calibration  maps the scores; it is not held against the model here, see `Calibration.check`
-        thresholds   None: the calibration's, 0.5 where it has none
+        thresholds   None: the calibration's, 0.5 where it has none; a mapping of some labels replaces these alone
         name         what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
         self.backend, self.profile, self.estimator = backend, profile, estimator
         self.search, self.calibration, self._name = search, calibration, name
-        own = Thresholds(labels=calibration.thresholds if calibration else {})
-        self.thresholds = own if thresholds is None else thresholds
+        self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *(c.code for c in profile.categories)}:
             raise ProfileError(
                 f"a threshold is given for {', '.join(sorted(unknown))}, which profile {profile.name} has not; "
@@ -239,9 +216,6 @@ class Guard:
                 built.check(backend.info.sha256)
                 calibration = built.calibration(estimator) if calibration is True else calibration
             maps = _calibration(calibration, given, estimator, backend)
-            if not isinstance(thresholds, Thresholds):
-                own = Thresholds(labels=maps.thresholds if maps else {})
-                thresholds = own.replaced(thresholds or {})
             return cls(
                 backend,
                 given,
@@ -266,9 +240,9 @@ class Guard:
         return path.resolve().parent.name if path.name == "model.onnx" else path.stem
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The codes of the taxonomy, in order."""
-        return self._answers.labels[: self._answers.unsafe]
+    def codes(self) -> tuple[str, ...]:
+        """The taxonomy's, in order. What a guard decides is "unsafe" and these."""
+        return self._answers.labels[1:-1]
 
     @property
     def answers(self) -> Answers:
@@ -377,26 +351,25 @@ class Guard:
         margin = log_odds(tree)
         if not np.isfinite(margin):
             raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
-        labels = self._answers.labels
-        p, limits = ESTIMATORS[self.estimator](tree), bounds(tree)
-        p[self._answers.unsafe] = marginal(tree)[self._answers.unsafe]
-        if self.calibration is not None:
-            p, limits = _calibrated(self.calibration, labels, p, limits, margin)
-        unsafe = float(p[self._answers.unsafe])
-        scores = {code: float(p[i]) for i, code in enumerate(self.labels)}
-        named = tuple(code for code, value in scores.items() if value >= self.thresholds.of(code))
+        labels = tree.labels[:-1]
+        decided = decide(
+            np.array([margin]),
+            label_scores(tree, self.estimator)[None],
+            labels=labels,
+            calibration=self.calibration,
+            thresholds=self.thresholds,
+            bounds=bounds(tree)[None],
+        )
+        assert decided.bounds is not None
+        p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()
         return Score(
             id=record.id,
-            flagged=bool(named) or unsafe >= self.thresholds.of("unsafe"),
-            unsafe=unsafe,
+            flagged=counts[UNSAFE],
+            unsafe=p[UNSAFE],
             margin=margin,
-            categories=named,
-            category_scores=scores,
-            bounds={
-                label: (float(limits[i, 0]), float(limits[i, 1]))
-                for i, label in sorted(enumerate(labels), key=lambda pair: pair[1] != "unsafe")
-                if label != "safe"
-            },
+            categories=tuple(compress(labels[1:], counts[1:])),
+            category_scores=dict(zip(labels[1:], p[1:], strict=True)),
+            bounds={label: (low, high) for label, (low, high) in zip(labels, decided.bounds[0].tolist(), strict=True)},
             unexplored=tree.unexplored,
             off_grammar=tree.off_grammar,
             estimator=self.estimator,
@@ -417,7 +390,7 @@ class Guard:
         return SelfTestResult(
             text=text,
             grammar_mass=1 - tree.off_grammar,
-            unsafe=float(marginal(tree)[self._answers.unsafe]),
+            unsafe=float(marginal(tree)[UNSAFE]),
             margin=log_odds(tree),
             first_tokens=tuple((names.get(int(t)) or self.piece(int(t)), float(row[t])) for t in likeliest),
         )
@@ -429,7 +402,7 @@ def _detected(backend: Backend) -> Profile:
     if name is None:
         raise ProfileError(
             f"{info.path} ({info.name or 'no name'}) does not say for certain which guard it is; "
-            "give a `profile`: a name from `edgeguard profiles`, `instruct` for a general chat model, or a TOML file",
+            "give a `profile`: a built-in's name, `instruct` for a general chat model, or a TOML file",
             kind="profile_not_told",
         )
     return load_profile(name)
@@ -443,29 +416,6 @@ def _calibration(
     found = given if isinstance(given, Calibration) else read_calibration(given)
     found.check(profile=profile.name, estimator=estimator, model_sha256=backend.info.sha256)
     return found
-
-
-def _calibrated(
-    calibration: Calibration, labels: Sequence[str], p: Floats, limits: Floats, margin: float
-) -> tuple[Floats, Floats]:
-    """(n_labels,) probabilities and their (n_labels, 2) bounds through the calibration's maps.
-
-    `unsafe` goes by the margin, which does not tie near 0 and 1; its bounds are those of P(unsafe) over
-    P(unsafe) + P(safe), which the margin is the log-odds of.
-    """
-    p, limits = p.copy(), limits.copy()
-    unsafe, safe = labels.index("unsafe"), labels.index("safe")
-    low = limits[unsafe, 0] / max(limits[unsafe, 0] + limits[safe, 1], SMALLEST)
-    high = limits[unsafe, 1] / max(limits[unsafe, 1] + limits[safe, 0], SMALLEST)
-    odds, ends = logit(p), logit(limits)
-    odds[unsafe], ends[unsafe] = margin, logit([low, high])
-    for i, label in enumerate(labels):
-        if label in calibration.maps:
-            map_ = calibration.maps[label]
-            p[i], limits[i] = map_(odds[i]), map_(ends[i])
-    # The margin and the bounds are rounded apart: the last digit must not put the one outside of the other.
-    limits[unsafe] = min(limits[unsafe, 0], p[unsafe]), max(limits[unsafe, 1], p[unsafe])
-    return p, limits
 
 
 def _digits(x: float) -> float:

@@ -26,6 +26,7 @@ SPECULATE = 4  # times the tolerance: the mass from which the tokens after a pla
 class Tree:
     """n places in the tree of answers; place 0 is the prompt's end. All masses are given the prompt.
 
+    labels    (n_labels,) "unsafe", the codes of the taxonomy, "safe"
     parent    (n,) the place before, -1 for the root
     token     (n,) token id, or STOP
     logp      (n,) nats: log P(reaching this place)

@@ -43,9 +43,9 @@ class Text:
 
 
 def texts_of(grammar, forms: Sequence[Sequence[str]], longest: int) -> list[Text]:
-    """All answer texts of a grammar up to `longest` bytes. Labels: categories by position, unsafe n, safe n + 1."""
-    n = len(forms)
-    variants = [(form, i) for i, fs in enumerate(forms) for form in fs]
+    """All answer texts of a grammar up to `longest` bytes. Labels: unsafe 0, the n categories, safe n + 1."""
+    named_unsafe, named_safe = 0, 1 + len(forms)
+    variants = [(form, i) for i, fs in enumerate(forms, 1) for form in fs]
     found: list[Text] = []
 
     def add(head: Text) -> None:
@@ -58,13 +58,13 @@ def texts_of(grammar, forms: Sequence[Sequence[str]], longest: int) -> list[Text
     for lead in grammar.lead or ("",):
         start = Text(lead.encode(), ())
         for safe in grammar.safe:
-            add(spell(start, safe, n + 1))
+            add(spell(start, safe, named_safe))
         if grammar.labels == "verdict":
             for form, i in variants:
-                add(spell(start, form, i, n))
+                add(spell(start, form, i, named_unsafe))
             continue
         for unsafe in grammar.unsafe:
-            judged = spell(start, unsafe, n)
+            judged = spell(start, unsafe, named_unsafe)
             add(judged)
             if grammar.labels == "none":
                 continue

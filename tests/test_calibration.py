@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeguard.backend import RuntimeOptions
-from edgeguard.calibration.maps import Calibration, Map, logit, read_calibration, sigmoid, write_calibration
+from edgeguard.calibration.files import read_calibration, write_calibration
+from edgeguard.calibration.maps import Calibration, Map, logit, sigmoid
+from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.errors import CalibrationError, ProfileError
 from edgeguard.estimators import bounds, log_odds, marginal
-from edgeguard.guard import Guard, Thresholds
+from edgeguard.guard import Guard
 
 positive = st.floats(1e-3, 50)
 any_number = st.floats(-50, 50)
@@ -133,8 +135,8 @@ def test_a_calibrated_guard_maps_its_scores_and_bounds(tiny_model, tiny_profile,
             assert score.calibrated
             assert score.unsafe == own.maps["unsafe"](log_odds(tree))
             assert score.margin == log_odds(tree)
-            assert score.category_scores["S1"] == own.maps["S1"](logit(raw[0]))
-            assert score.bounds["S1"] == tuple(own.maps["S1"](logit(limits[0])))
+            assert score.category_scores["S1"] == own.maps["S1"](logit(raw[1]))
+            assert score.bounds["S1"] == tuple(own.maps["S1"](logit(limits[1])))
             assert score.category_scores["S2"] == raw[tree.labels.index("S2")]  # no map: left alone
             for label, p in {"unsafe": score.unsafe, **score.category_scores}.items():
                 assert score.bounds[label][0] <= p <= score.bounds[label][1]

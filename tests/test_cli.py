@@ -371,7 +371,7 @@ def test_what_cannot_be_run_fails_with_one_line_and_exit_code_1(
         ((source, "-m", tiny_head, *profile), "head.gguf"),
         ((source, *tiny, "-p", bad_profile), f"{bad_profile}:4: min_grammar_mass is 7; expected a number from 0 to 1"),
         ((source, *tiny, "-p", "llama-gard-3"), "did you mean"),
-        ((source, "-m", tiny_model), "does not say for certain which guard it is; pass --profile"),
+        ((source, "-m", tiny_model), "does not say for certain which guard it is; give a `profile`"),
         ((source, *tiny, "--threshold", "S3=0.5"), "a threshold is given for S3, which profile tiny has not"),
         ((source, *tiny, "-o", there), f"{there}: exists already; --resume goes on"),
         ((source, *tiny, "-o", there, "--resume"), "is not a result row of edgeguard"),

@@ -14,28 +14,30 @@ from scipy.stats import entropy, spearmanr
 from edgeguard.calibration.maps import logit, sigmoid
 from edgeguard.errors import InputError
 from edgeguard.evaluation import drift
-from edgeguard.evaluation.table import Failed, ScoreTable
+from edgeguard.evaluation.table import ScoreTable, take
+from edgeguard.rows.record import Failure
 
-LABELS = ("S1", "S2", "S3")
+LABELS = ("unsafe", "S1", "S2", "S3")
 
 
 def table(seed: int = 0, n: int = 60, noise: float = 0.0) -> ScoreTable:
     """Made-up scores; `noise` in nats moves them, as another quantization would."""
     rng, other = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    truth = rng.random((n, 3)) < 0.3
-    margin = np.where(truth.any(axis=1), 2.0, -2.0) + rng.normal(0, 2, n) + noise * other.normal(0, 1, n)
+    codes = rng.random((n, 3)) < 0.3
+    truth = np.column_stack([codes.any(axis=1), codes])
+    margin = np.where(truth[:, 0], 2.0, -2.0) + rng.normal(0, 2, n) + noise * other.normal(0, 1, n)
     off = 0.01 * rng.random(n)
     unsafe = sigmoid(margin) * (1 - off)
-    odds = np.where(truth, 1.0, -3.0) + rng.normal(0, 1.5, (n, 3)) + noise * other.normal(0, 1, (n, 3))
+    odds = np.where(codes, 1.0, -3.0) + rng.normal(0, 1.5, (n, 3)) + noise * other.normal(0, 1, (n, 3))
     scores = sigmoid(odds) * unsafe[:, None]
     first = scores / np.maximum(1, scores.sum(axis=1) / unsafe)[:, None]
+    scores = np.column_stack([unsafe, scores])
     return ScoreTable(
         labels=LABELS,
         ids=tuple(f"r{i}" for i in range(n)),
         places=np.arange(n),
         truth=truth,
         margin=margin,
-        unsafe=unsafe,
         scores=dict.fromkeys(("conditional", "joint", "marginal"), scores),
         first=first,
         off=off,
@@ -45,7 +47,7 @@ def table(seed: int = 0, n: int = 60, noise: float = 0.0) -> ScoreTable:
 def test_the_same_scores_have_no_drift_at_all():
     """Scoring the reference against itself must give exactly nought."""
     one = table()
-    p, odds = one.scores["marginal"][:, 0], logit(one.scores["marginal"][:, 0])
+    p, odds = one.scores["marginal"][:, 1], one.log_odds("marginal")[:, 1]
     found = drift.shift(p, p, odds, odds)
     assert found == replace(found, mean=0, se=0, rms=0, p50=0, p90=0, p99=0, max=0, odds_mean=0, odds_se=0, odds_rms=0)
     assert (found.spearman, found.distinct) == (pytest.approx(1), 1)
@@ -55,9 +57,9 @@ def test_the_same_scores_have_no_drift_at_all():
     said = p >= 0.3
     assert drift.flips(said, said).rate == 0
     assert one.truth is not None
-    changes = drift.label_changes(one.truth[:, 0], (p, said), (p, said), draws=20)
+    changes = drift.label_changes(one.truth[:, 1], (p, said), (p, said), draws=20)
     assert all(c.value == c.low == c.high == 0 for c in changes.values() if not np.isnan(c.value))
-    parts = drift.harm(one.truth[:, 0], (p, one.off), (p, one.off), draws=20)
+    parts = drift.harm(one.truth[:, 1], (p, one.off), (p, one.off), draws=20)
     assert all(part.value == 0 for part in parts.values())
 
 
@@ -65,7 +67,7 @@ def test_the_same_scores_have_no_drift_at_all():
 def test_the_parts_of_the_harm_sum_to_it(seed, noise):
     one, two = table(seed), table(seed, noise=noise)
     assert one.truth is not None
-    found = drift.harm(one.truth.any(axis=1), (one.unsafe, one.off), (two.unsafe, two.off), draws=2)
+    found = drift.harm(one.truth[:, 0], (one.unsafe, one.off), (two.unsafe, two.off), draws=2)
     assert sum(found[part].value for part in drift.PARTS) == pytest.approx(found["total"].value, abs=1e-12)
 
 
@@ -73,7 +75,7 @@ def test_each_part_of_the_harm_shows_where_it_is_the_cause():
     n = 4000
     one = table(n=n)
     assert one.truth is not None
-    truth, p, off = one.truth.any(axis=1), one.unsafe, np.zeros(n)
+    truth, p, off = one.truth[:, 0], one.unsafe, np.zeros(n)
 
     def largest(q: np.ndarray, off_q: np.ndarray) -> str:
         found = drift.harm(truth, (p, off), (q, off_q), draws=2)
@@ -125,8 +127,8 @@ def test_label_sets_agree_by_the_hand_count():
 
 def test_tables_are_aligned_by_place_and_failed_records_are_left_out_of_both():
     one, two = table(n=10), table(n=10, noise=1)
-    short = drift.take(two, np.array([i for i in range(10) if i != 4]))
-    short = replace(short, failed=(Failed(4, "r4", "too long"),))
+    short = take(two, np.array([i for i in range(10) if i != 4]))
+    short = replace(short, failed=(Failure("r4", "context_overflow", "too long"),))
     a, b = drift.aligned(one, short)
     assert a.ids == b.ids == tuple(f"r{i}" for i in range(10) if i != 4)
     with pytest.raises(InputError, match="the reference has 10 records, the variant 9"):
@@ -135,7 +137,7 @@ def test_tables_are_aligned_by_place_and_failed_records_are_left_out_of_both():
     with pytest.raises(InputError, match="record 4 has id 'r3' in the reference and 'x' in the variant"):
         drift.aligned(one, other)
     with pytest.raises(InputError, match="the taxonomies differ"):
-        drift.aligned(one, replace(two, labels=("S1", "S2", "S4")))
+        drift.aligned(one, replace(two, labels=("unsafe", "S1", "S2", "S4")))
 
 
 def test_a_split_has_every_record_once():

@@ -16,21 +16,22 @@ from scipy.special import digamma
 from sklearn.metrics import f1_score, roc_auc_score
 
 from edgeguard.backend import Prefix
-from edgeguard.calibration.maps import read_calibration
+from edgeguard.calibration.files import read_calibration
+from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.errors import InputError
-from edgeguard.evaluation.figures import _digamma, by_uncertainty, entropy_uncertainty, logtoku, probability_uncertainty
-from edgeguard.evaluation.table import (
-    Failed,
-    ScoreTable,
-    load_table,
-    predictions,
-    read_scores,
-    save_table,
-    score_records,
-    with_truth,
+from edgeguard.evaluation.baselines import (
+    _digamma,
+    by_uncertainty,
+    entropy_uncertainty,
+    logtoku,
+    probability_uncertainty,
 )
-from edgeguard.guard import Guard, Thresholds
+from edgeguard.evaluation.table import ScoreTable, decisions, read_scores, score_records
+from edgeguard.evaluation.table_file import load_table, save_table
+from edgeguard.evaluation.truth import Truth, find_truth, with_truth
+from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
+from edgeguard.rows.record import Failure
 from edgeguard.rows.results import holds_results, read_rows
 
 TEXTS = ["Boil an egg", "Hurt the dog", "Steal", "Hi", "a", "b c", "Take the money", "Rob", "Kick", "Sing", "x y", "Go"]
@@ -55,7 +56,14 @@ def labelled(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def table(tiny_guard: Guard, tmp_path_factory: pytest.TempPathFactory) -> ScoreTable:
     path = write(tmp_path_factory.mktemp("table") / "labelled.jsonl", LABELS)
-    return score_records(tiny_guard, read_records(path), evidence=True)
+    table = score_records(tiny_guard, read_records(path), evidence=True)
+    return with_truth(table, truth_in(path), same_file=True)
+
+
+def truth_in(path: Path) -> Truth:
+    truth = find_truth(path, ("unsafe", "S1", "S10", "S2"))
+    assert truth is not None
+    return truth
 
 
 def test_a_table_holds_what_score_says(table: ScoreTable, tiny_guard: Guard):
@@ -63,16 +71,16 @@ def test_a_table_holds_what_score_says(table: ScoreTable, tiny_guard: Guard):
         score = tiny_guard.score(text)
         assert table.margin[i] == score.margin
         assert table.unsafe[i] == score.unsafe
-        assert dict(zip(table.labels, table.scores["marginal"][i], strict=True)) == score.category_scores
+        assert dict(zip(table.codes, table.scores["marginal"][i, 1:], strict=True)) == score.category_scores
     assert table.truth is not None
     assert [[c for c, t in zip(table.labels, row, strict=True) if t] for row in table.truth] == [
-        sorted(row, key=table.labels.index) for row in LABELS
+        ["unsafe", *sorted(row, key=table.labels.index)] if row else [] for row in LABELS
     ]
 
 
 def test_a_table_comes_back_as_it_was_saved(table: ScoreTable, tmp_path: Path):
     path = tmp_path / "table.npz"
-    failed = (Failed(3, "x", "too long"), Failed(9, None, "bad"), Failed(10, 7, ""))
+    failed = (Failure("x", "too_long", "too long", 4), Failure(None, "bad", "bad"), Failure(7, "", ""))
     save_table(replace(table, failed=failed), path)
     found = load_table(path)
     assert found.ids == table.ids
@@ -92,12 +100,12 @@ def test_scores_are_read_back_from_every_format(
     out = tmp_path / f"scores.{ending}"
     assert run("score", labelled, *tiny, "-o", out).exit_code == 0
     assert holds_results(out) and not holds_results(labelled)
-    found, said = read_scores(out)
-    assert said["estimator"] == "marginal" and said["profile"] == "tiny"
+    found, identity = read_scores(out)
+    assert identity["estimator"] == "marginal" and identity["profile"] == "tiny"
     assert found.ids == table.ids
     np.testing.assert_allclose(found.margin, table.margin, rtol=1e-6)
     np.testing.assert_allclose(found.scores["marginal"], table.scores["marginal"], rtol=1e-6)
-    joined = with_truth(found, read_records(labelled), "labelled.jsonl")
+    joined = with_truth(found, truth_in(labelled))
     np.testing.assert_array_equal(joined.truth, table.truth)
 
 
@@ -109,7 +117,7 @@ def test_scores_are_read_back_from_every_format(
         ({"margin": float("inf")}, "margin is inf"),
         ({"category_scores": {"S1": 0.1}}, "scores S1, the first row S1, S10, S2"),
         ({"category_scores": [1]}, "is no result row"),
-        ({"calibrated": True}, "is calibrated; score again with --no-calibration"),
+        ({"calibrated": True}, "is calibrated; give the model's own scores"),
         ({"model_sha256": "f" * 64}, "has model_sha256 ffff"),
         ({"estimator": "joint"}, "has estimator joint, the first row marginal"),
     ],
@@ -121,7 +129,7 @@ def test_a_bad_row_is_named(run, tiny, labelled: Path, tmp_path: Path, change: d
     path.write_text("\n".join(lines))
     with pytest.raises(InputError) as error:
         read_scores(path)
-    assert said in str(error.value) and " 4" in str(error.value)
+    assert said in str(error.value) and any(place in str(error.value) for place in (":4: ", "row 4 "))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]\n", "a,b\n1,2\n", '{"id": 1}\n', "\xff\xfe", "PAR1"])
@@ -130,27 +138,27 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError):
         read_scores(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         list(read_rows(tmp_path / "none"))
 
 
 def test_labels_are_joined_by_id_whatever_their_order(table: ScoreTable, labelled: Path, tmp_path: Path):
     lines = labelled.read_text().splitlines()
     other = tmp_path / "other.jsonl"
-    other.write_text("\n".join(reversed(lines)))
+    other.write_text("\n".join([*reversed(lines), '{"id": "new", "labels": ["S99"]}']))
     bare = replace(table, truth=None)
-    np.testing.assert_array_equal(with_truth(bare, read_records(other), "x").truth, table.truth)
+    np.testing.assert_array_equal(with_truth(bare, truth_in(other)).truth, table.truth)  # more than was scored
     other.write_text("\n".join(lines[1:]))
-    with pytest.raises(InputError, match=r"has no record of id 'r0' \(1 missing, 0 extra\)"):
-        with_truth(bare, read_records(other), "x")
-    other.write_text("\n".join([*lines, '{"id": "new", "text": "a", "labels": []}']))
-    with pytest.raises(InputError, match="has 'new', which was not scored"):
-        with_truth(bare, read_records(other), "x")
+    with pytest.raises(InputError, match=r"has no record of id 'r0' \(1 of 12 are missing\)"):
+        with_truth(bare, truth_in(other))
+    other.write_text("\n".join([*lines, '{"id": "r3", "labels": ["S1"]}']))
+    with pytest.raises(InputError, match="records 4 and 13 have the id 'r3' and other labels"):
+        with_truth(bare, truth_in(other))
     shorter = write(tmp_path / "no-ids.jsonl", LABELS, ids=False)
-    np.testing.assert_array_equal(with_truth(bare, read_records(shorter), "x").truth, table.truth)
+    np.testing.assert_array_equal(with_truth(bare, truth_in(shorter)).truth, table.truth)
     shorter.write_text("\n".join(shorter.read_text().splitlines()[:-1]))
-    with pytest.raises(InputError, match="has 11 records, 12 were scored"):
-        with_truth(bare, read_records(shorter), "x")
+    with pytest.raises(InputError, match="has 11 records, 12 were read to be scored"):
+        with_truth(bare, truth_in(shorter))
 
 
 @pytest.mark.parametrize(
@@ -168,13 +176,13 @@ def test_labels_that_cannot_be_used_are_named(run, tiny, tmp_path: Path, labels:
         assert said in result.stderr
 
 
-def test_predictions_are_those_of_score(table: ScoreTable, tiny_guard: Guard):
-    found = predictions(table, "marginal", thresholds=Thresholds(0.3))
+def test_decisions_are_those_of_score(table: ScoreTable, tiny_guard: Guard):
+    found = decisions(table, "marginal", thresholds=Thresholds(0.3))
     for i, text in enumerate(TEXTS):
         score = tiny_guard.score(text)
         named = [c for c, p in score.category_scores.items() if p >= 0.3]
-        assert [c for c, s in zip(table.labels, found.said[i, 1:], strict=True) if s] == named
-        assert found.said[i, 0] == (score.unsafe >= 0.3 or bool(named))
+        assert [c for c, s in zip(table.codes, found.y_pred[i, 1:], strict=True) if s] == named
+        assert found.y_pred[i, 0] == (score.unsafe >= 0.3 or bool(named))
 
 
 # Baselines
@@ -255,7 +263,7 @@ def test_evaluate_says_what_scikit_learn_says(run, tiny, labelled: Path, table: 
     assert set(found["baselines"]) == {"greedy", "probability", "entropy", "logtoku"}
     verdict = found["estimators"]["marginal"]["labels"]["unsafe"]
     assert table.truth is not None
-    expected = roc_auc_score(table.truth.any(axis=1), table.unsafe)
+    expected = roc_auc_score(table.truth[:, 0], table.unsafe)
     assert verdict["auroc"]["value"] == pytest.approx(expected, rel=1e-6)
     assert verdict["auroc"]["low"] <= expected <= verdict["auroc"]["high"]
     for name in ("conditional", "joint"):
@@ -284,7 +292,7 @@ def test_evaluate_reads_scores_too(run, tiny, labelled: Path, tmp_path: Path):
         ([{"labels": []}, {}], None, "record 2 (id 'r1') has no labels"),
         ([{"labels": []}, {"labels": ["S99"]}], None, "has the label 'S99'"),
         ([{}, {}], [{"id": "r0", "labels": []}], "has no record of id 'r1'"),
-        ([{}, {}], [{"id": "r0"}, {"id": "r1"}], "has no labels; each record needs"),
+        ([{}, {}], [{"id": "r0"}, {"id": "r1"}], "has no labels; give records"),
     ],
 )
 def test_a_truth_that_is_missing_is_said_before_anything_is_scored(
@@ -390,6 +398,6 @@ def test_a_goal_that_makes_no_sense_is_misuse(run, tiny, labelled: Path, tmp_pat
 def test_every_combination_of_labels_is_counted(table: ScoreTable):
     """The truth's columns are the taxonomy's, whatever the order of a record's labels."""
     assert table.truth is not None
-    for i, j in itertools.combinations(range(3), 2):
+    for i, j in itertools.combinations(range(1, 4), 2):
         expected = sum(table.labels[i] in row and table.labels[j] in row for row in LABELS)
         assert (table.truth[:, i] & table.truth[:, j]).sum() == expected

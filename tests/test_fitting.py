@@ -11,14 +11,13 @@ from sklearn.linear_model import LogisticRegression
 
 from edgeguard.calibration.fitting import (
     METHODS,
-    Target,
     choose_method,
-    choose_threshold,
     cross_validated,
     fit_label,
     fit_map,
 )
 from edgeguard.calibration.maps import logit, sigmoid
+from edgeguard.calibration.thresholds import Goal, choose_threshold
 from edgeguard.errors import CalibrationError
 from edgeguard.evaluation.metrics import f1, false_positive_rate, log_loss, precision, recall
 
@@ -115,70 +114,70 @@ def test_cross_validation_never_sees_the_record_it_judges():
         cross_validated(x[:10], np.arange(10) < 2)
 
 
-targets = st.one_of(
-    st.just(Target("f1")),
-    st.builds(Target, st.sampled_from(["precision", "recall", "fpr"]), st.floats(0, 1)),
-    st.builds(Target, st.just("cost"), st.floats(0.1, 20)),
+goals = st.one_of(
+    st.just(Goal("f1")),
+    st.builds(Goal, st.sampled_from(["precision", "recall", "fpr"]), st.floats(0, 1)),
+    st.builds(Goal, st.just("cost"), st.floats(0.1, 20)),
 )
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 40), targets)
-def test_a_threshold_gives_what_it_says_and_no_other_serves_better(seed, n, target):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), goals)
+def test_a_threshold_gives_what_it_says_and_no_other_serves_better(seed, n, goal):
     """Against trying every threshold there is."""
     rng = np.random.default_rng(seed)
-    p, truth = np.round(rng.random(n), 1), rng.random(n) < 0.5
-    truth[:2] = True, False
-    found = choose_threshold(truth, p, target)
-    said = p >= found.value
-    assert found.recall == pytest.approx(recall(truth, said))
-    assert found.fpr == pytest.approx(false_positive_rate(truth, said))
-    assert found.f1 == pytest.approx(f1(truth, said))
-    if said.any():
-        assert found.precision == pytest.approx(precision(truth, said))
-    others = [p >= t for t in (*np.unique(p), 1.0)]  # a threshold lies in [0, 1]
-    if target.name == "f1":
-        assert found.f1 == pytest.approx(max(f1(truth, o) for o in others))
-    elif target.name == "cost":
+    y_prob, y_true = np.round(rng.random(n), 1), rng.random(n) < 0.5
+    y_true[:2] = True, False
+    found = choose_threshold(y_true, y_prob, goal)
+    y_pred = y_prob >= found.value
+    assert found.recall == pytest.approx(recall(y_true, y_pred))
+    assert found.fpr == pytest.approx(false_positive_rate(y_true, y_pred))
+    assert found.f1 == pytest.approx(f1(y_true, y_pred))
+    if y_pred.any():
+        assert found.precision == pytest.approx(precision(y_true, y_pred))
+    others = [y_prob >= t for t in (*np.unique(y_prob), 1.0)]  # a threshold lies in [0, 1]
+    if goal.name == "f1":
+        assert found.f1 == pytest.approx(max(f1(y_true, o) for o in others))
+    elif goal.name == "cost":
 
         def cost(o):
-            return (o & ~truth).sum() + target.value * (truth & ~o).sum()
+            return (o & ~y_true).sum() + goal.value * (y_true & ~o).sum()
 
-        assert cost(said) == pytest.approx(min(map(cost, others)))
-    elif target.name == "recall":
-        assert found.recall >= target.value
-        enough = [o for o in others if recall(truth, o) >= target.value]
-        assert said.sum() == min(o.sum() for o in enough)
+        assert cost(y_pred) == pytest.approx(min(map(cost, others)))
+    elif goal.name == "recall":
+        assert found.recall >= goal.value
+        enough = [o for o in others if recall(y_true, o) >= goal.value]
+        assert y_pred.sum() == min(o.sum() for o in enough)
     else:
 
         def good(o):
             reached = (
-                precision(truth, o) >= target.value
-                if target.name == "precision"
-                else (false_positive_rate(truth, o) <= target.value)
+                precision(y_true, o) >= goal.value
+                if goal.name == "precision"
+                else (false_positive_rate(y_true, o) <= goal.value)
             )
-            return reached and (o & truth).any()
+            return reached and (o & y_true).any()
 
         assert found.met == any(map(good, others))
         if found.met:
-            assert good(said)
-            assert found.recall == pytest.approx(max(recall(truth, o) for o in others if good(o)))
+            assert good(y_pred)
+            assert found.recall == pytest.approx(max(recall(y_true, o) for o in others if good(o)))
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("magic", 0), ("precision", 1.1), ("fpr", -0.1), ("cost", 0), ("cost", np.inf)]
 )
-def test_a_target_out_of_range_is_refused(name, value):
+def test_a_goal_out_of_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
-        Target(name, value)
+        Goal(name, value)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]), targets)
-def test_no_threshold_reaches_down_to_more_safe_records_than_allowed(seed, rate, target):
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.5]), goals)
+def test_no_threshold_reaches_down_to_more_safe_records_than_allowed(seed, rate, goal):
     rng = np.random.default_rng(seed)
     x, truth, safe = np.round(rng.normal(0, 3, 40), 1), rng.random(40) < 0.3, rng.random(40) < 0.4
     truth[:2], safe = (True, False), safe & ~truth
     p = sigmoid(x)
-    found = fit_label("S1", x, p, truth, method="none", target=target, safe=safe, safe_rate=rate).threshold
+    found = fit_label("S1", x, p, truth, method="none", goal=goal, safe=safe, safe_rate=rate).threshold
     assert found is not None
     assert (p[safe] >= found.value).sum() <= rate * safe.sum()
 

@@ -161,7 +161,7 @@ def test_a_text_a_mapping_and_a_record_are_scored_alike(guard: Guard) -> None:
 @settings(deadline=None, max_examples=60)
 def test_scores_are_probabilities_inside_their_bounds(tiny_guard: Guard, text: str) -> None:
     score = tiny_guard.score(text)
-    assert list(score.category_scores) == ["S1", "S10", "S2"] == list(tiny_guard.labels)
+    assert list(score.category_scores) == ["S1", "S10", "S2"] == list(tiny_guard.codes)
     assert list(score.bounds) == ["unsafe", "S1", "S10", "S2"]
     for label, p in {"unsafe": score.unsafe, **score.category_scores}.items():
         lower, upper = score.bounds[label]

@@ -17,43 +17,45 @@ def labelled(draw, classes=2):
     n = draw(st.integers(4, 40))
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    truth = rng.random(n) < draw(st.floats(0.1, 0.9))
-    truth[:2] = True, False
+    y_true = rng.random(n) < draw(st.floats(0.1, 0.9))
+    y_true[:2] = True, False
     p = np.round(rng.random(n), draw(st.integers(1, 4)))
     weight = rng.integers(0, 4, n).astype(float) if draw(st.booleans()) else None
     if weight is not None:
         weight[:2] = 1
-    return truth, p, weight
+    return y_true, p, weight
 
 
 @given(labelled())
 def test_rankings_agree_with_scikit_learn(case):
     """Ties must count half, a record drawn twice twice."""
-    truth, p, weight = case
+    y_true, p, weight = case
     options = {"sample_weight": weight}
-    assert metrics.auroc(truth, p, weight) == pytest.approx(sk.roc_auc_score(truth, p, **options), abs=1e-12)
-    assert metrics.auprc(truth, p, weight) == pytest.approx(sk.average_precision_score(truth, p, **options), abs=1e-12)
+    assert metrics.auroc(y_true, p, weight) == pytest.approx(sk.roc_auc_score(y_true, p, **options), abs=1e-12)
+    assert metrics.auprc(y_true, p, weight) == pytest.approx(
+        sk.average_precision_score(y_true, p, **options), abs=1e-12
+    )
     for most in (0.05, 0.3, 1.0):
-        ours = metrics.partial_auroc(truth, p, weight, max_fpr=most)
-        theirs = sk.roc_auc_score(truth, p, max_fpr=None if most == 1 else most, **options)
+        ours = metrics.partial_auroc(y_true, p, weight, max_fpr=most)
+        theirs = sk.roc_auc_score(y_true, p, max_fpr=None if most == 1 else most, **options)
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 @given(labelled())
 def test_losses_agree_with_scikit_learn(case):
-    truth, p, weight = case
+    y_true, p, weight = case
     options = {"sample_weight": weight}
-    assert metrics.brier_loss(truth, p, weight) == pytest.approx(sk.brier_score_loss(truth, p, **options), abs=1e-12)
-    assert metrics.log_loss(truth, p, weight) == pytest.approx(
-        sk.log_loss(truth, p, labels=[0, 1], **options), rel=1e-6
+    assert metrics.brier_loss(y_true, p, weight) == pytest.approx(sk.brier_score_loss(y_true, p, **options), abs=1e-12)
+    assert metrics.log_loss(y_true, p, weight) == pytest.approx(
+        sk.log_loss(y_true, p, labels=[0, 1], **options), rel=1e-6
     )
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_decisions_agree_with_scikit_learn(seed, weighted):
     rng = np.random.default_rng(seed)
-    truth, said = rng.random((2, 20, 4)) < 0.3
-    truth[:4, :4] |= np.eye(4, dtype=bool)  # macro averages are over labels that are there
+    y_true, y_pred = rng.random((2, 20, 4)) < 0.3
+    y_true[:4, :4] |= np.eye(4, dtype=bool)  # macro averages are over labels that are there
     weight = rng.integers(1, 4, 20).astype(float) if weighted else None
     options = {"sample_weight": weight, "zero_division": 0}
     for ours, theirs in (
@@ -61,72 +63,74 @@ def test_decisions_agree_with_scikit_learn(seed, weighted):
         (metrics.precision, sk.precision_score),
         (metrics.recall, sk.recall_score),
     ):
-        assert ours(truth, said, weight) == pytest.approx(theirs(truth, said, average="micro", **options))
-    assert metrics.macro_f1(truth, said, weight) == pytest.approx(sk.f1_score(truth, said, average="macro", **options))
-    assert metrics.hamming_loss(truth, said, weight) == pytest.approx(
-        sk.hamming_loss(truth, said, sample_weight=weight)
+        assert ours(y_true, y_pred, weight) == pytest.approx(theirs(y_true, y_pred, average="micro", **options))
+    assert metrics.macro_f1(y_true, y_pred, weight) == pytest.approx(
+        sk.f1_score(y_true, y_pred, average="macro", **options)
     )
-    assert metrics.micro(metrics.auprc, truth, said.astype(float)) == pytest.approx(
-        sk.average_precision_score(truth, said, average="micro")
+    assert metrics.hamming_loss(y_true, y_pred, weight) == pytest.approx(
+        sk.hamming_loss(y_true, y_pred, sample_weight=weight)
     )
-    assert metrics.macro(metrics.auroc, truth, said.astype(float), weight) == pytest.approx(
-        sk.roc_auc_score(truth, said, average="macro", sample_weight=weight)
+    assert metrics.micro(metrics.auprc, y_true, y_pred.astype(float)) == pytest.approx(
+        sk.average_precision_score(y_true, y_pred, average="micro")
+    )
+    assert metrics.macro(metrics.auroc, y_true, y_pred.astype(float), weight) == pytest.approx(
+        sk.roc_auc_score(y_true, y_pred, average="macro", sample_weight=weight)
     )
 
 
 @given(labelled())
 def test_the_parts_of_the_brier_loss_sum_to_it(case):
-    truth, p, weight = case
-    parts = metrics.brier_parts(truth, p, weight)
+    y_true, p, weight = case
+    parts = metrics.brier_parts(y_true, p, weight)
     whole = parts.reliability - parts.resolution + parts.uncertainty + parts.within
-    assert whole == pytest.approx(metrics.brier_loss(truth, p, weight), abs=1e-12)
+    assert whole == pytest.approx(metrics.brier_loss(y_true, p, weight), abs=1e-12)
     assert min(parts.reliability, parts.resolution, parts.uncertainty) >= 0
 
 
 @given(labelled())
 def test_a_weight_is_a_record_that_came_up_so_often(case):
     """A bootstrap by weights must be a bootstrap by records."""
-    truth, p, weight = case
+    y_true, p, weight = case
     if weight is None:
         return
-    rows = np.repeat(np.arange(len(truth)), weight.astype(int))
+    rows = np.repeat(np.arange(len(y_true)), weight.astype(int))
     for metric in (metrics.auroc, metrics.auprc, metrics.brier_loss, metrics.log_loss):
-        assert metric(truth, p, weight) == pytest.approx(metric(truth[rows], p[rows]), abs=1e-9)
+        assert metric(y_true, p, weight) == pytest.approx(metric(y_true[rows], p[rows]), abs=1e-9)
 
 
 def test_calibration_error_is_nought_for_what_holds_and_the_gap_for_what_does_not():
-    truth = np.tile([True, False, False, False], 100)
-    assert metrics.ece_loss(truth, np.full(400, 0.25), n_bins=1) == pytest.approx(0)
-    assert metrics.ece_loss(truth, np.full(400, 0.75), n_bins=1) == pytest.approx(0.5)
-    both, p = np.stack([truth, ~truth], axis=1), np.full((400, 2), 0.25)
+    y_true = np.tile([True, False, False, False], 100)
+    assert metrics.ece_loss(y_true, np.full(400, 0.25), n_bins=1) == pytest.approx(0)
+    assert metrics.ece_loss(y_true, np.full(400, 0.75), n_bins=1) == pytest.approx(0.5)
+    both, p = np.stack([y_true, ~y_true], axis=1), np.full((400, 2), 0.25)
     assert metrics.classwise_ece_loss(both, p, n_bins=1) == pytest.approx(0.25)
-    bins = metrics.reliability(truth, np.linspace(0, 1, 400), n_bins=10)
+    bins = metrics.reliability(y_true, np.linspace(0, 1, 400), n_bins=10)
     assert bins.weight == pytest.approx(np.full(10, 0.1))
 
 
 def test_what_the_records_cannot_tell_is_nan_and_never_a_number():
-    truth, p = np.ones(5, dtype=bool), np.linspace(0, 1, 5)
-    assert np.isnan(metrics.auroc(truth, p))
-    assert np.isnan(metrics.partial_auroc(truth, p, max_fpr=0.1))
-    assert np.isnan(metrics.auprc(~truth, p))
-    assert np.isnan(metrics.false_positive_rate(truth, truth))
-    assert np.isnan(metrics.macro(metrics.auroc, truth[:, None], p[:, None]))
-    assert np.isnan(metrics.macro_f1(~truth[:, None], truth[:, None]))
+    y_true, p = np.ones(5, dtype=bool), np.linspace(0, 1, 5)
+    assert np.isnan(metrics.auroc(y_true, p))
+    assert np.isnan(metrics.partial_auroc(y_true, p, max_fpr=0.1))
+    assert np.isnan(metrics.auprc(~y_true, p))
+    assert np.isnan(metrics.false_positive_rate(y_true, y_true))
+    assert np.isnan(metrics.macro(metrics.auroc, y_true[:, None], p[:, None]))
+    assert np.isnan(metrics.macro_f1(~y_true[:, None], y_true[:, None]))
 
 
-def every_figure(truth: np.ndarray, p: np.ndarray, said: np.ndarray, weight: np.ndarray | None) -> dict:
-    """All metrics: truth, p, said are (n, n_labels), those of one label take the first."""
-    parts = metrics.brier_parts(truth[:, 0], p[:, 0], weight)
+def every_figure(y_true: np.ndarray, p: np.ndarray, y_pred: np.ndarray, weight: np.ndarray | None) -> dict:
+    """All metrics: y_true, p, y_pred are (n, n_labels), those of one label take the first."""
+    parts = metrics.brier_parts(y_true[:, 0], p[:, 0], weight)
     ranking = (metrics.auroc, metrics.auprc, metrics.brier_loss, metrics.log_loss, metrics.ece_loss)
     decided = (metrics.f1, metrics.precision, metrics.recall, metrics.macro_f1, metrics.hamming_loss)
     return {
-        **{f.__name__: f(truth[:, 0], p[:, 0], weight) for f in ranking},
-        **{f"macro {f.__name__}": metrics.macro(f, truth, p, weight) for f in ranking},
-        **{f"micro {f.__name__}": metrics.micro(f, truth, p, weight) for f in ranking},
-        **{f.__name__: f(truth, said, weight) for f in decided},
-        "false positives": metrics.false_positive_rate(truth[:, 0], said[:, 0], weight),
-        "partial": metrics.partial_auroc(truth[:, 0], p[:, 0], weight, max_fpr=0.1),
-        "classwise": metrics.classwise_ece_loss(truth, p, weight),
+        **{f.__name__: f(y_true[:, 0], p[:, 0], weight) for f in ranking},
+        **{f"macro {f.__name__}": metrics.macro(f, y_true, p, weight) for f in ranking},
+        **{f"micro {f.__name__}": metrics.micro(f, y_true, p, weight) for f in ranking},
+        **{f.__name__: f(y_true, y_pred, weight) for f in decided},
+        "false positives": metrics.false_positive_rate(y_true[:, 0], y_pred[:, 0], weight),
+        "partial": metrics.partial_auroc(y_true[:, 0], p[:, 0], weight, max_fpr=0.1),
+        "classwise": metrics.classwise_ece_loss(y_true, p, weight),
         **{name: getattr(parts, name) for name in ("reliability", "resolution", "uncertainty", "within")},
     }
 
@@ -135,11 +139,11 @@ def every_figure(truth: np.ndarray, p: np.ndarray, said: np.ndarray, weight: np.
 def test_many_draws_at_once_are_the_same_draws_one_by_one(seed):
     """Draws without one of the classes, or without any record of a label, are nan in both."""
     rng = np.random.default_rng(seed)
-    truth, p = rng.random((9, 3)) < 0.2, rng.integers(0, 5, (9, 3)) / 4
+    y_true, p = rng.random((9, 3)) < 0.2, rng.integers(0, 5, (9, 3)) / 4
     weights = np.array([np.bincount(rng.integers(0, 9, 9), minlength=9) for _ in range(6)], dtype=float)
-    together = every_figure(truth, p, p > 0.5, weights)
+    together = every_figure(y_true, p, p > 0.5, weights)
     for i, weight in enumerate(weights):
-        alone = every_figure(truth, p, p > 0.5, weight)
+        alone = every_figure(y_true, p, p > 0.5, weight)
         assert list(alone) == list(together)
         for name, found in alone.items():
             np.testing.assert_allclose(together[name][i], found, atol=1e-12, err_msg=name)

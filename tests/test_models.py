@@ -95,7 +95,7 @@ def test_onnx_models_take_no_adapter(tmp_path: Path, tiny_model: Path, tiny_adap
     folder = convert(tiny_model, tmp_path / "onnx", to="onnx-fp32").path
     with pytest.raises(ModelError, match="takes no lora") as refused:
         open_backend(folder, RuntimeOptions(lora=tiny_adapter))
-    assert f"merge it: edgeguard convert BASE.gguf --lora {tiny_adapter} --to onnx" in advised(refused.value)
+    assert f"or merge it: edgeguard convert BASE.gguf --lora {tiny_adapter} --to onnx" in advised(refused.value)
 
 
 def test_the_command_line_takes_an_adapter(run, tiny, tiny_adapter: Path):

@@ -15,7 +15,6 @@ from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
-from edgeguard.cli.advice import ADVICE
 from edgeguard.convert import convert
 from edgeguard.errors import ModelError
 from edgeguard.formats import onnx_graph
@@ -210,14 +209,6 @@ def test_llama_cpp_without_a_gpu_says_how_to_build_it(source):
         with pytest.raises(ModelError, match="built without GPU support"):
             open_backend(source, RuntimeOptions(context=128, **options))
     open_backend(source, RuntimeOptions(context=128, threads=1, device="auto")).close()
-
-
-def test_options_of_the_other_runtime_are_not_passed_over(converted):
-    for options in ({"gpu_layers": 1}, {"gpu_layers": 0}, {"kv_cache": "f32"}, {"lora": "adapter.gguf"}):
-        ((name, value),) = options.items()
-        with pytest.raises(ModelError, match=f"ONNX Runtime takes no {name}, {value} was given") as refused:
-            open_backend(converted, RuntimeOptions(**options))
-        assert refused.value.kind in ADVICE
 
 
 def test_missing_packages_are_named_with_their_extra(converted, monkeypatch):

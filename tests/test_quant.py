@@ -16,13 +16,15 @@ from test_drift import table
 from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Condition, RuntimeOptions
-from edgeguard.calibration.maps import read_calibration
+from edgeguard.calibration.files import read_calibration
+from edgeguard.calibration.maps import sigmoid
+from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.convert import Options, convert
 from edgeguard.errors import ModelError
 from edgeguard.evaluation.drift import kl_divergence
-from edgeguard.evaluation.table import ScoreTable, predictions, score_records
+from edgeguard.evaluation.table import ScoreTable, decisions, score_records
 from edgeguard.formats.onnx_graph import read_graph
-from edgeguard.guard import Guard, Search, Thresholds
+from edgeguard.guard import Guard, Search
 from edgeguard.quant import scoring
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
@@ -232,7 +234,7 @@ def test_a_reference_that_does_not_say_its_profile_needs_one(run, records, tiny_
     assert result.exit_code == 1
     assert (
         "does not say for certain which guard it is" in result.stderr
-        and "name its profile; with --profile" in result.stderr
+        and "; pass --profile with a name" in result.stderr
     )
 
 
@@ -287,7 +289,7 @@ def test_chunks_join_to_the_table_of_all(tiny_guard, records):
     whole = score_records(tiny_guard, rows)
     parts = joined([score_records(tiny_guard, rows[i : i + 10]) for i in range(0, 24, 10)], 10)
     assert parts.ids == whole.ids
-    for name in ("places", "truth", "margin", "unsafe", "off", "first"):
+    for name in ("places", "margin", "unsafe", "off", "first"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
@@ -419,7 +421,9 @@ def test_the_smallest_variant_inside_the_limits_is_recommended(tiny_model, tmp_p
 
 def test_a_repair_removes_a_shift_and_not_noise():
     one = table(n=2000)
-    tilted = replace(one, margin=2 * one.margin + 1.5, unsafe=1 / (1 + np.exp(-(2 * one.margin + 1.5))))
+    margin = 2 * one.margin + 1.5
+    scores = np.column_stack([sigmoid(margin), one.scores["marginal"][:, 1:]])
+    tilted = replace(one, margin=margin, scores={"marginal": scores})
     found, calibration = repair(one, tilted, "marginal", choices())
     unsafe = found["labels"]["unsafe"]
     assert unsafe["rms_after"] < 0.15 * unsafe["rms_before"]
@@ -432,11 +436,12 @@ def test_a_repair_removes_a_shift_and_not_noise():
 def test_what_has_not_moved_is_not_repaired():
     one = table(n=300)
     named = np.arange(300)[:, None] < 50  # so some are said to be unsafe for a category alone
-    one = replace(one, scores={name: np.where(named, 0.9, scores) for name, scores in one.scores.items()})
+    codes = np.where(named, 0.9, one.scores["marginal"][:, 1:])
+    one = replace(one, scores={"marginal": np.column_stack([one.unsafe, codes])})
     found, calibration = repair(one, one, "marginal", choices())
     assert not calibration.maps
     assert set(calibration.thresholds.values()) == {0.3}
-    assert (predictions(one, "marginal", thresholds=Thresholds(0.3)).said[:, 0] > (one.unsafe >= 0.3)).any()
+    assert (decisions(one, "marginal", thresholds=Thresholds(0.3)).y_pred[:, 0] > (one.unsafe >= 0.3)).any()
     assert all(label["flips_after"]["rate"] == label["rms_after"] == 0 for label in found["labels"].values())
 
 

@@ -1,7 +1,8 @@
-"""Fits calibrations: a monotone map for a label's scores, and a threshold on what it gives. Pure numpy.
+"""Fits a monotone map to a label's scores, and chooses a threshold on what it gives. Arrays in, maps out; no files.
 
-`log_odds` is (n,): a label's scores as their log-odds, of `unsafe` the margins. `target` is (n,) in [0, 1]: the truth,
-or the probabilities that another model gives the same records, which a map can be fitted to without any labels.
+`log_odds` is (n,): a label's scores as their log-odds, of `unsafe` the margins. `y_true` is (n,) bool. `target` is (n,)
+in [0, 1]: the truth, or the probabilities that another model gives the same records, to which a map can be fitted
+without any labels.
 
 Every fit but the isotonic one has a prior towards changing nothing, `prior` records strong: a label of few positives
 gets a cautious map.
@@ -11,17 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeguard.calibration.maps import Calibration, Map, sigmoid
+from edgeguard.calibration.maps import Map, sigmoid
+from edgeguard.calibration.thresholds import ChosenThreshold, Goal, choose_threshold
 from edgeguard.errors import CalibrationError
-from edgeguard.evaluation.table import ScoreTable, log_odds_of, predictions, truth_with_unsafe
-from edgeguard.formats.hashes import sha256
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -51,13 +50,13 @@ def _beta(x: Floats, target: Floats, prior: float) -> Map:
     """Kull et al.'s way to non-negative a and b: fit, and leave out what came out negative."""
     features = np.stack([-np.logaddexp(0, -x), np.logaddexp(0, x), np.ones_like(x)], axis=1)  # log p, -log(1 - p), 1
     start, kept = np.array([1.0, 1.0, 0.0]), np.array([True, True, True])
-    found = _logistic(features, target, start, prior)
+    coefficients = _logistic(features, target, start, prior)
     for i in (0, 1):
-        if found[i] < 0:
+        if coefficients[i] < 0:
             kept[i] = False
-            found = np.zeros(3)
-            found[kept] = _logistic(features[:, kept], target, start[kept], prior)
-    a, b, c = found
+            coefficients = np.zeros(3)
+            coefficients[kept] = _logistic(features[:, kept], target, start[kept], prior)
+    a, b, c = coefficients
     if max(a, b) <= 0 or min(a, b) < 0:
         _rising(0.0)
     return Map("beta", {"a": float(a), "b": float(b), "c": float(c)})
@@ -109,41 +108,41 @@ def _logistic(features: Floats, target: Floats, start: Floats, prior: float) -> 
         z = features @ coefficients
         return float(np.sum(np.logaddexp(0, z) - target * z) + prior / 2 * np.sum((coefficients - start) ** 2))
 
-    found, least = start.copy(), objective(start)
+    coefficients, least = start.copy(), objective(start)
     for _ in range(_STEPS):
-        p = sigmoid(features @ found)
-        gradient = features.T @ (p - target) + prior * (found - start)
+        p = sigmoid(features @ coefficients)
+        gradient = features.T @ (p - target) + prior * (coefficients - start)
         curvature = (features * (p * (1 - p))[:, None]).T @ features + (prior + 1e-9) * np.eye(len(start))
         step = np.linalg.solve(curvature, gradient)
-        while (now := objective(found - step)) > least and np.abs(step).max() > 1e-12:
+        while (loss := objective(coefficients - step)) > least and np.abs(step).max() > 1e-12:
             step = step / 2  # far from the minimum a full step overshoots
-        found, least = found - step, min(now, least)
+        coefficients, least = coefficients - step, min(loss, least)
         if np.abs(step).max() < 1e-10:
             break
-    return found
+    return coefficients
 
 
 def cross_validated(
-    log_odds: Floats, truth: Bools, maps: Sequence[Method] = METHODS, *, seed: int = 0
+    log_odds: Floats, y_true: Bools, maps: Sequence[Method] = METHODS, *, seed: int = 0
 ) -> dict[str, Floats]:
     """Method → (n,) log loss of each record under a map fitted on the folds it is not in; "none" leaves scores alone.
 
     Raises CalibrationError where a fold would hold one class only.
     """
-    folds = _folds(truth, seed)
-    losses = {"none": _loss(truth, sigmoid(log_odds))}
+    folds = _folds(y_true, seed)
+    losses = {"none": _loss(y_true, sigmoid(log_odds))}
     for method in maps:
-        p = np.empty(len(truth))
+        p = np.empty(len(y_true))
         for fold in range(FOLDS):
             inside = folds == fold
-            p[inside] = fit_map(method, log_odds[~inside], truth[~inside].astype(float))(log_odds[inside])
-        losses[method] = _loss(truth, p)
+            p[inside] = fit_map(method, log_odds[~inside], y_true[~inside].astype(float))(log_odds[inside])
+        losses[method] = _loss(y_true, p)
     return losses
 
 
-def choose_method(log_odds: Floats, truth: Bools, *, seed: int = 0) -> Method | None:
+def choose_method(log_odds: Floats, y_true: Bools, *, seed: int = 0) -> Method | None:
     """The simplest method within one standard error of the best by cross-validation; None: leave the scores alone."""
-    losses = cross_validated(log_odds, truth, seed=seed)
+    losses = cross_validated(log_odds, y_true, seed=seed)
     best = min(losses, key=lambda name: float(losses[name].mean()))
     for name in ("none", *METHODS):
         gap = losses[name] - losses[best]
@@ -152,110 +151,24 @@ def choose_method(log_odds: Floats, truth: Bools, *, seed: int = 0) -> Method | 
     raise AssertionError("the best is within its own error")
 
 
-def _folds(truth: Bools, seed: int) -> npt.NDArray[np.int64]:
+def _folds(y_true: Bools, seed: int) -> npt.NDArray[np.int64]:
     """(n,) fold of each record, both classes spread evenly."""
-    if min(truth.sum(), (~truth).sum()) < FOLDS:
+    if min(y_true.sum(), (~y_true).sum()) < FOLDS:
         raise CalibrationError(
-            f"{int(truth.sum())} records are true and {int((~truth).sum())} false; "
+            f"{int(y_true.sum())} records are true and {int((~y_true).sum())} false; "
             f"cross-validation needs {FOLDS} of each: give more records, or name a method"
         )
-    folds, rng = np.empty(len(truth), dtype=np.int64), np.random.default_rng(seed)
-    for side in (truth, ~truth):
+    folds, rng = np.empty(len(y_true), dtype=np.int64), np.random.default_rng(seed)
+    for side in (y_true, ~y_true):
         where = rng.permutation(np.flatnonzero(side))
         folds[where] = np.arange(len(where)) % FOLDS
     return folds
 
 
-def _loss(truth: Bools, p: Floats) -> Floats:
+def _loss(y_true: Bools, p: Floats) -> Floats:
     p = np.clip(p, 1e-12, 1 - 1e-12)
-    loss: Floats = -np.where(truth, np.log(p), np.log1p(-p))
+    loss: Floats = -np.where(y_true, np.log(p), np.log1p(-p))
     return loss
-
-
-# Thresholds
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a threshold is chosen for.
-
-    f1         the best F1
-    precision  at least `value`, with the best recall that leaves
-    recall     at least `value`, with the best precision that leaves
-    fpr        a false-positive rate of at most `value`, with the best recall that leaves
-    cost       the least cost, where a miss costs `value` false alarms
-    """
-
-    name: Literal["f1", "precision", "recall", "fpr", "cost"]
-    value: float = 0.0
-
-    def __str__(self) -> str:
-        return self.name if self.name == "f1" else f"{self.name}={self.value:g}"
-
-    def __post_init__(self) -> None:
-        if self.name not in ("f1", "precision", "recall", "fpr", "cost"):
-            raise ValueError(f"{self.name!r} is none of f1, precision, recall, fpr, cost")
-        if self.name == "cost" and not (0 < self.value < np.inf):
-            raise ValueError(f"cost is {self.value}; a miss must cost more than 0 false alarms")
-        if self.name in ("precision", "recall", "fpr") and not 0 <= self.value <= 1:
-            raise ValueError(f"{self.name} is {self.value}; it must lie in [0, 1]")
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A threshold, and what it gave on the records it was chosen on; `met` is false where none reaches the target."""
-
-    value: float
-    precision: float
-    recall: float
-    fpr: float
-    f1: float
-    met: bool
-
-
-def choose_threshold(truth: Bools, p: Floats, target: Target, *, spared: Bools | None = None) -> Threshold:
-    """The threshold between two neighbouring probabilities that serves the target best. A record at it counts.
-
-    spared  (n,) records that no threshold may reach down to
-    """
-    order = np.argsort(-p, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
-    levels = p[order][last]
-    hits = np.append(0, np.cumsum(truth[order])[last])
-    alarms = np.append(0, np.cumsum(~truth[order])[last])
-    values = np.concatenate([[(levels[0] + 1) / 2], (levels[:-1] + levels[1:]) / 2, [levels[-1] / 2]])
-    if levels[0] >= 1:  # no threshold is over a probability of 1
-        hits, alarms, values = hits[1:], alarms[1:], values[1:]
-    if spared is not None and spared.any():
-        high = values > p[spared].max()
-        high[0] = True  # the highest there is
-        hits, alarms, values = hits[high], alarms[high], values[high]
-    n_true, n_false = max(1, int(truth.sum())), max(1, int((~truth).sum()))
-    recall, fpr = hits / n_true, alarms / n_false
-    precision = np.where(hits + alarms > 0, hits / np.maximum(1, hits + alarms), 1.0)
-    f1 = 2 * hits / np.maximum(1, hits + alarms + n_true)
-    best, met = _best(target, precision=precision, recall=recall, fpr=fpr, f1=f1, hits=hits, alarms=alarms)
-    return Threshold(
-        float(values[best]), float(precision[best]), float(recall[best]), float(fpr[best]), float(f1[best]), met
-    )
-
-
-def _best(target: Target, **curves: Floats) -> tuple[int, bool]:
-    """Index of the best point of the curves, which run from the highest threshold down, and whether it will do."""
-    if target.name == "f1":
-        return int(np.argmax(curves["f1"])), True
-    if target.name == "cost":
-        misses = -curves["hits"]  # but for a constant
-        return int(np.argmin(curves["alarms"] + target.value * misses)), True
-    if target.name == "recall":
-        good = curves["recall"] >= target.value
-        return int(np.argmax(good)), bool(good.any())
-    good = curves["precision"] >= target.value if target.name == "precision" else curves["fpr"] <= target.value
-    good = good & (curves["hits"] > 0)
-    if not good.any():
-        return 0, False
-    recall = np.where(good, curves["recall"], -1.0)
-    return int(np.argmax(recall)), True
 
 
 # A label as a whole
@@ -279,107 +192,78 @@ class LabelFit:
     reason: str
     loss_before: float
     loss_after: float
-    threshold: Threshold | None
+    threshold: ChosenThreshold | None
 
 
 def fit_label(
     label: str,
     log_odds: Floats,
-    p: Floats,
-    truth: Bools,
+    scores: Floats,
+    y_true: Bools,
     *,
     method: Method | Literal["auto", "none"],
-    target: Target,
+    goal: Goal,
     safe: Bools | None = None,
     safe_rate: float = 1.0,
 ) -> LabelFit:
     """Fit a label's map and choose its threshold on what the map gives.
 
-    log_odds, p  (n,) the label's scores, as log-odds and as the probabilities that they are without a map
-    method       "auto": chosen by cross-validation; "none": a threshold only
-    safe         (n,) records without any label: at most a share `safe_rate` of them may be over the threshold
+    log_odds, scores  (n,) the label's scores, as log-odds and as the probabilities that they are without a map
+    method            "auto": chosen by cross-validation; "none": a threshold only
+    safe              (n,) records without any label: at most a share `safe_rate` of them may be over the threshold
 
     A label without records that have it, or of records that all have it, is left alone, as is one that "auto" has too
     few records for.
     """
-    n_true = int(truth.sum())
-    if n_true in (0, len(truth)):
-        said = "no record has it" if n_true == 0 else "every record has it"
-        return LabelFit(label, n_true, None, said, np.nan, np.nan, None)
-    map_, reason, before, after = None, "", float(_loss(truth, p).mean()), np.nan
+    n_true = int(y_true.sum())
+    if n_true in (0, len(y_true)):
+        reason = "no record has it" if n_true == 0 else "every record has it"
+        return LabelFit(label, n_true, None, reason, np.nan, np.nan, None)
+    map_, reason, before, after = None, "", float(_loss(y_true, scores).mean()), np.nan
     try:
-        chosen = choose_method(log_odds, truth) if method == "auto" else None if method == "none" else method
+        chosen = choose_method(log_odds, y_true) if method == "auto" else None if method == "none" else method
         if chosen is None:
             reason = "as asked" if method == "none" else "no map does better"
         else:
-            map_ = fit_map(chosen, log_odds, truth.astype(float))
+            map_ = fit_map(chosen, log_odds, y_true.astype(float))
     except CalibrationError as error:
         reason = str(error)
-    if map_ is not None and min(n_true, len(truth) - n_true) >= FOLDS:
-        after = float(cross_validated(log_odds, truth, [map_.method])[map_.method].mean())  # type: ignore[list-item]
-    mapped = p if map_ is None else map_(log_odds)
+    if map_ is not None and min(n_true, len(y_true) - n_true) >= FOLDS:
+        after = float(cross_validated(log_odds, y_true, [map_.method])[map_.method].mean())  # type: ignore[list-item]
+    mapped = scores if map_ is None else map_(log_odds)
     spared = None if safe is None else _all_but(mapped, safe, safe_rate)
-    found = choose_threshold(truth, mapped, target, spared=spared)
-    return LabelFit(label, n_true, map_, reason, before, after, found)
+    threshold = choose_threshold(y_true, mapped, goal, spared=spared)
+    return LabelFit(label, n_true, map_, reason, before, after, threshold)
 
 
-def fit_table(
-    table: ScoreTable,
-    estimator: str,
+def fit_labels(
+    labels: Sequence[str],
+    log_odds: Floats,
+    scores: Floats,
+    y_true: Bools,
     *,
     method: Method | Literal["auto", "none"] = "auto",
-    targets: Mapping[str, Target] = MappingProxyType({}),
+    goals: Mapping[str, Goal] = MappingProxyType({}),
     safe_rate: float = 1.0,
 ) -> list[LabelFit]:
-    """`fit_label` for "unsafe" and every label of a table with its truth.
+    """`fit_label` for each label, a column of the arrays: "unsafe" first. All arrays are (n, n_labels).
 
-    targets    by label, "" for those without one of their own; the best F1 for the rest
+    goals      by label, "" for those without one of their own; the best F1 for the rest
     safe_rate  the share of safe records that may be over a category's threshold; "unsafe" has none
     """
-    assert table.truth is not None
-    odds, raw, truth = log_odds_of(table, estimator), predictions(table, estimator).p, truth_with_unsafe(table.truth)
     return [
         fit_label(
             label,
-            odds[:, i],
-            raw[:, i],
-            truth[:, i],
+            log_odds[:, i],
+            scores[:, i],
+            y_true[:, i],
             method=method,
-            target=targets.get(label) or targets.get("") or Target("f1"),
-            safe=~truth[:, 0],
+            goal=goals.get(label) or goals.get("") or Goal("f1"),
+            safe=~y_true[:, 0],
             safe_rate=1.0 if label == "unsafe" else safe_rate,
         )
-        for i, label in enumerate(("unsafe", *table.labels))
+        for i, label in enumerate(labels)
     ]
-
-
-def calibration_of(
-    fits: Sequence[LabelFit],
-    identity: Mapping[str, Any],
-    source: Path,
-    *,
-    records: int,
-    targets: Mapping[str, Target],
-    safe_rate: float,
-) -> Calibration:
-    """What was fitted, as a calibration that says on what; thresholds to six digits, as records lie apart.
-
-    identity  guard, profile, estimator and model_sha256, as a Calibration has them
-    source    the file that `records` records were read from; its hash is kept
-    """
-    return Calibration(
-        **identity,
-        maps={fit.label: fit.map for fit in fits if fit.map is not None},
-        thresholds={fit.label: float(f"{fit.threshold.value:.6g}") for fit in fits if fit.threshold is not None},
-        fitted={
-            "file": source.name,
-            "sha256": sha256(source),
-            "records": records,
-            "thresholds_for": {label or "all": str(goal) for label, goal in targets.items()} or {"all": "f1"},
-            "safe_rate": safe_rate,
-            "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
-        },
-    )
 
 
 def _all_but(p: Floats, safe: Bools, rate: float) -> Bools:

@@ -6,17 +6,21 @@ from edgeguard.errors import EdgeguardError
 
 # kind → what to do, with the error's data by name in braces
 ADVICE = {
+    "calibrated_scores": "score again with --no-calibration",
+    "no_truth": "or --labels FILE with the ground truth",
+    "unknown_label": "or say with --labels-map FILE what the file's names stand for",
     "base_not_installed": "or pass another model with --model",
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
     "context_too_long": "lower --context",
-    "no_context_length": "--context does",
+    "no_context_length": "pass --context",
     "no_room_for_context": "lower --context",
     "cuda_not_started": "--device cpu does without",
     "gpu_layers_not_taken": "--device cuda puts all of the model on the GPU",
-    "kv_cache_not_taken": "leave --kv-cache out: the model's file says the precision of its keys and values",
-    "lora_not_taken": "merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
-    "other_calibration": "or take it all the same with --force-calibration",
+    "kv_cache_not_taken": "the model's file says the precision of its keys and values",
+    "lora_not_taken": "or merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
+    "other_calibration": "or pass --force-calibration",
+    "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
     "no_content_column": "or name the column that holds the text with --text-field",
     "unnamed_field": "did you mean --{field}-field {name}?",
     "unnamed_pair": "did you mean --prompt-field {prompt} --response-field {response}?",
@@ -28,7 +32,6 @@ ADVICE = {
     "output_broken_off": "--resume goes on where it ends",
     "other_output": "or --overwrite to start anew",
     "folder_not_writable": "name another --out",
-    "profile_not_told": "with --profile: a name from `edgeguard profiles`, or a TOML file",
 }
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import read_thresholds, reported_errors
+from edgeguard.cli.options import read_thresholds, record_options, reported_errors, take_reading
+from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
 
@@ -64,6 +65,7 @@ Examples:
 @click.option(
     "--measurements", type=click.IntRange(min=0), default=3, show_default=True, help="Of speed and memory, in turn"
 )
+@record_options
 @click.option("--limit", "-n", type=click.IntRange(min=1), help="Score the first N records only")
 @click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]")
 @click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]")
@@ -76,6 +78,7 @@ Examples:
     show_default=True,
     help="GGUF: of all models; f32 keeps the cache's own error out of the comparison",
 )
+@truth_options
 @click.option("--draws", type=click.IntRange(0, 100_000), default=500, show_default=True, help="Of the bootstrap")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap and the split")
 def quant(
@@ -91,6 +94,7 @@ def quant(
     tolerance: float,
     max_nodes: int,
     kv_cache: KvCache,
+    labels_map: Path | None,
     draws: int,
     seed: int,
     **others: Any,
@@ -104,18 +108,20 @@ def quant(
 
     Exit code 4: no variant keeps inside --max-flip-rate and --max-auprc-loss.
     """
+    reading = take_reading(others)
     with reported_errors():
         from edgeguard.backend import RuntimeOptions
-        from edgeguard.calibration.maps import read_calibration
+        from edgeguard.calibration.files import read_calibration
         from edgeguard.cli.screen.quant import print_quant
-        from edgeguard.guard import Search, Thresholds
+        from edgeguard.evaluation.label_map import read_label_map
+        from edgeguard.guard import Search
         from edgeguard.quant.choices import Choices, by_estimator
         from edgeguard.quant.files import write_report
         from edgeguard.quant.study import StudyOptions, study
 
         choices = Choices(
             calibrations=by_estimator(map(read_calibration, calibration)),
-            thresholds=Thresholds().replaced(read_thresholds(threshold)) if threshold else None,
+            thresholds=read_thresholds(threshold),
             max_flip_rate=max_flip_rate,
             max_auprc_loss=max_auprc_loss,
             draws=draws,
@@ -124,10 +130,12 @@ def quant(
         options = StudyOptions(
             records=records,
             folder=out,
+            reading=reading,
             variants=_names(variants) or DEFAULT_VARIANTS,
             runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
             search=Search(tolerance, max_nodes),
             choices=choices,
+            label_map=None if labels_map is None else read_label_map(labels_map),
             command=_command(),
             **others,
         )

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options
-from edgeguard.cli.tables import labelled_table, table_options
+from edgeguard.cli.options import (
+    load_guard,
+    model_options,
+    record_options,
+    reported_errors,
+    search_options,
+    take_reading,
+)
+from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
-    from edgeguard.calibration.fitting import LabelFit, Target
+    from edgeguard.calibration.fitting import LabelFit
     from edgeguard.calibration.maps import Calibration
-
-CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
+    from edgeguard.calibration.thresholds import Goal
 
 
 @click.command(
@@ -50,7 +56,7 @@ Examples:
     default=1.0,
     help="No category's threshold lets more than this share of the safe records over it  [default: any]",
 )
-@table_options
+@truth_options
 @model_options
 @click.option(
     "--estimator",
@@ -59,6 +65,7 @@ Examples:
     help="Whose scores to calibrate [default: marginal, or the file's]",
 )
 @search_options
+@record_options
 @click.option("--json", "as_json", is_flag=True, help="What was fitted, as JSON")
 def calibrate(
     source: Path | None,
@@ -74,7 +81,8 @@ def calibrate(
     """Fit a map and a threshold for `unsafe` and each category on LABELLED records.
 
     LABELLED is a file of records with `labels`, which are scored, or what `edgeguard score --no-calibration` wrote,
-    with --labels. A label that no record has is left alone. The file names the guard, profile, estimator and model it
+    with --labels. A label that no record has is left alone, and so is every category where the truth says only safe
+    or unsafe. The file names the guard, profile, estimator and model it
     was fitted on, and `edgeguard score --calibration` refuses it elsewhere. `--method contextual` needs no records: it
     takes the bias that the guard shows on texts that say nothing.
     """
@@ -82,16 +90,20 @@ def calibrate(
         raise click.UsageError("give LABELLED records, or --method contextual and none")
     if options["threshold"]:
         raise click.UsageError("--threshold is for decisions; --threshold-for says what thresholds are to reach")
-    goals = read_targets(targets)
+    goals = read_goals(targets)
     with reported_errors():
-        from edgeguard.calibration.maps import write_calibration
+        from edgeguard.calibration.files import write_calibration
         from edgeguard.errors import CalibrationError, OutputError
+        from edgeguard.evaluation.calibrate import contextual
 
         if out.exists() and not overwrite:
             raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
         if method == "contextual":
             fits: list[LabelFit] = []
-            calibration = _contextual(estimator or "marginal", options)
+            take_reading(options)  # there are no records
+            guard_options = {key: value for key, value in options.items() if key not in ("labels", "labels_map")}
+            with load_guard(**guard_options, no_calibration=True) as guard:
+                calibration = contextual(guard, estimator or "marginal")
         else:
             assert source is not None
             calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)
@@ -115,64 +127,48 @@ def calibrate(
 def _fit(
     source: Path,
     method: str,
-    goals: Mapping[str, Target],
+    goals: Mapping[str, Goal],
     safe_rate: float,
     estimator: str | None,
     options: dict[str, Any],
 ) -> tuple[Calibration, list[LabelFit]]:
-    from edgeguard.calibration.fitting import calibration_of, fit_table
+    from edgeguard.evaluation.calibrate import calibrate
 
     labelled = labelled_table(source, estimator=estimator, **options)
-    table, chosen = labelled.table, labelled.estimator
+    table, labels = labelled.table, labelled.table.labels
+    if unknown := set(goals) - {"", *labels}:
+        raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(labels)}", param_hint="--threshold-for")
     assert table.truth is not None
-    names = ("unsafe", *table.labels)
-    if unknown := set(goals) - {"", *names}:
-        raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(names)}", param_hint="--threshold-for")
-    fits = fit_table(table, chosen, method=method, targets=goals, safe_rate=safe_rate)  # type: ignore[arg-type]
-    calibration = calibration_of(
-        fits, labelled.identity, source, records=len(table), targets=goals, safe_rate=safe_rate
-    )
-    return calibration, fits
-
-
-def _contextual(estimator: str, options: dict[str, Any]) -> Calibration:
-    import numpy as np
-
-    from edgeguard.calibration.fitting import contextual_map
-    from edgeguard.calibration.maps import Calibration
-    from edgeguard.estimators import log_odds
-
-    with load_guard(**_guard_options(options), no_calibration=True) as guard:
-        bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
-        return Calibration(
-            guard=guard.name,
-            profile=guard.profile.name,
-            estimator=estimator,
-            model_sha256=guard.backend.info.sha256,
-            maps={label: contextual_map(bias) for label in ("unsafe", *guard.labels)},
-            fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
+    if apart := set(goals) & set(labels[table.truth.shape[1] :]):
+        raise click.BadParameter(
+            f"the truth says safe or unsafe alone, and nothing of {sorted(apart)[0]}", param_hint="--threshold-for"
         )
+    return calibrate(
+        table,
+        estimator or ("marginal" if "marginal" in table.scores else next(iter(table.scores))),
+        identity=labelled.identity,
+        source=source,
+        method=method,  # type: ignore[arg-type]  # click.Choice has checked it
+        goals=goals,
+        safe_rate=safe_rate,
+    )
 
 
-def _guard_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != "labels"}
+def read_goals(given: Sequence[str]) -> dict[str, Goal]:
+    """`f1`, `unsafe:fpr=0.02` → label → Goal; "" is every label without one of its own."""
+    from edgeguard.calibration.thresholds import Goal
 
-
-def read_targets(given: Sequence[str]) -> dict[str, Target]:
-    """`f1`, `unsafe:fpr=0.02` → label → Target; "" is every label without one of its own."""
-    from edgeguard.calibration.fitting import Target
-
-    found = {}
+    goals = {}
     for text in given:
         label, _, goal = text.rpartition(":")
         name, equals, number = goal.partition("=")
         try:
             if (name == "f1") == bool(equals):
                 raise ValueError("expected f1, precision=P, recall=P, fpr=P or cost=N")
-            found[label.strip()] = Target(name.strip(), float(number) if equals else 0.0)  # type: ignore[arg-type]
+            goals[label.strip()] = Goal(name.strip(), float(number) if equals else 0.0)  # type: ignore[arg-type]
         except ValueError as error:
             raise click.BadParameter(f"{text!r}: {error}", param_hint="--threshold-for") from None
-    return found
+    return goals
 
 
 def _row(fit: LabelFit) -> dict[str, Any]:

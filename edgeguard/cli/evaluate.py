@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.calibrate import read_targets
-from edgeguard.cli.options import calibration_options, model_options, read_thresholds, reported_errors, search_options
-from edgeguard.cli.tables import labelled_table, table_options
+from edgeguard.cli.calibrate import read_goals
+from edgeguard.cli.options import (
+    calibration_options,
+    model_options,
+    read_thresholds,
+    record_options,
+    reported_errors,
+    search_options,
+)
+from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
-    from edgeguard.cli.tables import Labelled
     from edgeguard.evaluation.figures import Evaluation
+    from edgeguard.evaluation.labelled import Labelled
     from edgeguard.evaluation.metrics import Interval
 
 
@@ -30,7 +37,7 @@ Examples:
   edgeguard evaluate scores.jsonl --labels labelled.jsonl --calibration c.json"""
 )
 @click.argument("source", metavar="PREDICTIONS|INPUT", type=click.Path(path_type=Path))
-@table_options
+@truth_options
 @click.option(
     "--best-for",
     default="f1",
@@ -43,10 +50,10 @@ Examples:
 @model_options
 @search_options
 @calibration_options
+@record_options
 @click.option("--json", "as_json", is_flag=True, help="All figures as one JSON object")
 def evaluate(
     source: Path,
-    labels: Path | None,
     best_for: str,
     draws: int,
     seed: int,
@@ -61,74 +68,72 @@ def evaluate(
 
     INPUT is a file of labelled records: they are scored, and the three estimators and the baselines of their paper
     stand side by side. PREDICTIONS is what `edgeguard score --no-calibration` wrote: then it is the one estimator that
-    it was scored with. The truth is in the records, or in --labels. A figure that the records cannot have, such as an
+    it was scored with. The truth is in the records, or in --labels; --labels-map reads published data sets. Where it
+    says only safe or unsafe, only the verdict has figures. A figure that the records cannot have, such as an
     AUROC where all are unsafe, is left blank, null in JSON.
     """
-    goals = read_targets((best_for,))
+    goals = read_goals((best_for,))
     if set(goals) != {""}:
         raise click.BadParameter("it is one rule for all labels", param_hint="--best-for")
     if no_calibration and (calibration or force_calibration):
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
     numbers = read_thresholds(threshold)
     with reported_errors():
-        from edgeguard.evaluation.figures import baselines
+        from edgeguard.evaluation.baselines import baselines
         from edgeguard.evaluation.figures import evaluate as figures
-        from edgeguard.evaluation.table import predictions, truth_with_unsafe
-        from edgeguard.guard import Thresholds
+        from edgeguard.evaluation.table import decisions
 
-        found = labelled_table(source, labels=labels, estimator=None, evidence=True, threshold=(), **options)
-        table = found.table
+        labelled = labelled_table(source, evidence=True, threshold=(), **options)
+        table, evaluations, calibrated = labelled.table, {}, {}
         assert table.truth is not None
-        truth, evaluations, calibrated = truth_with_unsafe(table.truth), {}, {}
         for estimator in table.scores:
-            maps = None if no_calibration else _calibration(found, estimator, calibration, force_calibration)
-            own = Thresholds(labels=maps.thresholds if maps else {})
-            said = predictions(table, estimator, calibration=maps, thresholds=own.replaced(numbers))
-            evaluations[estimator] = figures(said, truth, goal=goals[""], draws=draws, seed=seed)
+            maps = None if no_calibration else _calibration(labelled, estimator, calibration, force_calibration)
+            decided = decisions(table, estimator, calibration=maps, thresholds=numbers)
+            evaluations[estimator] = figures(decided, table.truth, goal=goals[""], draws=draws, seed=seed)
             calibrated[estimator] = maps is not None
-        others = baselines(table, table.truth, draws=draws, seed=seed)
+        others = baselines(table, draws=draws, seed=seed)
         if as_json:
             import json
 
-            click.echo(json.dumps(_as_json(found, evaluations, others, calibrated, best_for)))
+            click.echo(json.dumps(_as_json(labelled, evaluations, others, calibrated, best_for)))
         else:
             from edgeguard.cli.screen.evaluation import print_evaluation
 
             print_evaluation(table, evaluations, others, calibrated, best_for)
 
 
-def _calibration(found: Labelled, estimator: str, given: Path | None, force: bool) -> Calibration | None:
+def _calibration(labelled: Labelled, estimator: str, given: Path | None, force: bool) -> Calibration | None:
     """The file that was given, where it is for this estimator; else the one that a built-in guard brings."""
     from edgeguard.builtin import built_in_guards
-    from edgeguard.calibration.maps import read_calibration
+    from edgeguard.calibration.files import read_calibration
 
     if given is None:
-        own = [g for g in built_in_guards() if g.model_sha256 == found.identity["model_sha256"]]
+        own = [g for g in built_in_guards() if g.model_sha256 == labelled.identity["model_sha256"]]
         return read_calibration(own[0].calibration(estimator)) if own else None
     calibration = read_calibration(given)
     if calibration.estimator != estimator and not force:
         return None  # the others stand beside it as they are
     if not force:
         calibration.check(
-            profile=found.identity["profile"], estimator=estimator, model_sha256=found.identity["model_sha256"]
+            profile=labelled.identity["profile"], estimator=estimator, model_sha256=labelled.identity["model_sha256"]
         )
     return calibration
 
 
 def _as_json(
-    found: Labelled,
+    labelled: Labelled,
     evaluations: Mapping[str, Evaluation],
     others: Mapping[str, Mapping[str, Interval]],
     calibrated: Mapping[str, bool],
     goal: str,
 ) -> dict[str, Any]:
-    table = found.table
+    table = labelled.table
     assert table.truth is not None
     return {
         "records": len(table),
-        "unsafe": int(table.truth.any(axis=1).sum()),
-        "failed": [{"id": one.id, "message": one.reason} for one in table.failed],
-        **{key: found.identity[key] for key in ("guard", "profile", "model_sha256")},
+        "unsafe": int(table.truth[:, 0].sum()),
+        "failed": [{"id": one.id, "message": one.message} for one in table.failed],
+        **{key: labelled.identity[key] for key in ("guard", "profile", "model_sha256")},
         "goal": goal,
         "estimators": {
             name: {
@@ -150,8 +155,11 @@ def _as_json(
     }
 
 
-def _figures(found: Mapping[str, Interval]) -> dict[str, Any]:
+def _figures(figures: Mapping[str, Interval]) -> dict[str, Any]:
     def number(x: float) -> float | None:
         return None if math.isnan(x) else float(f"{x:.7g}")
 
-    return {name: {"value": number(i.value), "low": number(i.low), "high": number(i.high)} for name, i in found.items()}
+    return {
+        name: {"value": number(one.value), "low": number(one.low), "high": number(one.high)}
+        for name, one in figures.items()
+    }

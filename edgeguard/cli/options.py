@@ -17,6 +17,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.guard import Guard
+    from edgeguard.rows.readers import Reading
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,26 +106,22 @@ calibration_options = _all(_CALIBRATION_OPTIONS)
 record_options = _all(_RECORD_OPTIONS)
 
 
-def take_reading(options: dict[str, Any]) -> dict[str, Any]:
-    """How records are to be read, the keywords of `read_records`; taken out of the command's options."""
+def take_reading(options: dict[str, Any]) -> Reading:
+    """How records are to be read, taken out of a command's options."""
+    from edgeguard.rows.readers import Reading
     from edgeguard.rows.shapes import Fields
     from edgeguard.rows.streams import check_encoding
 
     names = {kind: options.pop(f"{kind}_field") for kind in ("text", "prompt", "response", "messages", "id")}
-    reading = {
-        "format": options.pop("input_format"),
-        "encoding": options.pop("encoding"),
-        "strict": options.pop("strict"),
-    }
-    if names["text"] and (names["prompt"] or names["response"] or names["messages"]):
-        raise click.UsageError("--text-field excludes --prompt-field, --response-field and --messages-field")
-    if names["messages"] and (names["prompt"] or names["response"]):
-        raise click.UsageError("--messages-field excludes --prompt-field and --response-field")
+    format_, encoding, strict = (options.pop(name) for name in ("input_format", "encoding", "strict"))
     try:
-        check_encoding(reading["encoding"] or "utf-8")
+        check_encoding(encoding or "utf-8")
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--encoding") from None
-    return {"fields": Fields(**names), **reading}
+    try:
+        return Reading(format_, Fields(**names), encoding, strict)
+    except ValueError:
+        raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
 def load_guard(
@@ -140,7 +137,7 @@ def load_guard(
 ) -> Guard:
     """The guard that the options ask for. `options`: those of RuntimeOptions and of Search, by their names."""
     from edgeguard.backend import RuntimeOptions
-    from edgeguard.calibration.maps import read_calibration
+    from edgeguard.calibration.files import read_calibration
     from edgeguard.guard import Guard, Search
 
     if no_calibration and (calibration or force_calibration):
@@ -163,7 +160,7 @@ def load_guard(
 
 def read_thresholds(given: tuple[str, ...]) -> dict[str, float]:
     """`0.4`, `S1=0.3`, `labels.toml`, later ones over earlier ones; a lone number is that of "default"."""
-    from edgeguard.guard import Thresholds
+    from edgeguard.calibration.thresholds import Thresholds
 
     numbers: dict[str, float] = {}
     for text in given:

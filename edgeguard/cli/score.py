@@ -129,13 +129,13 @@ def score(
         raise click.UsageError(f"{output} is the input; name another --output")
     reading = take_reading(options)
     with reported_errors():
-        from edgeguard.rows.readers import count_records, peeked, read_records
+        from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
         format_ = format_ or format_of(output)
         _refuse_existing(output, overwrite or resume)
-        records = peeked(read_records(source, **reading, limit=limit))  # what is wrong with the file, before a model
-        total = count_records(source, format=reading["format"], encoding=reading["encoding"])
+        records = peeked(reading.records(source, limit=limit))  # what is wrong with the file, before a model
+        total = count_records(source, format=reading.format, encoding=reading.encoding)
         with load_guard(estimator=estimator, **options) as guard:
             if table:
                 tally = _show_table(guard, records, source)
@@ -188,7 +188,7 @@ def _write(
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
-    writer = open_writer(output, format=format_, labels=guard.labels, overwrite=overwrite, resume=resume)
+    writer = open_writer(output, format=format_, labels=guard.codes, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:

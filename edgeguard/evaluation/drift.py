@@ -1,26 +1,28 @@
 """How far the scores of one model lie from those of another on the same records. Arrays in, figures out.
 
-The reference stands first. p are probabilities, odds their log-odds, all (n,) for one label unless said otherwise. Bits
-that the two tables share (ids, labels, truth) are held against each other in `aligned`.
+The reference stands first. p and q are the probabilities of reference and variant, odds their log-odds, all (n,) for
+one label unless said otherwise. Bits that the two tables share (ids, labels, truth) are held against each other in
+`aligned`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.calibration.decide import Decisions
 from edgeguard.calibration.fitting import FOLDS, fit_map
 from edgeguard.calibration.maps import logit
 from edgeguard.errors import InputError
 from edgeguard.evaluation import metrics
 from edgeguard.evaluation.figures import label_figures, overall_figures
 from edgeguard.evaluation.metrics import Figure, Interval, Weight, bootstrap
-from edgeguard.evaluation.table import Predictions, ScoreTable
+from edgeguard.evaluation.table import ScoreTable, take
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -37,7 +39,7 @@ def aligned(reference: ScoreTable, variant: ScoreTable) -> tuple[ScoreTable, Sco
     """
     if reference.labels != variant.labels:
         raise InputError(
-            f"the taxonomies differ: {', '.join(reference.labels)} against {', '.join(variant.labels)}; "
+            f"the taxonomies differ: {', '.join(reference.codes)} against {', '.join(variant.codes)}; "
             "compare scores of one profile"
         )
     sizes = [len(table) + len(table.failed) for table in (reference, variant)]
@@ -53,23 +55,6 @@ def aligned(reference: ScoreTable, variant: ScoreTable) -> tuple[ScoreTable, Sco
     if not len(both):
         raise InputError("no record was scored by both")
     return take(reference, ours), take(variant, theirs)
-
-
-def take(table: ScoreTable, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> ScoreTable:
-    """Some of the records of a table: a mask or indices, (n,)."""
-    where = np.arange(len(table))[rows]
-    return replace(
-        table,
-        ids=tuple(table.ids[i] for i in where),
-        places=table.places[where],
-        truth=None if table.truth is None else table.truth[where],
-        margin=table.margin[where],
-        unsafe=table.unsafe[where],
-        scores={name: array[where] for name, array in table.scores.items()},
-        first=None if table.first is None else table.first[where],
-        off=table.off[where],
-        evidence=None if table.evidence is None else table.evidence[where],
-    )
 
 
 # Scores
@@ -141,8 +126,8 @@ def _ranks(*keys: Floats) -> Floats:
     """(n,) ranks by the first key, ties by the next; what ties in all of them shares its mean rank."""
     _, inverse, counts = np.unique(np.column_stack(keys), axis=0, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    found: Floats = (ends - (counts - 1) / 2)[inverse.ravel()]
-    return found
+    ranks: Floats = (ends - (counts - 1) / 2)[inverse.ravel()]
+    return ranks
 
 
 # Distributions
@@ -156,15 +141,15 @@ def verdicts(table: ScoreTable) -> Floats:
 
 
 def first_labels(table: ScoreTable) -> Floats:
-    """(n, n_labels + 1) the first label, given that there is one or the answer goes elsewhere: the rest at the end.
+    """(n, n_codes + 1) the first code, given that there is one or the answer goes elsewhere: the rest at the end.
 
     Raises ValueError for a table read from a file, which does not have them.
     """
     if table.first is None:
         raise ValueError("scores from a file have no first labels")
-    found = table.first / np.maximum(table.unsafe, _TINY)[:, None]
-    rest = np.maximum(0, 1 - found.sum(axis=1))
-    return np.column_stack([found, rest])
+    given_unsafe = table.first / np.maximum(table.unsafe, _TINY)[:, None]
+    rest = np.maximum(0, 1 - given_unsafe.sum(axis=1))
+    return np.column_stack([given_unsafe, rest])
 
 
 def kl_divergence(p: Floats, q: Floats) -> Floats:
@@ -181,8 +166,7 @@ def total_variation(p: Floats, q: Floats) -> Floats:
 
 
 def _normalised(p: Floats) -> Floats:
-    found: Floats = p / np.maximum(p.sum(axis=1, keepdims=True), _TINY)
-    return found
+    return np.asarray(p / np.maximum(p.sum(axis=1, keepdims=True), _TINY))
 
 
 # Decisions
@@ -199,11 +183,16 @@ class Flips:
     to_unsafe: float
 
 
-def flips(said: Bools, now: Bools) -> Flips:
-    """Of one label: said by the reference, by the variant."""
-    n, changed = len(said), said != now
-    rate = float(changed.mean()) if n else np.nan
-    return Flips(n, rate, wilson_high(int(changed.sum()), n), _share(said & ~now), _share(~said & now))
+def flips(reference: Bools, variant: Bools) -> Flips:
+    """From the reference's decisions to the variant's, of one label."""
+    n, changed = len(reference), reference != variant
+    return Flips(
+        n,
+        _share(changed),
+        wilson_high(int(changed.sum()), n),
+        to_safe=_share(reference & ~variant),
+        to_unsafe=_share(~reference & variant),
+    )
 
 
 def wilson_high(k: int, n: int, z: float = 1.959963984540054) -> float:
@@ -219,13 +208,15 @@ def _share(x: Bools) -> float:
     return float(x.mean()) if len(x) else np.nan
 
 
-def flips_by_margin(said: Bools, now: Bools, odds: Floats, threshold: float) -> list[tuple[float, float, Flips]]:
+def flips_by_margin(
+    reference: Bools, variant: Bools, odds: Floats, threshold: float
+) -> list[tuple[float, float, Flips]]:
     """(least, most, flips) by how many nats the reference's log-odds lie from the threshold's: the bins of MARGINS."""
     distance = np.abs(odds - logit(threshold))
     bins = []
     for low, high in pairwise(MARGINS):
         inside = (distance >= low) & (distance < high)
-        bins.append((low, high, flips(said[inside], now[inside])))
+        bins.append((low, high, flips(reference[inside], variant[inside])))
     return bins
 
 
@@ -237,36 +228,36 @@ class SetAgreement:
     jaccard: float
 
 
-def set_agreement(said: Bools, now: Bools) -> SetAgreement:
-    """Of (n, n_labels) decisions."""
-    both, either = (said & now).sum(axis=1), (said | now).sum(axis=1)
+def set_agreement(reference: Bools, variant: Bools) -> SetAgreement:
+    """Of (n, n_codes) decisions."""
+    both, either = (reference & variant).sum(axis=1), (reference | variant).sum(axis=1)
     jaccard = np.where(either > 0, both / np.maximum(1, either), 1.0)
-    return SetAgreement(float((said == now).all(axis=1).mean()), float(jaccard.mean()))
+    return SetAgreement(float((reference == variant).all(axis=1).mean()), float(jaccard.mean()))
 
 
 # Against the truth
 
 
 def label_changes(
-    truth: Bools, reference: tuple[Floats, Bools], variant: tuple[Floats, Bools], *, draws: int = DRAWS, seed: int = 0
+    y_true: Bools, reference: tuple[Floats, Bools], variant: tuple[Floats, Bools], *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Interval]:
-    """Variant minus reference of every figure of a label, (p, said) each, with paired bootstrap intervals."""
+    """Variant minus reference of every figure of a label, (y_prob, y_pred) each, with paired bootstrap intervals."""
 
     def figures(weight: Weight) -> Mapping[str, Figure]:
-        return _minus(label_figures(truth, *variant, weight), label_figures(truth, *reference, weight))
+        return _minus(label_figures(y_true, *variant, weight), label_figures(y_true, *reference, weight))
 
-    return bootstrap(figures, len(truth), draws=draws, seed=seed)
+    return bootstrap(figures, len(y_true), draws=draws, seed=seed)
 
 
 def overall_changes(
-    truth: Bools, reference: Predictions, variant: Predictions, *, draws: int = DRAWS, seed: int = 0
+    y_true: Bools, reference: Decisions, variant: Decisions, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Interval]:
-    """The same over the categories together; truth is (n, 1 + n_labels)."""
+    """The same over the categories together; y_true is (n, n_labels)."""
 
     def figures(weight: Weight) -> Mapping[str, Figure]:
-        return _minus(overall_figures(variant, truth, weight), overall_figures(reference, truth, weight))
+        return _minus(overall_figures(variant, y_true, weight), overall_figures(reference, y_true, weight))
 
-    return bootstrap(figures, len(truth), draws=draws, seed=seed)
+    return bootstrap(figures, len(y_true), draws=draws, seed=seed)
 
 
 def _minus(a: Mapping[str, Figure], b: Mapping[str, Figure]) -> dict[str, Figure]:
@@ -277,7 +268,7 @@ PARTS = ("emission", "calibration", "resolution", "discrimination")
 
 
 def harm(
-    truth: Bools,
+    y_true: Bools,
     reference: tuple[Floats, Floats],
     variant: tuple[Floats, Floats],
     *,
@@ -295,13 +286,13 @@ def harm(
     """
     p, q = reference[0], variant[0]
     renormalised_p, renormalised_q = (np.clip(x / np.maximum(1 - off, _TINY), 0, 1) for x, off in (reference, variant))
-    folds = _folds(len(truth), seed)
-    mapped_p = _mapped(_ranks(renormalised_p), truth, folds)
-    mapped_q = _mapped(_ranks(renormalised_q), truth, folds)
-    untied = _mapped(_ranks(renormalised_q, renormalised_p), truth, folds)
+    folds = _folds(len(y_true), seed)
+    mapped_p = _mapped(_ranks(renormalised_p), y_true, folds)
+    mapped_q = _mapped(_ranks(renormalised_q), y_true, folds)
+    untied = _mapped(_ranks(renormalised_q, renormalised_p), y_true, folds)
 
     def figures(weight: Weight) -> Mapping[str, Figure]:
-        loss = partial(metrics.brier_loss, truth, weight=weight)
+        loss = partial(metrics.brier_loss, y_true, weight=weight)
         return {
             "total": loss(q) - loss(p),
             "emission": (loss(q) - loss(renormalised_q)) - (loss(p) - loss(renormalised_p)),
@@ -310,20 +301,20 @@ def harm(
             "discrimination": loss(untied) - loss(mapped_p),
         }
 
-    return bootstrap(figures, len(truth), draws=draws, seed=seed)
+    return bootstrap(figures, len(y_true), draws=draws, seed=seed)
 
 
 def _folds(n: int, seed: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(np.arange(n) % FOLDS)
 
 
-def _mapped(ranks: Floats, truth: Bools, folds: npt.NDArray[np.int64]) -> Floats:
+def _mapped(ranks: Floats, y_true: Bools, folds: npt.NDArray[np.int64]) -> Floats:
     """(n,) isotonic probabilities, each from a map that has not seen the record's truth."""
     p = np.empty(len(ranks))
     for fold in range(FOLDS):
         inside = folds == fold
         if inside.any():
-            p[inside] = fit_map("isotonic", ranks[~inside], truth[~inside].astype(float))(ranks[inside])
+            p[inside] = fit_map("isotonic", ranks[~inside], y_true[~inside].astype(float))(ranks[inside])
     return p
 
 

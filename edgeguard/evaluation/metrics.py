@@ -1,9 +1,9 @@
 """Metrics of scores against the truth. Pure numpy; those that scikit-learn has agree with it, ties included.
 
-`truth` is (n,) bool, `score` (n,) float, higher for true; `p` likewise and a probability. `weight` is (n,), or None for
-all ones: a bootstrap draws weights, how often each record came up, in place of records. A weight of (draws, n) gives
-(draws,) figures at once, with the records sorted once. A figure that the records cannot have, such as the AUROC of
-records of one class, is nan.
+`y_true` is (n,) bool, `y_score` (n,) float, higher for true; `y_prob` likewise and a probability; `y_pred` (n,) bool.
+`weight` is (n,), or None for all ones: a bootstrap draws weights, how often each record came up, in place of records. A
+weight of (draws, n) gives (draws,) figures at once, with the records sorted once. A figure that the records cannot
+have, such as the AUROC of records of one class, is nan.
 
 Scores, higher is better: auroc, partial_auroc, auprc, f1, precision, recall. Losses: brier_loss, log_loss, ece_loss,
 classwise_ece_loss, hamming_loss.
@@ -33,15 +33,14 @@ def _rows(weight: Weight, n: int) -> Floats:
     return np.ones((1, n)) if weight is None else np.atleast_2d(weight)
 
 
-def as_given(found: Floats, weight: Weight) -> Figure:
+def as_given(figures: Floats, weight: Weight) -> Figure:
     """(draws,) figures, or the only one as a float."""
-    return float(found[0]) if weight is None or weight.ndim == 1 else found
+    return float(figures[0]) if weight is None or weight.ndim == 1 else figures
 
 
 def _over(part: Floats, whole: Floats, otherwise: float) -> Floats:
     """part / whole, and `otherwise` where whole is nought."""
-    found: Floats = np.where(whole > 0, part / np.where(whole > 0, whole, 1), otherwise)
-    return found
+    return np.asarray(np.where(whole > 0, part / np.where(whole > 0, whole, 1), otherwise))
 
 
 # Ranking
@@ -49,82 +48,82 @@ def _over(part: Floats, whole: Floats, otherwise: float) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """(draws, k + 1) weight of the true and of the false records at or over each of k scores, from none to all."""
+    """(draws, k + 1) weight of the true and of the false positives at each of k scores, from none to all."""
 
-    hits: Floats
-    alarms: Floats
+    tps: Floats
+    fps: Floats
 
 
-def roc_curve(truth: Bools, score: Floats, weight: Weight = None) -> Curve:
+def roc_curve(y_true: Bools, y_score: Floats, weight: Weight = None) -> Curve:
     """What auroc, partial_auroc and auprc are read from: `area`, `partial_area`, `average_precision`."""
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # of the records that tie
-    weights = _rows(weight, len(truth))[:, order]
-    hits, said = (np.zeros((len(weights), len(last) + 1)) for _ in range(2))
-    hits[:, 1:] = np.cumsum(weights * truth[order], axis=1)[:, last]
-    said[:, 1:] = np.cumsum(weights, axis=1)[:, last]
-    return Curve(hits, said - hits)
+    order = np.argsort(-y_score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(y_score[order])), len(order) - 1)  # of the records that tie
+    weights = _rows(weight, len(y_true))[:, order]
+    tps, positives = (np.zeros((len(weights), len(last) + 1)) for _ in range(2))
+    tps[:, 1:] = np.cumsum(weights * y_true[order], axis=1)[:, last]
+    positives[:, 1:] = np.cumsum(weights, axis=1)[:, last]
+    return Curve(tps, positives - tps)
 
 
 def area(curve: Curve) -> Floats:
     """(draws,) area under the curve, in [0, 1]."""
-    found = np.asarray(np.trapezoid(curve.hits, curve.alarms, axis=1))
-    return _over(found, curve.hits[:, -1] * curve.alarms[:, -1], np.nan)
+    under = np.asarray(np.trapezoid(curve.tps, curve.fps, axis=1))
+    return _over(under, curve.tps[:, -1] * curve.fps[:, -1], np.nan)
 
 
 def partial_area(curve: Curve, max_fpr: float) -> Floats:
     """(draws,) the same up to a false-positive rate, standardised: 0.5 for chance, 1 for perfect (McClish, 1989)."""
-    all_hits, all_alarms = curve.hits[:, -1], curve.alarms[:, -1]
+    n_true, n_false = curve.tps[:, -1], curve.fps[:, -1]
     # Each step of the curve up to there: a trapezoid whose right side is where the step crosses the rate.
-    most = (max_fpr * all_alarms)[:, None]
-    steps = np.minimum(curve.alarms, most)
+    most = (max_fpr * n_false)[:, None]
+    steps = np.minimum(curve.fps, most)
     wide = np.flatnonzero((np.diff(steps, axis=1) > 0).any(axis=0))
-    left, right, low, high = (x[:, wide + i] for x in (curve.alarms, curve.hits) for i in (0, 1))
+    left, right, low, high = (x[:, wide + i] for x in (curve.fps, curve.tps) for i in (0, 1))
     width = steps[:, wide + 1] - steps[:, wide]
-    found = np.sum(width * (low + (high - low) * _over(width, right - left, 1.0) / 2), axis=1)
+    under = np.sum(width * (low + (high - low) * _over(width, right - left, 1.0) / 2), axis=1)
     least = 0.5 * max_fpr**2
-    share = _over(found, all_hits * all_alarms, np.nan)
+    share = _over(under, n_true * n_false, np.nan)
     return np.asarray(0.5 * (1 + (share - least) / (max_fpr - least)))
 
 
 def average_precision(curve: Curve) -> Floats:
     """(draws,) precision at each threshold, weighted by the recall it adds. In [0, 1]."""
-    share = _over(curve.hits, curve.hits + curve.alarms, 0.0)[:, 1:]
-    return _over(np.sum(np.diff(curve.hits, axis=1) * share, axis=1), curve.hits[:, -1], np.nan)
+    precisions = _over(curve.tps, curve.tps + curve.fps, 0.0)[:, 1:]
+    return _over(np.sum(np.diff(curve.tps, axis=1) * precisions, axis=1), curve.tps[:, -1], np.nan)
 
 
-def auroc(truth: Bools, score: Floats, weight: Weight = None) -> Figure:
+def auroc(y_true: Bools, y_score: Floats, weight: Weight = None) -> Figure:
     """Area under the ROC curve, in [0, 1]."""
-    return as_given(area(roc_curve(truth, score, weight)), weight)
+    return as_given(area(roc_curve(y_true, y_score, weight)), weight)
 
 
-def partial_auroc(truth: Bools, score: Floats, weight: Weight = None, *, max_fpr: float) -> Figure:
+def partial_auroc(y_true: Bools, y_score: Floats, weight: Weight = None, *, max_fpr: float) -> Figure:
     """The same up to a false-positive rate, standardised."""
-    return as_given(partial_area(roc_curve(truth, score, weight), max_fpr), weight)
+    return as_given(partial_area(roc_curve(y_true, y_score, weight), max_fpr), weight)
 
 
-def auprc(truth: Bools, score: Floats, weight: Weight = None) -> Figure:
+def auprc(y_true: Bools, y_score: Floats, weight: Weight = None) -> Figure:
     """Average precision, in [0, 1]."""
-    return as_given(average_precision(roc_curve(truth, score, weight)), weight)
+    return as_given(average_precision(roc_curve(y_true, y_score, weight)), weight)
 
 
-def n_distinct(score: Floats) -> int:
+def n_distinct(y_score: Floats) -> int:
     """How many different scores there are: few of them rank badly whatever the model knows."""
-    return len(np.unique(score))
+    return len(np.unique(y_score))
 
 
 # Probabilities
 
 
-def brier_loss(truth: Bools, p: Floats, weight: Weight = None) -> Figure:
+def brier_loss(y_true: Bools, y_prob: Floats, weight: Weight = None) -> Figure:
     """Mean squared difference, in [0, 1]."""
-    return _mean((p - truth) ** 2, weight)
+    return _mean((y_prob - y_true) ** 2, weight)
 
 
-def log_loss(truth: Bools, p: Floats, weight: Weight = None) -> Figure:
+def log_loss(y_true: Bools, y_prob: Floats, weight: Weight = None) -> Figure:
     """Mean negative log-likelihood, nats."""
-    p = np.clip(p, SMALLEST, 1 - SMALLEST)
-    return _mean(-np.where(truth, np.log(p), np.log1p(-p)), weight)
+    y_prob = np.clip(y_prob, SMALLEST, 1 - SMALLEST)
+    return _mean(-np.where(y_true, np.log(y_prob), np.log1p(-y_prob)), weight)
 
 
 def _mean(values: Floats, weight: Weight) -> Figure:
@@ -148,51 +147,50 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """(draws, n_bins) weight of the records in each bin, and the sums of their p and truth. Some may be empty."""
+    """(draws, n_bins) weight of the records in each bin, and the sums of their y_prob and y_true. Some may be empty."""
 
     mass: Floats
-    p: Floats
-    truth: Floats
+    y_prob: Floats
+    y_true: Floats
 
 
-def equal_mass_bins(truth: Bools, p: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> Bins:
+def equal_mass_bins(y_true: Bools, y_prob: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> Bins:
     """What ece_loss and brier_parts are read from. Records that tie may fall into two bins."""
-    order = np.argsort(p, kind="stable")
-    weights = _rows(weight, len(truth))[:, order]
+    order = np.argsort(y_prob, kind="stable")
+    weights = _rows(weight, len(y_true))[:, order]
     place = np.cumsum(weights, axis=1)
     place -= weights / 2
     bins = np.minimum((place * (n_bins / weights.sum(axis=1, keepdims=True))).astype(int), n_bins - 1)
     at = (bins + n_bins * np.arange(len(weights))[:, None]).ravel()
 
     def total(weights: Floats) -> Floats:
-        found: Floats = np.bincount(at, weights.ravel(), len(weights) * n_bins).astype(float)
-        return found.reshape(-1, n_bins)
+        sums: Floats = np.bincount(at, weights.ravel(), len(weights) * n_bins).astype(float)
+        return sums.reshape(-1, n_bins)
 
-    return Bins(total(weights), total(weights * p[order]), total(weights * truth[order]))
+    return Bins(total(weights), total(weights * y_prob[order]), total(weights * y_true[order]))
 
 
-def reliability(truth: Bools, p: Floats, *, n_bins: int = N_BINS) -> Reliability:
+def reliability(y_true: Bools, y_prob: Floats, *, n_bins: int = N_BINS) -> Reliability:
     """The bins that are not empty."""
-    bins = equal_mass_bins(truth, p, n_bins=n_bins)
-    there = bins.mass[0] > 0
-    mass = bins.mass[0, there]
-    return Reliability(bins.p[0, there] / mass, bins.truth[0, there] / mass, mass / len(truth))
+    bins = equal_mass_bins(y_true, y_prob, n_bins=n_bins)
+    filled = bins.mass[0] > 0
+    mass = bins.mass[0, filled]
+    return Reliability(bins.y_prob[0, filled] / mass, bins.y_true[0, filled] / mass, mass / len(y_true))
 
 
 def ece_of(bins: Bins) -> Floats:
     """(draws,) expected calibration error, in [0, 1]. Biased upward where bins hold few records."""
-    found: Floats = np.abs(bins.p - bins.truth).sum(axis=1) / bins.mass.sum(axis=1)
-    return found
+    return np.asarray(np.abs(bins.y_prob - bins.y_true).sum(axis=1) / bins.mass.sum(axis=1))
 
 
-def ece_loss(truth: Bools, p: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> Figure:
+def ece_loss(y_true: Bools, y_prob: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> Figure:
     """Expected calibration error over bins of equal mass, in [0, 1]."""
-    return as_given(ece_of(equal_mass_bins(truth, p, weight, n_bins=n_bins)), weight)
+    return as_given(ece_of(equal_mass_bins(y_true, y_prob, weight, n_bins=n_bins)), weight)
 
 
-def classwise_ece_loss(truth: Bools, p: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> Figure:
-    """Mean over labels of their calibration errors: truth and p are (n, n_labels)."""
-    return macro(lambda t, q, w: ece_loss(t, q, w, n_bins=n_bins), truth, p, weight)
+def classwise_ece_loss(y_true: Bools, y_prob: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> Figure:
+    """Mean over labels of their calibration errors: y_true and y_prob are (n, n_labels)."""
+    return macro(lambda t, q, w: ece_loss(t, q, w, n_bins=n_bins), y_true, y_prob, weight)
 
 
 @dataclass(frozen=True)
@@ -211,19 +209,19 @@ class BrierParts:
     within: Figure
 
 
-def brier_parts(truth: Bools, p: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> BrierParts:
+def brier_parts(y_true: Bools, y_prob: Floats, weight: Weight = None, *, n_bins: int = N_BINS) -> BrierParts:
     """Murphy's decomposition (1973) over bins of equal mass."""
-    found = [as_given(part, weight) for part in parts_of(equal_mass_bins(truth, p, weight, n_bins=n_bins))]
-    calibration, resolution, uncertainty = found
-    rest = brier_loss(truth, p, weight) - (calibration - resolution + uncertainty)
+    bins = equal_mass_bins(y_true, y_prob, weight, n_bins=n_bins)
+    calibration, resolution, uncertainty = (as_given(part, weight) for part in parts_of(bins))
+    rest = brier_loss(y_true, y_prob, weight) - (calibration - resolution + uncertainty)
     return BrierParts(calibration, resolution, uncertainty, within=rest)
 
 
 def parts_of(bins: Bins) -> tuple[Floats, Floats, Floats]:
     """(draws,) each: reliability, resolution and uncertainty."""
     whole = bins.mass.sum(axis=1)
-    base = bins.truth.sum(axis=1) / whole
-    gap, over = bins.p - bins.truth, bins.truth - bins.mass * base[:, None]
+    base = bins.y_true.sum(axis=1) / whole
+    gap, over = bins.y_prob - bins.y_true, bins.y_true - bins.mass * base[:, None]
     return (
         _over(gap**2, bins.mass, 0.0).sum(axis=1) / whole,
         _over(over**2, bins.mass, 0.0).sum(axis=1) / whole,
@@ -231,78 +229,78 @@ def parts_of(bins: Bins) -> tuple[Floats, Floats, Floats]:
     )
 
 
-# Decisions: truth and said are (n, n_labels), or (n,)
+# Decisions: y_true and y_pred are (n, n_labels), or (n,)
 
 
-def precision(truth: Bools, said: Bools, weight: Weight = None) -> Figure:
-    """Share of what was said that is true; 0 where nothing was said."""
-    hits, said_, _ = _counts(truth, said, weight)
-    return as_given(_over(hits.sum(axis=1), said_.sum(axis=1), 0.0), weight)
+def precision(y_true: Bools, y_pred: Bools, weight: Weight = None) -> Figure:
+    """Share of the predicted labels that are true; 0 where none was predicted."""
+    tps, predicted, _ = _counts(y_true, y_pred, weight)
+    return as_given(_over(tps.sum(axis=1), predicted.sum(axis=1), 0.0), weight)
 
 
-def recall(truth: Bools, said: Bools, weight: Weight = None) -> Figure:
-    """Share of what is true that was said; 0 where nothing is true."""
-    hits, _, there = _counts(truth, said, weight)
-    return as_given(_over(hits.sum(axis=1), there.sum(axis=1), 0.0), weight)
+def recall(y_true: Bools, y_pred: Bools, weight: Weight = None) -> Figure:
+    """Share of the true labels that were predicted; 0 where none is true."""
+    tps, _, positives = _counts(y_true, y_pred, weight)
+    return as_given(_over(tps.sum(axis=1), positives.sum(axis=1), 0.0), weight)
 
 
-def f1(truth: Bools, said: Bools, weight: Weight = None) -> Figure:
+def f1(y_true: Bools, y_pred: Bools, weight: Weight = None) -> Figure:
     """Harmonic mean of precision and recall, over all labels together (micro)."""
-    hits, said_, there = _counts(truth, said, weight)
-    return as_given(_over(2 * hits.sum(axis=1), (said_ + there).sum(axis=1), 0.0), weight)
+    tps, predicted, positives = _counts(y_true, y_pred, weight)
+    return as_given(_over(2 * tps.sum(axis=1), (predicted + positives).sum(axis=1), 0.0), weight)
 
 
-def macro_f1(truth: Bools, said: Bools, weight: Weight = None) -> Figure:
+def macro_f1(y_true: Bools, y_pred: Bools, weight: Weight = None) -> Figure:
     """Mean of the labels' F1, over the labels that some record has; nan where none has any."""
-    hits, said_, there = _counts(truth, said, weight)
-    scores = np.where(there > 0, _over(2 * hits, said_ + there, 0.0), 0.0)
-    return as_given(_over(scores.sum(axis=1), (there > 0).sum(axis=1), np.nan), weight)
+    tps, predicted, positives = _counts(y_true, y_pred, weight)
+    scores = np.where(positives > 0, _over(2 * tps, predicted + positives, 0.0), 0.0)
+    return as_given(_over(scores.sum(axis=1), (positives > 0).sum(axis=1), np.nan), weight)
 
 
-def false_positive_rate(truth: Bools, said: Bools, weight: Weight = None) -> Figure:
-    """Share of the false that was said; nan where all is true."""
-    weights = _rows(weight, len(truth))
-    return as_given(_over(weights @ (said & ~truth), weights @ ~truth, np.nan), weight)
+def false_positive_rate(y_true: Bools, y_pred: Bools, weight: Weight = None) -> Figure:
+    """Share of the false that was predicted; nan where all is true."""
+    weights = _rows(weight, len(y_true))
+    return as_given(_over(weights @ (y_pred & ~y_true), weights @ ~y_true, np.nan), weight)
 
 
-def hamming_loss(truth: Bools, said: Bools, weight: Weight = None) -> Figure:
+def hamming_loss(y_true: Bools, y_pred: Bools, weight: Weight = None) -> Figure:
     """Share of the labels that are wrong, in [0, 1]."""
-    return _mean((truth != said).reshape(len(truth), -1).mean(axis=1), weight)
+    return _mean((y_true != y_pred).reshape(len(y_true), -1).mean(axis=1), weight)
 
 
-def _counts(truth: Bools, said: Bools, weight: Weight) -> tuple[Floats, Floats, Floats]:
-    """(draws, n_labels) weight of the hits, of what was said, of what is true."""
-    truth, said = truth.reshape(len(truth), -1), said.reshape(len(said), -1)
-    weights = _rows(weight, len(truth))
-    hits, said_, there = (
-        weights @ x.astype(float) for x in (truth & said, said, truth)
+def _counts(y_true: Bools, y_pred: Bools, weight: Weight) -> tuple[Floats, Floats, Floats]:
+    """(draws, n_labels) weight of the true positives, of what was predicted, of what is true."""
+    y_true, y_pred = y_true.reshape(len(y_true), -1), y_pred.reshape(len(y_pred), -1)
+    weights = _rows(weight, len(y_true))
+    tps, predicted, positives = (
+        weights @ x.astype(float) for x in (y_true & y_pred, y_pred, y_true)
     )  # floats: numpy hands it to BLAS
-    return hits, said_, there
+    return tps, predicted, positives
 
 
 # Several labels
 
 
 def macro(
-    metric: Callable[[Bools, Floats, Weight], Figure], truth: Bools, score: Floats, weight: Weight = None
+    metric: Callable[[Bools, Floats, Weight], Figure], y_true: Bools, y_score: Floats, weight: Weight = None
 ) -> Figure:
     """Mean of a metric over the labels that have it; nan where none has."""
-    return mean_of_labels([metric(truth[:, i], score[:, i], weight) for i in range(truth.shape[1])])
+    return mean_of_labels([metric(y_true[:, i], y_score[:, i], weight) for i in range(y_true.shape[1])])
 
 
-def mean_of_labels(found: Sequence[Figure]) -> Figure:
+def mean_of_labels(figures: Sequence[Figure]) -> Figure:
     """The mean over the labels that have a figure; nan where none has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no label
-        return np.nanmean(np.array(found), axis=0)
+        return np.nanmean(np.array(figures), axis=0)
 
 
 def micro(
-    metric: Callable[[Bools, Floats, Weight], Figure], truth: Bools, score: Floats, weight: Weight = None
+    metric: Callable[[Bools, Floats, Weight], Figure], y_true: Bools, y_score: Floats, weight: Weight = None
 ) -> Figure:
     """A metric over all labels of all records as if they were one label."""
-    spread = None if weight is None else np.repeat(weight, truth.shape[1], axis=-1)
-    return metric(truth.ravel(), score.ravel(), spread)
+    spread = None if weight is None else np.repeat(weight, y_true.shape[1], axis=-1)
+    return metric(y_true.ravel(), y_score.ravel(), spread)
 
 
 # Uncertainty
@@ -331,8 +329,8 @@ def bootstrap(
     left, at_once = draws, max(1, _AT_ONCE // max(1, n))
     while left > 0:
         counts = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(min(left, at_once))]
-        for name, found in figures(np.array(counts, dtype=np.float64)).items():
-            samples[name].append(np.broadcast_to(found, len(counts)))
+        for name, drawn in figures(np.array(counts, dtype=np.float64)).items():
+            samples[name].append(np.broadcast_to(drawn, len(counts)))
         left -= len(counts)
     intervals = {}
     for name, value in whole.items():

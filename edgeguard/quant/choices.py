@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from edgeguard.calibration.decide import Decisions
 from edgeguard.calibration.maps import Calibration
+from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import CalibrationError
-from edgeguard.evaluation.table import Predictions, ScoreTable, predictions
-from edgeguard.guard import Thresholds
+from edgeguard.evaluation.table import ScoreTable, decisions
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Choices:
     """How to compare.
 
     calibrations    estimator → the reference's own calibration; decisions are taken on what it gives
-    thresholds      None: the calibration's, 0.5 without one
+    thresholds      as `thresholds_for` takes them beside a calibration
     max_flip_rate   of verdicts, for the recommendation; None: any
     max_auprc_loss  of the verdict, for the recommendation; None: any
     draws           of the bootstrap
@@ -24,7 +25,7 @@ class Choices:
     """
 
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-    thresholds: Thresholds | None = None
+    thresholds: Thresholds | Mapping[str, float] | None = None
     max_flip_rate: float | None = None
     max_auprc_loss: float | None = None
     draws: int = 500
@@ -43,12 +44,11 @@ def by_estimator(calibrations: Iterable[Calibration]) -> dict[str, Calibration]:
     return found
 
 
-def decided(table: ScoreTable, estimator: str, choices: Choices) -> Predictions:
+def decided(table: ScoreTable, estimator: str, choices: Choices) -> Decisions:
     """What decisions are taken on, and the decisions: of every record, for every label."""
-    return predictions(table, estimator, calibration=choices.calibrations.get(estimator), thresholds=choices.thresholds)
+    return decisions(table, estimator, calibration=choices.calibrations.get(estimator), thresholds=choices.thresholds)
 
 
 def thresholds_of(estimator: str, choices: Choices) -> Thresholds:
     """From where on a label counts: as chosen, else the calibration's, else 0.5."""
-    calibration = choices.calibrations.get(estimator)
-    return choices.thresholds or Thresholds(labels=calibration.thresholds if calibration else {})
+    return thresholds_for(choices.calibrations.get(estimator), choices.thresholds)

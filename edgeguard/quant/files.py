@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgeguard.calibration.maps import write_calibration
+from edgeguard.calibration.files import write_calibration
 from edgeguard.errors import OutputError
 from edgeguard.quant.report import Report
 

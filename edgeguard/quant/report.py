@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.calibration.decide import Decisions
 from edgeguard.calibration.maps import Calibration, Map
 from edgeguard.evaluation import drift, metrics
 from edgeguard.evaluation.drift import Flips
 from edgeguard.evaluation.metrics import Interval
-from edgeguard.evaluation.table import Predictions, ScoreTable, log_odds_of, truth_with_unsafe
+from edgeguard.evaluation.table import ScoreTable, take
 from edgeguard.quant.choices import Choices, decided, thresholds_of
 from edgeguard.quant.repair import repair
 from edgeguard.quant.scoring import Cost
@@ -76,8 +77,8 @@ def build_report(
         "setting": setting,
         "records": len(reference.table),
         "failed": len(reference.table.failed),
-        "unsafe": None if truth is None else int(truth.any(axis=1).sum()),
-        "labels": reference.table.labels,
+        "unsafe": None if truth is None else int(truth[:, 0].sum()),
+        "labels": reference.table.codes,
         "reference": {
             **_described(reference.variant),
             "cost": _cost(reference, reference),
@@ -187,7 +188,7 @@ def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
 def _weights_or_runtime(left: ScoreTable, right: ScoreTable, in_floats: ScoreTable, choices: Choices) -> dict[str, Any]:
     """The drift on the first records: of the weights alone, of the rounded activations alone, and of both."""
     places = np.intersect1d(np.intersect1d(left.places, right.places), in_floats.places)
-    left, right, between = (drift.take(t, np.isin(t.places, places)) for t in (left, right, in_floats))
+    left, right, between = (take(t, np.isin(t.places, places)) for t in (left, right, in_floats))
     steps = {"total": (left, right), "weights": (left, between), "runtime": (between, right)}
     return {"records": len(places)} | {
         estimator: {name: _step(a, b, estimator, choices) for name, (a, b) in steps.items()}
@@ -197,57 +198,57 @@ def _weights_or_runtime(left: ScoreTable, right: ScoreTable, in_floats: ScoreTab
 
 def _step(a: ScoreTable, b: ScoreTable, estimator: str, choices: Choices) -> dict[str, Any]:
     p, q = decided(a, estimator, choices), decided(b, estimator, choices)
-    odds = (log_odds_of(b, estimator) - log_odds_of(a, estimator))[:, 0]
+    odds = b.margin - a.margin
     return {
         "odds_mean": odds.mean(),
         "odds_rms": np.sqrt(np.mean(odds**2)),
-        "codes_rms": np.sqrt(np.mean((q.p[:, 1:] - p.p[:, 1:]) ** 2)),
-        "flips": asdict(drift.flips(p.said[:, 0], q.said[:, 0])),
+        "codes_rms": np.sqrt(np.mean((q.y_prob[:, 1:] - p.y_prob[:, 1:]) ** 2)),
+        "flips": asdict(drift.flips(p.y_pred[:, 0], q.y_pred[:, 0])),
     }
 
 
 def _common(table: ScoreTable, short: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
     """The records of a table of the first few, in both."""
     _, i, j = np.intersect1d(table.places, short.places, return_indices=True)
-    return drift.take(table, i), drift.take(short, j)
+    return take(table, i), take(short, j)
 
 
 def _shifts(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, drift.Shift]:
     """Of every label: in probability as decisions see it, in log-odds as the model gives them."""
     p, q = decided(left, estimator, choices), decided(right, estimator, choices)
-    a, b = log_odds_of(left, estimator), log_odds_of(right, estimator)
-    return {label: drift.shift(p.p[:, i], q.p[:, i], a[:, i], b[:, i]) for i, label in enumerate(p.labels)}
+    a, b = left.log_odds(estimator), right.log_odds(estimator)
+    return {label: drift.shift(p.y_prob[:, i], q.y_prob[:, i], a[:, i], b[:, i]) for i, label in enumerate(p.labels)}
 
 
 def _flagged_flips(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> Flips:
-    return drift.flips(decided(left, estimator, choices).said[:, 0], decided(right, estimator, choices).said[:, 0])
+    return drift.flips(decided(left, estimator, choices).y_pred[:, 0], decided(right, estimator, choices).y_pred[:, 0])
 
 
 def _estimator(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, Any]:
     p, q = decided(left, estimator, choices), decided(right, estimator, choices)
-    odds = log_odds_of(left, estimator)
+    odds, odds_right = left.log_odds(estimator), right.log_odds(estimator)
     thresholds, labels = thresholds_of(estimator, choices), {}
     for i, label in enumerate(p.labels):
         calibration = choices.calibrations.get(estimator)
         map_ = calibration.maps.get(label) if calibration else None
         at = _raw_threshold(map_, thresholds.of(label))
         labels[label] = {
-            "shift": asdict(drift.shift(p.p[:, i], q.p[:, i], odds[:, i], log_odds_of(right, estimator)[:, i])),
-            "flips": asdict(drift.flips(p.said[:, i], q.said[:, i])),
+            "shift": asdict(drift.shift(p.y_prob[:, i], q.y_prob[:, i], odds[:, i], odds_right[:, i])),
+            "flips": asdict(drift.flips(p.y_pred[:, i], q.y_pred[:, i])),
             "threshold": thresholds.of(label),
             "flips_by_margin": [
                 {"from": low, "to": high, **asdict(found)}
-                for low, high, found in drift.flips_by_margin(p.said[:, i], q.said[:, i], odds[:, i], at)
+                for low, high, found in drift.flips_by_margin(p.y_pred[:, i], q.y_pred[:, i], odds[:, i], at)
             ],
         }
     found: dict[str, Any] = {
         "labels": labels,
         "all_labels": {
-            "rms": float(np.sqrt(np.mean((q.p[:, 1:] - p.p[:, 1:]) ** 2))),
-            "odds_rms": float(np.sqrt(np.mean((log_odds_of(right, estimator) - odds)[:, 1:] ** 2))),
-            "flips": asdict(drift.flips(p.said[:, 1:].ravel(), q.said[:, 1:].ravel())),
+            "rms": float(np.sqrt(np.mean((q.y_prob[:, 1:] - p.y_prob[:, 1:]) ** 2))),
+            "odds_rms": float(np.sqrt(np.mean((odds_right - odds)[:, 1:] ** 2))),
+            "flips": asdict(drift.flips(p.y_pred[:, 1:].ravel(), q.y_pred[:, 1:].ravel())),
         },
-        "label_sets": asdict(drift.set_agreement(p.said[:, 1:], q.said[:, 1:])),
+        "label_sets": asdict(drift.set_agreement(p.y_pred[:, 1:], q.y_pred[:, 1:])),
     }
     if left.truth is not None:
         found |= _against_truth(left, right, p, q, choices)
@@ -263,27 +264,25 @@ def _raw_threshold(map_: Map | None, threshold: float) -> float:
     return float(1 / (1 + np.exp(-at)))
 
 
-def _against_truth(
-    left: ScoreTable, right: ScoreTable, p: Predictions, q: Predictions, choices: Choices
-) -> dict[str, Any]:
+def _against_truth(left: ScoreTable, right: ScoreTable, p: Decisions, q: Decisions, choices: Choices) -> dict[str, Any]:
     assert left.truth is not None
-    truth = truth_with_unsafe(left.truth)
+    y_true = left.truth
     options = {"draws": choices.draws if len(left) >= FEWEST else 0, "seed": choices.seed}
     labels = {}
-    for i, label in enumerate(p.labels):
-        t = truth[:, i]
-        changes = drift.label_changes(t, (p.p[:, i], p.said[:, i]), (q.p[:, i], q.said[:, i]), **options)
+    for i, label in enumerate(p.labels[: y_true.shape[1]]):
+        t = y_true[:, i]
+        changes = drift.label_changes(t, (p.y_prob[:, i], p.y_pred[:, i]), (q.y_prob[:, i], q.y_pred[:, i]), **options)
         labels[label] = {"n_true": int(t.sum()), "changes": _intervals(changes)}
         if i == 0 and 0 < t.sum() < len(t):
             parts = drift.harm(t, (left.unsafe, left.off), (right.unsafe, right.off), **options)
             labels[label]["harm"] = _intervals(parts)
     return {
         "truth": {
-            "overall": _intervals(drift.overall_changes(truth, p, q, **options)),
+            "overall": {} if y_true.shape[1] == 1 else _intervals(drift.overall_changes(y_true, p, q, **options)),
             "labels": labels,
             "reliability": {
-                "reference": asdict(metrics.reliability(truth[:, 0], p.p[:, 0])),
-                "variant": asdict(metrics.reliability(truth[:, 0], q.p[:, 0])),
+                "reference": asdict(metrics.reliability(y_true[:, 0], p.y_prob[:, 0])),
+                "variant": asdict(metrics.reliability(y_true[:, 0], q.y_prob[:, 0])),
             },
         }
     }

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ import numpy as np
 from edgeguard import process
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.backends import runtime_of
-from edgeguard.errors import InputError, ModelError
-from edgeguard.evaluation.table import ScoreTable, load_table, save_table, score_records
+from edgeguard.errors import ModelError
+from edgeguard.evaluation.table import ScoreTable, score_records
+from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
 from edgeguard.quant.variants import Variant
-from edgeguard.rows.readers import read_records
+from edgeguard.rows.readers import AS_IT_IS, Reading
+from edgeguard.rows.shapes import Fields
 
 CHUNK = 100  # records a file; what an interrupted run loses at most
 FORMAT = 2  # of what is kept; another number scores anew
@@ -36,6 +37,7 @@ class Setting:
     runtime  of every model; `kv_cache` of those whose runtime takes one
     search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
     limit    score the first so many records only; None: all
+    reading  how the records are read
     """
 
     records: Path
@@ -43,6 +45,7 @@ class Setting:
     runtime: RuntimeOptions
     search: Search = Search(min_grammar_mass=0)
     limit: int | None = None
+    reading: Reading = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def key_of(variant: Variant, setting: Setting) -> str:
         "runtime": asdict(setting.runtime),
         "search": asdict(setting.search),
         "limit": setting.limit,
+        "reading": asdict(setting.reading),
         "format": FORMAT,
         "model": variant.sha256,
         "records": sha256(setting.records),
@@ -103,22 +107,17 @@ def key_of(variant: Variant, setting: Setting) -> str:
 
 
 def joined(tables: Sequence[ScoreTable], chunk: int) -> ScoreTable:
-    """One table of several, each of the next `chunk` records."""
+    """One table of several that `score_records` made, each of the next `chunk` records."""
     one = tables[0]
     stacked: dict[str, Any] = {}
-    for name in ("margin", "unsafe", "off"):
+    for name in ("margin", "off", "first"):
         stacked[name] = np.concatenate([getattr(t, name) for t in tables])
-    for name in ("truth", "first", "evidence"):
-        arrays = [getattr(t, name) for t in tables]
-        if any(a is None for a in arrays) and not all(a is None for a in arrays):
-            raise InputError("some records have labels and others have none; give each its labels, or none any")
-        stacked[name] = None if arrays[0] is None else np.concatenate(arrays)
     return ScoreTable(
         labels=one.labels,
         ids=tuple(i for t in tables for i in t.ids),
         places=np.concatenate([t.places + n * chunk for n, t in enumerate(tables)]),
         scores={name: np.concatenate([t.scores[name] for t in tables]) for name in one.scores},
-        failed=tuple(replace(f, place=f.place + n * chunk) for n, t in enumerate(tables) for f in t.failed),
+        failed=tuple(one for t in tables for one in t.failed),
         **stacked,
     )
 
@@ -175,7 +174,7 @@ def _work(job: Mapping[str, Any]) -> int:
         calibration=False,
     ) as guard:
         loaded = time.perf_counter() - began
-        records = list(islice(read_records(setting.records), setting.limit))
+        records = list(setting.reading.records(setting.records, limit=setting.limit))
         if job["out"] is None:
             began = time.perf_counter()
             score_records(guard, records)
@@ -196,6 +195,7 @@ def _setting(given: Mapping[str, Any]) -> Setting:
         runtime=RuntimeOptions(**runtime),
         search=Search(**given["search"]),
         limit=given["limit"],
+        reading=Reading(**{**given["reading"], "fields": Fields(**given["reading"]["fields"])}),
     )
 
 

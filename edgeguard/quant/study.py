@@ -13,7 +13,9 @@ from edgeguard.backends import conditions
 from edgeguard.builtin import find_built_in
 from edgeguard.convert.built_in import merged_built_in
 from edgeguard.errors import CalibrationError, ModelError, ProfileError
+from edgeguard.evaluation.label_map import LabelMap
 from edgeguard.evaluation.table import ScoreTable
+from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
@@ -24,7 +26,7 @@ from edgeguard.quant.files import not_writable
 from edgeguard.quant.report import Measured, Report, build_report
 from edgeguard.quant.scoring import Cost, Scored, Setting, is_kept, measure, score
 from edgeguard.quant.variants import Variant, as_float, made_float, make_variants, open_variant
-from edgeguard.rows.readers import count_records
+from edgeguard.rows.readers import AS_IT_IS, Reading
 
 FOR_THE_CLOCK = 32  # records that speed and memory are measured on
 
@@ -39,8 +41,9 @@ def silent(what: str, done: int, total: int) -> None:
 class StudyOptions:
     """What to compare, on what, and how.
 
-    records       file to score; labels are welcome and not needed
+    records       file to score; a ground truth is welcome and not needed
     folder        keeps the models that are made, and all scores: the same study goes on where it was stopped
+    reading       how the records are read
     reference     an F32 or F16 GGUF or fp32 ONNX model, or a built-in guard's name; None: the default guard
     variants      model files, or types to make of the reference
     profile       a built-in's name, or a TOML file; None: told by the reference
@@ -50,6 +53,8 @@ class StudyOptions:
     floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
     measurements  of speed and memory, of all models in turn; 0: none
     limit         score the first so many records only
+    labels        file with the ground truth; None: the records' own, where they have one
+    label_map     what its names stand for in the taxonomy
     command       how the study was asked for, for the report to say
 
     Raises ValueError for a `lora`, which is merged into a reference first, and a `condition`, which a study chooses.
@@ -57,6 +62,7 @@ class StudyOptions:
 
     records: Path
     folder: Path
+    reading: Reading = AS_IT_IS
     reference: str | Path | None = None
     variants: Sequence[str] = DEFAULT_VARIANTS
     profile: str | None = None
@@ -66,6 +72,8 @@ class StudyOptions:
     floor: int = 200
     measurements: int = 3
     limit: int | None = None
+    labels: Path | None = None
+    label_map: LabelMap | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -91,14 +99,36 @@ def study(options: StudyOptions, *, tell: Tell = silent) -> Report:
 
     Raises InputError, ModelError, ProfileError, CalibrationError, OutputError.
     """
-    count_records(options.records)  # a file that is not there is said before models are made
+    options.reading.check(options.records)  # what is wrong with the file is said before models are made
     _make_folders(options)
     reference = open_reference(options)
     _check_calibrations(options.choices, reference)
     setting = setting_of(reference, options)
+    truth = _truth(setting, options, tell)
     made = make_variants(reference, options.variants, options.models, tell=lambda line: tell(line, 0, 0))
-    measured = _measured([reference, *made], setting, options, tell)
+    measured = [_with_truth(one, truth, options) for one in _measured([reference, *made], setting, options, tell)]
     return build_report(measured[0], measured[1:], options.choices, _setting_data(setting, options))
+
+
+def _truth(setting: Setting, options: StudyOptions, tell: Tell) -> Truth | None:
+    codes = (category.code for category in load_profile(setting.profile).categories)
+    truth = find_truth(
+        options.records,
+        ("unsafe", *codes),
+        file=options.labels,
+        label_map=options.label_map,
+        reading=options.reading,
+        limit=options.limit,
+    )
+    for line in described(truth) if truth is not None else ():
+        tell(line, 0, 0)
+    return truth
+
+
+def _with_truth(one: Measured, truth: Truth | None, options: StudyOptions) -> Measured:
+    if truth is None:
+        return one
+    return replace(one, table=with_truth(one.table, truth, same_file=options.labels is None))
 
 
 def open_reference(options: StudyOptions) -> Variant:
@@ -114,6 +144,7 @@ def setting_of(reference: Variant, options: StudyOptions) -> Setting:
     """What all models are scored with. Raises ProfileError where neither options nor reference tell the profile."""
     return Setting(
         records=options.records,
+        reading=options.reading,
         profile=options.profile or _profile_of(reference),
         runtime=replace(options.runtime, threads=options.runtime.threads or available_cores()),
         search=replace(options.search, min_grammar_mass=0),
@@ -125,7 +156,7 @@ def _profile_of(model: Variant) -> str:
     name = inspect_model(model.path).profile
     if name is None:
         raise ProfileError(
-            f"{model.path} does not say for certain which guard it is; name its profile", kind="profile_not_told"
+            f"{model.path} does not say for certain which guard it is; give a `profile`", kind="profile_not_told"
         )
     return name
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -67,6 +68,27 @@ def read_records(
         file, kind = _opened(source, format, encoding, stack)
         records = (_record(row, file.where, fields, strict) for row in _rows(file, kind, stack, fields))
         yield from islice(without_duplicates(records, file.where), limit)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the records of a file are read, as one value: the keywords of `read_records`."""
+
+    format: str | None = None
+    fields: Fields = USUAL
+    encoding: str | None = None
+    strict: bool = False
+
+    def records(self, source: str | Path | BinaryIO, *, limit: int | None = None) -> Iterator[Record | Failure]:
+        """`read_records` of a file."""
+        return read_records(source, **vars(self), limit=limit)
+
+    def check(self, source: str | Path) -> None:
+        """Raises InputError for what is wrong with a file as a whole, as far as its first records tell."""
+        peeked(self.records(source))
+
+
+AS_IT_IS = Reading()
 
 
 def read_fields(

@@ -12,14 +12,17 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeguard.calibration.fitting import Target, calibration_of, fit_table
-from edgeguard.calibration.maps import Calibration, write_calibration
+from edgeguard.calibration.files import write_calibration
+from edgeguard.calibration.maps import Calibration
+from edgeguard.calibration.thresholds import Goal
+from edgeguard.evaluation.calibrate import calibrate
 from edgeguard.evaluation.table import ScoreTable, score_records
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
 
 HERE = Path(__file__).parent
-TARGETS = {"": Target("f1"), "unsafe": Target("fpr", 0.02)}
+GOALS = {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}
 SAFE_RATE = 0.01  # of the safe records, over a category's threshold
 
 
@@ -31,19 +34,17 @@ def main() -> None:
     args = parser.parse_args()
     with Guard.load(calibration=False) as guard:
         table = score_records(guard, read_records(args.val))
-        said = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
-    for estimator, calibration in fit(table, said, args.val).items():
+        identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
+    truth = find_truth(args.val, table.labels)
+    assert truth is not None
+    for estimator, calibration in fit(with_truth(table, truth, same_file=True), identity, args.val).items():
         write_calibration(calibration, args.out / f"calibration-{estimator}.json")
 
 
-def fit(table: ScoreTable, guard: Mapping[str, str], val: Path) -> dict[str, Calibration]:
+def fit(table: ScoreTable, identity: Mapping[str, str], val: Path) -> dict[str, Calibration]:
     """Estimator → calibration, by the guard's own rule, of a guard's scores on the validation set."""
-    found = {}
-    for estimator in table.scores:
-        fits = fit_table(table, estimator, method="platt", targets=TARGETS, safe_rate=SAFE_RATE)
-        identity = {**guard, "estimator": estimator}
-        found[estimator] = calibration_of(fits, identity, val, records=len(table), targets=TARGETS, safe_rate=SAFE_RATE)
-    return found
+    rule = {"method": "platt", "goals": GOALS, "safe_rate": SAFE_RATE}
+    return {name: calibrate(table, name, identity=identity, source=val, **rule)[0] for name in table.scores}
 
 
 if __name__ == "__main__":

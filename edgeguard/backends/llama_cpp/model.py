@@ -16,10 +16,9 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -72,7 +71,7 @@ class _Entry:
 
 
 class LlamaCpp:
-    """A GGUF model. Construct once, close once; not for two threads at a time.
+    """A GGUF model. Construct once, close once; for one thread at a time: whoever asks holds `lock`.
 
     Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for F32 weights with
     F32 KV. For quantized weights llama.cpp rounds activations to 8 bits, so the company in a batch (a
@@ -107,7 +106,7 @@ class LlamaCpp:
         except BaseException:
             self.close()
             raise
-        self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model))
+        self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model), self._encode)
         self._header, self._n_ctx_train = header, trained
         self._root: Prefix | None = None  # in sequence 0 from position 0
         self._record: Prefix | None = None  # the root's child that the other held prefixes stand on
@@ -153,8 +152,7 @@ class LlamaCpp:
         """What they are the log-softmax of: (n, n_vocab) float32."""
         if len(set(prefixes)) < len(prefixes):
             raise ValueError("the same prefix was passed twice in one call")
-        if self._ctx is None:  # llama.cpp would read freed memory, and end the process
-            raise ValueError("the model is closed")
+        self._check_open()
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
         groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
         for i, prefix in enumerate(prefixes):
@@ -231,6 +229,21 @@ class LlamaCpp:
         given, scales = (lc.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
         if lc.llama_set_adapters_lora(self._ctx, given, 1, scales) != 0:
             raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
+
+    def _encode(self, text: str) -> list[int]:
+        """Plain text → token ids; the spelling of a control token stays text."""
+        self._check_open()
+        data = text.encode()
+        room = len(data) + 8  # no token is shorter than a byte, but for a space that some vocabularies put first
+        ids = (lc.llama_token * room)()
+        n = lc.llama_tokenize(lc.llama_model_get_vocab(self._model), data, len(data), ids, room, False, False)
+        if n < 0:
+            raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
+        return ids[:n]
+
+    def _check_open(self) -> None:
+        if self._model is None:  # llama.cpp would read freed memory, and end the process
+            raise ValueError("the model is closed")
 
     @property
     def _n_seq(self) -> int:
@@ -411,7 +424,7 @@ def _refuse_uncuttable(path: Path, kind: str) -> None:
         )
 
 
-def _read_vocabulary(vocab: Any) -> Vocabulary:
+def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabulary:
     n = lc.llama_vocab_n_tokens(vocab)
     pieces: list[bytes] = []
     control: dict[str, int] = {}
@@ -430,19 +443,8 @@ def _read_vocabulary(vocab: Any) -> Vocabulary:
         control=control,
         eog=frozenset(i for i in range(n) if lc.llama_vocab_is_eog(vocab, i)),
         bos=int(lc.llama_vocab_bos(vocab)) if lc.llama_vocab_get_add_bos(vocab) else None,
-        encode=partial(_encode, vocab),
+        encode=encode,
     )
-
-
-def _encode(vocab: Any, text: str) -> list[int]:
-    """Plain text → token ids; the spelling of a control token stays text."""
-    data = text.encode()
-    room = len(data) + 8  # no token is shorter than a byte, but for a space that some vocabularies put first
-    ids = (lc.llama_token * room)()
-    n = lc.llama_tokenize(vocab, data, len(data), ids, room, False, False)
-    if n < 0:
-        raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
-    return ids[:n]
 
 
 _ERROR = 4  # enum ggml_log_level

@@ -76,7 +76,7 @@ class _Row:
 
 
 class OnnxRuntime:
-    """An ONNX decoder and its folder. Construct once, close once; not for two threads at a time.
+    """An ONNX decoder and its folder. Construct once, close once; for one thread at a time: whoever asks holds `lock`.
 
     Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for graphs of floats,
     0.02 where keys and values are float16: their rounding turns a sum's last bit into a thousandth.

@@ -26,10 +26,10 @@ def print_evaluation(
     calibrated: Mapping[str, bool],
     goal: str,
 ) -> None:
-    """Three tables: the verdict, the categories together for every estimator and baseline, and each category."""
+    """Tables of the verdict, and, where the truth names them, of the categories together and of each."""
     assert table.truth is not None
     console = Console()
-    unsafe = int(table.truth.any(axis=1).sum())
+    unsafe = int(table.truth[:, 0].sum())
     console.print(f"{len(table)} records, {unsafe} unsafe. In brackets: bootstrap 95 % intervals over records.")
     first = "marginal" if "marginal" in evaluations else next(iter(evaluations))
     verdict = evaluations[first].labels["unsafe"]
@@ -42,6 +42,8 @@ def print_evaluation(
             f"best threshold for {goal}: {b.value:.4g} (F1 {b.f1:.3f}, precision {b.precision:.3f}, "
             f"recall {b.recall:.3f}, false positives {b.fpr:.3f}); {verdict.n_distinct} distinct scores"
         )
+    if table.truth.shape[1] == 1:
+        return
     console.print()
     console.print(Text("the categories together", "bold"))
     rows = [(f"{n} (calibrated)" if calibrated[n] else n, e.overall) for n, e in evaluations.items()]

@@ -83,9 +83,7 @@ def _estimates(guard: Guard, tree: Tree) -> Table:
     names = {c.code: c.name for c in guard.profile.categories}
     columns = [estimate(tree) for estimate in ESTIMATORS.values()]
     limits = bounds(tree)
-    order = [len(tree.labels) - 2, *range(len(tree.labels) - 2)]
-    for i in order:
-        code = tree.labels[i]
+    for i, code in enumerate(tree.labels[:-1]):
         name = names.get(code, "")
         table.add_row(
             Text(printable(code)),

@@ -1,0 +1,129 @@
+"""Calibration files: JSON, one label a line, read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeguard.calibration.maps import Calibration, Map
+from edgeguard.errors import CalibrationError
+
+FORMAT = "edgeguard-calibration-1"
+MAX_BYTES = 16 << 20
+MAX_KNOTS = 100_000
+_PARAMETERS = {
+    "temperature": ("temperature",),
+    "platt": ("slope", "intercept"),
+    "beta": ("a", "b", "c"),
+    "isotonic": ("x", "y"),
+}
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """As JSON, one label a line; the same calibration gives the same bytes."""
+    head = {
+        "format": FORMAT,
+        **{key: getattr(calibration, key) for key in ("guard", "profile", "estimator", "model_sha256")},
+        "fitted": calibration.fitted,
+    }
+    labels = {}
+    for label in dict.fromkeys((*calibration.maps, *calibration.thresholds)):
+        map_, threshold = calibration.maps.get(label), calibration.thresholds.get(label)
+        labels[label] = {} if map_ is None else {"method": map_.method, **map_.parameters}
+        if threshold is not None:
+            labels[label]["threshold"] = threshold
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
+    rows = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in labels.items())
+    path.write_text("{\n" + ",\n".join([*lines, f'  "labels": {{\n{rows}\n  }}']) + "\n}\n", encoding="utf-8")
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """A calibration file. Raises CalibrationError, which names the file and the key."""
+    path = Path(path)
+    value = _json(path)
+    if value.get("format") != FORMAT:
+        raise CalibrationError(f"{path}: format is {_shown(value.get('format'))}; expected {FORMAT!r}")
+    names: dict[str, Any] = {key: _text(path, value, key) for key in ("guard", "profile", "estimator", "model_sha256")}
+    labels, fitted = value.get("labels"), value.get("fitted", {})
+    if not isinstance(labels, dict) or not isinstance(fitted, dict):
+        raise CalibrationError(f"{path}: labels and fitted must be objects; is this a calibration file?")
+    maps, thresholds = {}, {}
+    for label, entry in labels.items():
+        where = f"{path}: {_shown(label)}"
+        if not isinstance(entry, dict):
+            raise CalibrationError(f"{where} is {_shown(entry)}; expected an object with a method")
+        if "method" in entry:
+            maps[label] = _map(where, entry)
+        if "threshold" in entry:
+            thresholds[label] = _number(where, entry, "threshold")
+            if not 0 <= thresholds[label] <= 1:
+                raise CalibrationError(f"{where}: threshold is {thresholds[label]}; expected a number in [0, 1]")
+    return Calibration(**names, maps=maps, thresholds=thresholds, fitted=fitted, source=str(path))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise CalibrationError(f"{path} is longer than {MAX_BYTES >> 20} MiB; no calibration is")
+        value = json.loads(data)
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CalibrationError(f"{path} is not JSON: {error}; give a calibration file") from None
+    if not isinstance(value, dict):
+        raise CalibrationError(f"{path} holds {_shown(value)}; expected an object")
+    return value
+
+
+def _map(where: str, entry: Mapping[str, Any]) -> Map:
+    method = entry["method"]
+    if not isinstance(method, str) or method not in _PARAMETERS:
+        raise CalibrationError(f"{where}: method is {_shown(method)}; expected one of {', '.join(_PARAMETERS)}")
+    if method == "isotonic":
+        return Map(method, _knots(where, entry))
+    values = {name: _number(where, entry, name) for name in _PARAMETERS[method]}
+    positive = {"temperature": ("temperature",), "platt": ("slope",)}.get(method, ())
+    bad = [n for n in positive if values[n] <= 0] + [n for n in ("a", "b") if method == "beta" and values[n] < 0]
+    if bad or (method == "beta" and values["a"] == values["b"] == 0):
+        name = bad[0] if bad else "a"
+        raise CalibrationError(f"{where}: {name} is {values[name]}; the map must be increasing")
+    return Map(method, values)
+
+
+def _knots(where: str, entry: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    lists = {}
+    for key in ("x", "y"):
+        values = entry.get(key)
+        if not isinstance(values, list) or not 1 <= len(values) <= MAX_KNOTS:
+            raise CalibrationError(f"{where}: {key} is {_shown(values)}; expected 1 to {MAX_KNOTS} numbers")
+        lists[key] = tuple(_number(where, {key: value}, key) for value in values)
+    x, y = np.array(lists["x"]), np.array(lists["y"])
+    if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any() or y[0] < 0 or y[-1] > 1:
+        raise CalibrationError(f"{where}: x must rise and y not fall in [0, 1], both of the same length")
+    return lists
+
+
+def _number(where: str, entry: Mapping[str, Any], key: str) -> float:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CalibrationError(f"{where}: {key} is {_shown(value)}; expected a finite number")
+    return float(value)
+
+
+def _text(path: Path, entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str):
+        raise CalibrationError(f"{path}: {key} is {_shown(value)}; expected a text")
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,81 @@
+"""A calibration: of a table of scores with its truth, or of what a guard says of texts that say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels
+from edgeguard.calibration.maps import Calibration
+from edgeguard.calibration.thresholds import Goal
+from edgeguard.estimators import log_odds
+from edgeguard.evaluation.table import ScoreTable
+from edgeguard.formats.hashes import sha256
+from edgeguard.guard import Guard
+
+CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
+
+
+def calibrate(
+    table: ScoreTable,
+    estimator: str,
+    *,
+    identity: Mapping[str, str],
+    source: Path,
+    method: Method | Literal["auto", "none"] = "auto",
+    goals: Mapping[str, Goal] = MappingProxyType({}),
+    safe_rate: float = 1.0,
+) -> tuple[Calibration, list[LabelFit]]:
+    """A map and a threshold for each label that the truth speaks of: "unsafe" alone where it names no categories.
+
+    identity   guard, profile and model_sha256 of the scores
+    source     the file that the records were read from; its name and hash are kept
+    goals      what thresholds are for, by label; "" is for those without one of their own
+    safe_rate  the share of safe records that may be over a category's threshold
+
+    Thresholds have six digits, as records lie apart.
+    """
+    assert table.truth is not None
+    fits = fit_labels(
+        table.labels[: table.truth.shape[1]],
+        table.log_odds(estimator),
+        table.scores[estimator],
+        table.truth,
+        method=method,
+        goals=goals,
+        safe_rate=safe_rate,
+    )
+    calibration = Calibration(
+        guard=identity["guard"],
+        profile=identity["profile"],
+        estimator=estimator,
+        model_sha256=identity["model_sha256"],
+        maps={fit.label: fit.map for fit in fits if fit.map is not None},
+        thresholds={fit.label: float(f"{fit.threshold.value:.6g}") for fit in fits if fit.threshold is not None},
+        fitted={
+            "file": source.name,
+            "sha256": sha256(source),
+            "records": len(table),
+            "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
+            "safe_rate": safe_rate,
+            "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
+        },
+    )
+    return calibration, fits
+
+
+def contextual(guard: Guard, estimator: str) -> Calibration:
+    """A calibration without records: every label is shifted by the bias that the guard shows on CONTENT_FREE texts."""
+    bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
+    return Calibration(
+        guard=guard.name,
+        profile=guard.profile.name,
+        estimator=estimator,
+        model_sha256=guard.backend.info.sha256,
+        maps={label: contextual_map(bias) for label in ("unsafe", *guard.codes)},
+        fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
+    )
