@@ -52,8 +52,8 @@ def labelled_table(
     if not holds_results(source):
         total = count_records(source)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
-            return score_labelled(guard, source, evidence=evidence, advance=advance, tell=_say, **truth)
-    labelled = read_labelled(source, tell=_say, **truth)
+            return score_labelled(guard, source, evidence=evidence, advance=advance, say=_say, **truth)
+    labelled = read_labelled(source, say=_say, **truth)
     (scored_with,) = labelled.table.scores
     if estimator not in (None, scored_with):
         raise InputError(f"{source} was scored with {scored_with}, --estimator is {estimator}; score it again")
