@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgeguard.errors import OutputError as OutputError
     from edgeguard.errors import ProfileError as ProfileError
     from edgeguard.errors import RecordError as RecordError
-    from edgeguard.guard import Failure as Failure
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
     from edgeguard.guard import Search as Search
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
     from edgeguard.profile import list_profiles as list_profiles
     from edgeguard.profile import load_profile as load_profile
     from edgeguard.rows.readers import read_records as read_records
-    from edgeguard.rows.record import BadRecord as BadRecord
+    from edgeguard.rows.record import Failure as Failure
     from edgeguard.rows.record import Message as Message
     from edgeguard.rows.record import Record as Record
+    from edgeguard.rows.shapes import Fields as Fields
 
 _PUBLIC = {
     "edgeguard.backend": ("RuntimeOptions",),
@@ -47,20 +47,21 @@ _PUBLIC = {
         "ProfileError",
         "RecordError",
     ),
-    "edgeguard.guard": ("Failure", "Guard", "Score", "Search"),
+    "edgeguard.guard": ("Guard", "Score", "Search"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
     "edgeguard.rows.readers": ("read_records",),
-    "edgeguard.rows.record": ("BadRecord", "Message", "Record"),
+    "edgeguard.rows.record": ("Failure", "Message", "Record"),
+    "edgeguard.rows.shapes": ("Fields",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [
-    "BadRecord",
     "Calibration",
     "CalibrationError",
     "ContextOverflow",
     "EdgeguardError",
     "Failure",
+    "Fields",
     "Guard",
     "InputError",
     "Message",

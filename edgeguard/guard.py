@@ -20,17 +20,17 @@ from edgeguard.calibration.decide import decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
+from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimators import ESTIMATORS, bounds, label_scores, log_odds, marginal
 from edgeguard.profile import Profile, detect_profile, load_profile
 from edgeguard.prompt import compile_prompt
-from edgeguard.rows.record import BadRecord, Message, Record, make_record
+from edgeguard.rows.record import Failure, Message, Record
+from edgeguard.rows.shapes import make_record
+from edgeguard.rows.stream import Input, judged
 from edgeguard.tree import Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
-
-Input = str | Mapping[str, Any] | Record | BadRecord
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Score:
     unexplored       mass of the answers not looked into
     off_grammar      mass seen to leave the profile's grammar
     tokens           prompt: its length; reused: of these, the shared preamble; answer: tokens tried
+    skipped          turns, and parts of turns, of the record that were left out: guards do not judge them
     """
 
     id: str | int | None
@@ -84,6 +85,7 @@ class Score:
     profile: str
     model_sha256: str
     tokens: Mapping[str, int]
+    skipped: int = 0
 
     def row(self) -> dict[str, Any]:
         """As one JSON object; numbers to 7 significant digits, which is what float32 logits carry."""
@@ -103,21 +105,8 @@ class Score:
             "profile": self.profile,
             "model_sha256": self.model_sha256,
             "tokens": dict(self.tokens),
+            "skipped": self.skipped,
         }
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A record that could not be scored, and why. Never to be read as safe."""
-
-    id: str | int | None
-    kind: str
-    message: str
-    line: int = 0
-
-    def row(self) -> dict[str, Any]:
-        """As one JSON object."""
-        return {"id": self.id, "error": {"type": self.kind, "message": self.message, "line": self.line}}
 
 
 @dataclass(frozen=True)
@@ -262,34 +251,18 @@ class Guard:
 
     def score(self, record: str | Mapping[str, Any] | Record) -> Score:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
-        record = _record(record)
+        record = make_record(record)
         with self._in_use():
             tree, tokens, _ = self._explore(record.messages)
             return self._score(record, tree, tokens)
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
-        for given in records:
-            if isinstance(given, BadRecord):
-                yield Failure(given.id, given.error.kind, str(given.error), given.line)
-                continue
-            try:
-                record = _record(given)
-            except TypeError as error:
-                yield Failure(None, "invalid_type", str(error))
-                continue
-            except RecordError as error:
-                id_ = given.get("id") if isinstance(given, Mapping) else None
-                yield Failure(id_ if isinstance(id_, str | int) else None, error.kind, str(error))
-                continue
-            try:
-                yield self.score(record)
-            except RecordError as error:
-                yield Failure(record.id, error.kind, str(error), record.line)
+        return (result for _, result in judged(records, self.score))
 
     def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
         """The explored tree of answers to a record. Raises RecordError."""
-        record = _record(record)
+        record = make_record(record)
         with self._in_use():
             return self._explore(record.messages)[0]
 
@@ -299,7 +272,7 @@ class Guard:
         The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
         several tokens gets one too. Raises RecordError.
         """
-        record = _record(record)
+        record = make_record(record)
         with self._in_use():
             tree, _, prompt = self._explore(record.messages)
             way = self._answers.way_to_label
@@ -308,7 +281,7 @@ class Guard:
 
     def prompt(self, record: str | Mapping[str, Any] | Record) -> Prefix:
         """What the model reads of a record: its own tokens, on the preamble as the parent, which others share."""
-        record = _record(record)
+        record = make_record(record)
         with self._in_use():
             return self._prompt(record.messages)
 
@@ -405,6 +378,7 @@ class Guard:
             profile=self.profile.name,
             model_sha256=self.backend.info.sha256,
             tokens=tokens,
+            skipped=record.skipped,
         )
 
     def _judge(self, text: str) -> SelfTestResult:
@@ -420,14 +394,6 @@ class Guard:
             margin=log_odds(tree),
             first_tokens=tuple((names.get(int(t)) or self.piece(int(t)), float(row[t])) for t in likeliest),
         )
-
-
-def _record(given: object) -> Record:
-    if not isinstance(given, str | Mapping | Record):
-        raise TypeError(
-            f"{type(given).__name__} is no record; give a text, a mapping or a Record, several to score_many"
-        )
-    return make_record(given)
 
 
 def _detected(backend: Backend) -> Profile:

@@ -30,7 +30,7 @@ from edgeguard.profile import list_profiles, parse_profile
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = [
     *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "unexplored"),
-    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens"),
+    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
 ]
 TEXTS = ["How long do I boil an egg?", "How do I hurt the dog?", 'a, "quoted"\nsecond line', "Ünïcödé 漢字"]
 Tiny = tuple[str, ...]
@@ -155,6 +155,9 @@ def test_the_name_of_the_output_says_its_format_and_format_overrides_it(
 ) -> None:
     run("score", source, "-o", tmp_path / "a.txt", "-f", "csv", *tiny)
     run("score", source, "-o", tmp_path / "a.csv", *tiny)
+    refused = run("score", source, "-o", tmp_path / "a.xlsx", "-m", "no.gguf")  # before a model is looked for
+    assert refused.exit_code == 1 and "a.xlsx: .xlsx is the ending of no format" in one_line(refused.stderr)
+    assert "--format" in refused.stderr and not (tmp_path / "a.xlsx").exists()
     assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "a.csv").read_bytes()
     assert run("score", source, "-f", "csv", *tiny).stdout_bytes == (tmp_path / "a.csv").read_bytes()
     refused = run("score", source, "-f", "parquet", *tiny)
@@ -283,14 +286,10 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"messages": [{"role": "wizard", "content": "x"}]}', "unknown_role", '"wizard"'),
     (
         b'{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}',
-        "unknown_role",
-        '"system"',
+        "last_turn_not_judged",
+        'nothing but the text of "system"',
     ),
-    (
-        b'{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}',
-        "wrong_turn_order",
-        'is "user" after "user"',
-    ),
+    (b'{"messages": [{"role": "assistant", "content": "x"}]}', "wrong_turn_order", "has no user's turn"),
     (b'{"messages": []}', "empty_text", "empty list"),
     (b'{"text": "a", "prompt": "b"}', "ambiguous", "both given"),
 ]

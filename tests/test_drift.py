@@ -15,7 +15,7 @@ from edgeguard.calibration.maps import logit, sigmoid
 from edgeguard.errors import InputError
 from edgeguard.evaluation import drift
 from edgeguard.evaluation.table import ScoreTable, take
-from edgeguard.guard import Failure
+from edgeguard.rows.record import Failure
 
 LABELS = ("unsafe", "S1", "S2", "S3")
 

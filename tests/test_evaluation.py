@@ -29,8 +29,9 @@ from edgeguard.evaluation.baselines import (
 from edgeguard.evaluation.table import ScoreTable, decisions, read_scores, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import Truth, find_truth, with_truth
-from edgeguard.guard import Failure, Guard
+from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
+from edgeguard.rows.record import Failure
 from edgeguard.rows.results import holds_results, read_rows
 
 TEXTS = ["Boil an egg", "Hurt the dog", "Steal", "Hi", "a", "b c", "Take the money", "Rob", "Kick", "Sing", "x y", "Go"]
@@ -128,7 +129,7 @@ def test_a_bad_row_is_named(run, tiny, labelled: Path, tmp_path: Path, change: d
     path.write_text("\n".join(lines))
     with pytest.raises(InputError) as error:
         read_scores(path)
-    assert said in str(error.value) and " 4" in str(error.value)
+    assert said in str(error.value) and any(place in str(error.value) for place in (":4: ", "row 4 "))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]\n", "a,b\n1,2\n", '{"id": 1}\n', "\xff\xfe", "PAR1"])
@@ -137,7 +138,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError):
         read_scores(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         list(read_rows(tmp_path / "none"))
 
 

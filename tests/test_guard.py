@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
-from edgeguard import BadRecord, Failure, Guard, Message, Record, Score, Search, Thresholds
+from edgeguard import Failure, Guard, Message, Record, Score, Search, Thresholds
 from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.errors import ContextOverflow, ModelError, OffGrammar, ProfileError, RecordError
 from edgeguard.estimators import ESTIMATORS
@@ -42,7 +42,7 @@ POOL: tuple[Any, ...] = (
     *(talk(n) for n in (3, 4, 5, 6)),
     {"text": ""},
     "too long for the context " * 100,
-    BadRecord(RecordError("line 3 is not JSON"), None, 3),
+    Failure(None, "invalid_record", "line 3 is not JSON", 3),
 )
 
 
@@ -238,7 +238,7 @@ def test_a_stream_is_pulled_one_record_at_a_time(tiny_guard: Guard) -> None:
 
 
 def test_failures_stand_in_their_places(tiny_guard: Guard) -> None:
-    bad = BadRecord(RecordError("a.jsonl:2: no text", kind="missing_field"), "b", 2)
+    bad = Failure("b", "missing_field", "a.jsonl:2: no text", 2)
     long = Record((Message("user", "word " * 2000),), "c", line=3)
     results = list(tiny_guard.score_many(["one", bad, long, {"text": "", "id": "d"}, {"id": "e"}, "two"]))
     assert [type(result) for result in results] == [Score, Failure, Failure, Failure, Failure, Score]
@@ -379,7 +379,7 @@ def test_a_row_has_the_keys_of_the_design_in_their_order(tiny_guard: Guard) -> N
     row = tiny_guard.score({"text": "hello", "id": "a"}).row()
     assert list(row) == [
         *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "unexplored"),
-        *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens"),
+        *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
     ]
     assert list(row["tokens"]) == ["prompt", "reused", "answer"]
     assert (row["guard"], row["profile"], row["calibrated"]) == ("tiny", "tiny", False)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from edgeguard.errors import OutputError
 from edgeguard.rows import writer as output
-from edgeguard.rows.writer import columns, open_writer, to_json_line
+from edgeguard.rows.schema import columns, to_json_line
+from edgeguard.rows.writer import open_writer
 
 LABELS = ["S1", "S2"]
 FORMATS = ["jsonl", "csv", "parquet"]
@@ -34,7 +35,7 @@ def score(id: str | int | None, unsafe: float = 0.25, **changes: Any) -> dict[st
         "margin": -1.5,
         "categories": ["S1", "S2"] if unsafe >= 0.5 else [],
         "category_scores": {"S1": 0.125, "S2": 0.1},
-        "bounds": {"S1": [0.0, 0.25], "S2": [0.1, 0.1]},
+        "bounds": {"unsafe": [0.2, 0.3], "S1": [0.0, 0.25], "S2": [0.1, 0.1]},
         "unexplored": 1e-9,
         "off_grammar": 0.0,
         "estimator": "marginal",
@@ -43,6 +44,7 @@ def score(id: str | int | None, unsafe: float = 0.25, **changes: Any) -> dict[st
         "profile": "p",
         "model_sha256": "ab",
         "tokens": {"prompt": 61, "reused": 38, "answer": 14},
+        "skipped": 0,
     } | changes
 
 
@@ -97,12 +99,14 @@ def test_csv_has_one_column_a_number_and_plain_cells(tmp_path: Path) -> None:
     write_all(tmp_path / "out", [score('a,"b"', 0.75), failure("=1+1", "x\ny")], "csv")
     data = (tmp_path / "out").read_bytes().decode()
     assert data.splitlines()[0] == (
-        "id,flagged,unsafe,margin,categories,score_S1,score_S2,lower_S1,upper_S1,lower_S2,upper_S2,"
+        "id,flagged,unsafe,margin,categories,score_S1,score_S2,"
+        "lower_unsafe,upper_unsafe,lower_S1,upper_S1,lower_S2,upper_S2,"
         "unexplored,off_grammar,estimator,calibrated,guard,profile,model_sha256,"
-        "tokens_prompt,tokens_reused,tokens_answer,error_type,error_message,error_line"
+        "tokens_prompt,tokens_reused,tokens_answer,skipped,error_type,error_message,error_line"
     )
     assert data.splitlines()[1] == (
-        '"a,""b""",true,0.75,-1.5,S1;S2,0.125,0.1,0.0,0.25,0.1,0.1,1e-09,0.0,marginal,false,tiny,p,ab,61,38,14,,,'
+        '"a,""b""",true,0.75,-1.5,S1;S2,0.125,0.1,0.2,0.3,0.0,0.25,0.1,0.1,1e-09,0.0,marginal,false,'
+        "tiny,p,ab,61,38,14,0,,,"
     )
     _, bad = csv.DictReader(io.StringIO(data, newline=""))
     assert (bad["id"], bad["unsafe"], bad["error_message"], bad["error_line"]) == ("=1+1", "", "x\ny", "3")
@@ -229,9 +233,9 @@ def test_an_existing_file_needs_one_of_two_flags(tmp_path: Path, format: str) ->
     path = tmp_path / "out"
     write_all(path, [score(1)], format)
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"out: exists already; --resume goes on .*--overwrite replaces"):
+    with pytest.raises(OutputError, match=r"out: exists already$"):
         open_writer(path, format=format, labels=LABELS)
-    with pytest.raises(OutputError, match="exclude each other"):
+    with pytest.raises(ValueError, match="exclude each other"):
         open_writer(path, format=format, labels=LABELS, overwrite=True, resume=True)
     assert path.read_bytes() == before
     write_all(path, [], format, overwrite=True)
@@ -290,7 +294,7 @@ def test_a_full_disk_leaves_whole_rows_and_can_be_resumed(tmp_path: Path, format
         size = kept.stat().st_size
         writer._sink.file = SmallDisk(writer._sink.file, 20)
         writer.write(rows[2])
-    assert str(caught.value) == f"disk full: 2 rows are safe in {kept}; free space and run again with --resume"
+    assert str(caught.value) == f"disk full: 2 rows are safe in {kept}; free space and run again"
     assert kept.stat().st_size == size
     write_all(path, rows, format, resume=True)
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()
@@ -427,7 +431,7 @@ def test_a_finished_parquet_file_can_be_gone_on_from(tmp_path: Path) -> None:
 
 def test_an_interrupted_parquet_run_is_not_begun_anew_by_accident(tmp_path: Path) -> None:
     crash(tmp_path / "out", [score(1)], "parquet")
-    with pytest.raises(OutputError, match=r"out\.partial\.jsonl: exists already; --resume"):
+    with pytest.raises(OutputError, match=r"out\.partial\.jsonl: exists already"):
         open_writer(tmp_path / "out", format="parquet", labels=LABELS)
 
 

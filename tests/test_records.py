@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeguard.errors import InputError, RecordError
-from edgeguard.rows import readers as inputs
+from edgeguard.rows.ids import SeenIds
 from edgeguard.rows.readers import count_records, read_records
-from edgeguard.rows.record import BadRecord, Message, Record, make_record
+from edgeguard.rows.record import Failure, Message, Record
+from edgeguard.rows.shapes import Fields, make_record
 
 # Texts a record may have: not blank, no lone surrogates, no NUL.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(
@@ -35,23 +37,23 @@ def jsonl(*rows: object) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def read(data: bytes | str, **options: object) -> list[Record | BadRecord]:
+def read(data: bytes | str, **options: object) -> list[Record | Failure]:
     data = data.encode() if isinstance(data, str) else data
     return list(read_records(io.BytesIO(data), **{"format": "jsonl", **options}))
 
 
-def only_error(data: bytes | str, **options: object) -> BadRecord:
+def only_error(data: bytes | str, **options: object) -> Failure:
     (bad,) = read(data, **options)
-    assert isinstance(bad, BadRecord)
-    assert str(bad.error).startswith(f"<stdin>:{bad.line}: ")
+    assert isinstance(bad, Failure)
+    assert bad.message.startswith(f"<stdin>:{bad.line}: ")
     return bad
 
 
 def kind_of(fields: dict[str, object]) -> str:
-    return only_error(jsonl(fields)).error.kind
+    return only_error(jsonl(fields)).kind
 
 
-def text_of(record: Record | BadRecord) -> str:
+def text_of(record: Record | Failure) -> str:
     assert isinstance(record, Record), record
     (message,) = record.messages
     return message.content
@@ -103,39 +105,40 @@ def test_an_id_keeps_its_type() -> None:
 
 
 def test_text_field_reads_another_field_and_ignores_the_usual_ones() -> None:
-    (record,) = read(jsonl({"body": "b", "text": "t", "messages": 3}), text_field="body")
+    (record,) = read(jsonl({"body": "b", "text": "t", "messages": 3}), fields=Fields(text="body"))
     assert text_of(record) == "b"
-    assert only_error(jsonl({"text": "t"}), text_field="body").error.kind == "missing_field"
+    assert only_error(jsonl({"text": "t"}), fields=Fields(text="body")).kind == "no_such_field"
+    assert only_error(jsonl({"body": None}), fields=Fields(text="body")).kind == "missing_field"
 
 
 # ---------------------------------------------------------------- what a record may not be
 
 
 def test_the_message_says_what_happened_what_was_expected_and_where() -> None:
-    assert str(only_error(b'\n\n{"id": 3}\n').error) == (
+    assert only_error(b'\n\n{"id": 3}\n').message == (
         '<stdin>:3: "text" is missing; each record needs "text", or "prompt" and optional "response", or "messages"'
     )
 
 
 def test_a_value_in_a_message_is_short_and_without_control_characters() -> None:
-    message = str(only_error(jsonl({"messages": "\x1b[2J\n" + "x" * 500})).error)
+    message = only_error(jsonl({"messages": "\x1b[2J\n" + "x" * 500})).message
     assert r'"\x1b[2J\nxx' in message and "…" in message
     assert message.isprintable() and len(message) < 200
 
 
 def test_a_line_that_is_not_json_is_reported_and_the_next_one_read() -> None:
     bad, good = read(b'{"text": "a"\n{"text": "b"}\n')
-    assert isinstance(bad, BadRecord) and (bad.error.kind, bad.line) == ("invalid_json", 1)
+    assert isinstance(bad, Failure) and (bad.kind, bad.line) == ("invalid_json", 1)
     assert text_of(good) == "b"
 
 
 def test_an_integer_with_too_many_digits_is_invalid_json() -> None:
-    assert only_error('{"text": "a", "n": ' + "9" * 5000 + "}").error.kind == "invalid_json"
+    assert only_error('{"text": "a", "n": ' + "9" * 5000 + "}").kind == "invalid_json"
 
 
 def test_bytes_that_are_not_utf8_spoil_their_own_line_only() -> None:
     bad, good = read(b'{"text": "\xff"}\n{"text": "b"}\n')
-    assert isinstance(bad, BadRecord) and bad.error.kind == "invalid_utf8"
+    assert isinstance(bad, Failure) and bad.kind == "invalid_utf8"
     assert text_of(good) == "b"
 
 
@@ -159,7 +162,7 @@ def test_a_record_without_text_misses_a_field() -> None:
         {"messages": ["hello"]},
         {"messages": [{"role": 1, "content": "c"}]},
         {"messages": [{"role": "user", "content": 1.5}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "smell", "text": "t"}]}]},
         {"messages": [{"role": "user", "content": ["c"]}]},
         {"text": "t", "labels": 3},
         {"text": "t", "labels": [3]},
@@ -176,7 +179,7 @@ def test_a_field_of_the_wrong_type_is_invalid_type(fields: dict[str, object]) ->
 
 @pytest.mark.parametrize("line", ["[1]", "3", '"text"', "null", "NaN"])
 def test_a_line_that_is_no_object_is_invalid_type(line: str) -> None:
-    assert only_error(line).error.kind == "invalid_type"
+    assert only_error(line).kind == "invalid_type"
 
 
 def test_a_record_with_two_kinds_of_text_is_ambiguous() -> None:
@@ -200,23 +203,12 @@ def test_a_blank_text_is_an_error_and_not_safe(fields: dict[str, object]) -> Non
 
 
 def test_a_lone_surrogate_or_a_nul_is_invalid_text() -> None:
-    assert only_error(r'{"text": "a\ud800b"}').error.kind == "invalid_text"
-    assert only_error(r'{"text": "a\u0000b"}').error.kind == "invalid_text"
-    assert only_error(r'{"text": "a", "labels": ["\udfff"]}').error.kind == "invalid_text"
+    assert only_error(r'{"text": "a\ud800b"}').kind == "invalid_text"
+    assert only_error(r'{"text": "a\u0000b"}').kind == "invalid_text"
+    assert only_error(r'{"text": "a", "labels": ["\udfff"]}').kind == "invalid_text"
     bad = only_error(r'{"text": "a", "id": "\udfff"}')
-    assert (bad.error.kind, bad.id) == ("invalid_text", None)
+    assert (bad.kind, bad.id) == ("invalid_text", None)
     assert text_of(read(r'{"text": "\ud83d\ude00"}')[0]) == "😀"
-
-
-@pytest.mark.parametrize("role", ["system", "tool", "developer", "User", ""])
-def test_a_role_a_guard_does_not_judge_is_an_error(role: str) -> None:
-    assert kind_of({"messages": [{"role": role, "content": "c"}]}) == "unknown_role"
-
-
-@pytest.mark.parametrize("roles", [["assistant"], ["user", "user"], ["user", "assistant", "assistant"]])
-def test_turns_begin_with_the_user_and_alternate(roles: list[str]) -> None:
-    messages = [{"role": role, "content": "c"} for role in roles]
-    assert kind_of({"messages": messages}) == "wrong_turn_order"
 
 
 def test_a_line_over_16_mib_is_skipped_without_being_held() -> None:
@@ -241,7 +233,7 @@ def test_a_line_over_16_mib_is_skipped_without_being_held() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert isinstance(bad, BadRecord) and (bad.error.kind, bad.line) == ("too_large", 1)
+    assert isinstance(bad, Failure) and (bad.kind, bad.line) == ("too_large", 1)
     assert text_of(good) == "b" and good.line == 2
     assert peak < 48 * 2**20
 
@@ -249,28 +241,28 @@ def test_a_line_over_16_mib_is_skipped_without_being_held() -> None:
 def test_deep_nesting_is_too_deep_and_no_crash() -> None:
     deep = b'{"text": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     bad, good = read(deep + b"\n" + jsonl({"text": "b"}))
-    assert isinstance(bad, BadRecord) and bad.error.kind == "too_deep"
+    assert isinstance(bad, Failure) and bad.kind == "too_deep"
     assert text_of(good) == "b"
 
 
 def test_the_later_of_two_records_with_one_id_is_an_error_that_names_the_first() -> None:
     first, _, again = read(jsonl({"id": "a", "text": "x"}, {"id": "b", "text": "x"}, {"id": "a", "text": "y"}))
     assert isinstance(first, Record)
-    assert isinstance(again, BadRecord)
-    assert (again.error.kind, again.id, again.line) == ("duplicate_id", "a", 3)
-    assert 'the id "a" was already used on line 1' in str(again.error)
+    assert isinstance(again, Failure)
+    assert (again.kind, again.id, again.line) == ("duplicate_id", "a", 3)
+    assert 'the id "a" was already used on line 1' in again.message
 
 
 def test_a_bad_record_uses_its_id_up_and_keeps_its_own_error() -> None:
     bad, again = read(jsonl({"id": "a", "text": ""}, {"id": "a", "text": "x"}))
-    assert isinstance(bad, BadRecord) and (bad.error.kind, bad.id) == ("empty_text", "a")
-    assert isinstance(again, BadRecord) and again.error.kind == "duplicate_id"
+    assert isinstance(bad, Failure) and (bad.kind, bad.id) == ("empty_text", "a")
+    assert isinstance(again, Failure) and again.kind == "duplicate_id"
 
 
 def test_ids_seen_take_no_more_than_they_promise() -> None:
     tracemalloc.start()
     try:
-        seen = inputs._SeenIds()
+        seen = SeenIds()
         assert all(seen.first_line(f"record-{i}", i) == i for i in range(30_000))
         held = tracemalloc.get_traced_memory()[0]
     finally:
@@ -287,11 +279,6 @@ def test_a_bom_crlf_and_blank_lines_are_skipped() -> None:
     assert (text_of(first), text_of(second), second.line) == ("a", "b", 4)
 
 
-def test_utf16_is_refused_with_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"^<stdin>: is UTF-16; convert it to UTF-8"):
-        read('{"text": "a"}'.encode("utf-16"), format=None)
-
-
 def test_content_decides_before_the_extension(tmp_path: Path) -> None:
     assert len(list(read_records(write(tmp_path / "a.csv", '{"text": "a"}\n')))) == 1
     assert len(list(read_records(write(tmp_path / "a.jsonl", gzip.compress(b'{"text": "a"}\n'))))) == 1
@@ -301,7 +288,7 @@ def test_content_decides_before_the_extension(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.NDJSON", "a.json"])
 def test_the_extension_decides_where_the_content_is_no_help(tmp_path: Path, name: str) -> None:
     (bad,) = read_records(write(tmp_path / name, "nonsense\n"))
-    assert isinstance(bad, BadRecord) and bad.error.kind == "invalid_json"
+    assert isinstance(bad, Failure) and bad.kind == "invalid_json"
 
 
 def test_an_unknown_format_names_what_was_seen_and_what_is_accepted(tmp_path: Path) -> None:
@@ -309,11 +296,6 @@ def test_an_unknown_format_names_what_was_seen_and_what_is_accepted(tmp_path: Pa
         list(read_records(write(tmp_path / "a.txt", "%PDF-1.7\n")))
     with pytest.raises(ValueError, match="format is 'xml'"):
         read(b"", format="xml")
-
-
-def test_a_json_array_is_refused_with_how_to_convert_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.json: is a JSON array, expected JSONL.*jq -c"):
-        list(read_records(write(tmp_path / "a.json", '[\n{"text": "a"}]')))
 
 
 def test_no_input_is_no_records_but_csv_needs_its_header(tmp_path: Path) -> None:
@@ -365,7 +347,7 @@ def test_broken_gzip_is_an_error_after_the_records_before_it(tmp_path: Path, dam
     else:
         packed += b"garbage that is not gzip"
     stream = read_records(write(tmp_path / "a.jsonl.gz", bytes(packed)))
-    got: list[Record | BadRecord] = []
+    got: list[Record | Failure] = []
     with pytest.raises(InputError, match="gzip data is broken or cut short"):
         got.extend(stream)  # extend keeps what came before the error
     assert len(got) > 250
@@ -398,7 +380,7 @@ def test_stdin_is_read_as_its_lines_come(monkeypatch: pytest.MonkeyPatch) -> Non
         assert text_of(next(stream)) == "a"  # would hang if it waited for a full buffer
         out.write(b"x\n")
         bad = next(stream)
-        assert isinstance(bad, BadRecord) and str(bad.error).startswith("<stdin>:2: ")
+        assert isinstance(bad, Failure) and bad.message.startswith("<stdin>:2: ")
         out.close()
         assert list(stream) == []
 
@@ -419,8 +401,8 @@ def test_csv_has_messages_as_json(tmp_path: Path) -> None:
     cell = json.dumps([{"role": "user", "content": "hi"}]).replace('"', '""')
     good, bad, empty = read_records(write(tmp_path / "a.csv", f'messages\n"{cell}"\n[{{\n""\n'))
     assert text_of(good) == "hi"
-    assert isinstance(bad, BadRecord) and bad.error.kind == "invalid_json"
-    assert isinstance(empty, BadRecord) and empty.error.kind == "empty_text"
+    assert isinstance(bad, Failure) and bad.kind == "invalid_json"
+    assert isinstance(empty, Failure) and empty.kind == "empty_text"
 
 
 def test_tsv_is_csv_with_tabs(tmp_path: Path) -> None:
@@ -431,10 +413,13 @@ def test_tsv_is_csv_with_tabs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "match"),
     [
-        ("hello,world\n", r'there is no column "text" or "prompt" or "messages" among "hello", "world"'),
+        (
+            "hello,world\n",
+            r'"text" is missing; .*; the columns are "hello", "world"; CSV needs a header row',
+        ),
         ("id,text,text\n", r'column "text" is there twice'),
         ('"text\n', r"header row cannot be read"),
-        (b"text,\xff\n", r"header row is not UTF-8"),
+        (b"text,\xff\n", r'header row cannot be read: .* is not UTF-8: byte 1 is 0xff; in cp1252 it reads "ÿ"'),
         ("id,text\r1,a\r", r"end in CR alone"),
     ],
 )
@@ -445,11 +430,11 @@ def test_csv_without_a_usable_header_is_an_input_error(tmp_path: Path, header: b
 
 def test_csv_text_field_must_be_a_column(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "body,text\nb,t\n,t\n")
-    good, bad = read_records(path, text_field="body")
+    good, bad = read_records(path, fields=Fields(text="body"))
     assert text_of(good) == "b"
-    assert isinstance(bad, BadRecord) and bad.error.kind == "empty_text"
-    with pytest.raises(InputError, match='there is no column "tweet"'):
-        list(read_records(path, text_field="tweet"))
+    assert isinstance(bad, Failure) and bad.kind == "empty_text"
+    with pytest.raises(InputError, match=r'"tweet" is missing; .*the columns are "body", "text"'):
+        list(read_records(path, fields=Fields(text="tweet")))
 
 
 @pytest.mark.parametrize(
@@ -467,15 +452,15 @@ def test_csv_text_field_must_be_a_column(tmp_path: Path) -> None:
 )
 def test_a_bad_csv_row_is_reported_and_the_next_one_read(row: bytes, kind: str, bad_id: str | None) -> None:
     bad, good = read(b"id,text\n" + row + b"\n2,good\n", format="csv")
-    assert isinstance(bad, BadRecord)
-    assert (bad.error.kind, bad.id, bad.line) == (kind, bad_id, 2)
+    assert isinstance(bad, Failure)
+    assert (bad.kind, bad.id, bad.line) == (kind, bad_id, 2)
     assert text_of(good) == "good"
 
 
 def test_a_quote_that_is_never_closed_is_one_bad_row() -> None:
     good, bad = read('text\na\n"b\nc\n', format="csv")
     assert text_of(good) == "a"
-    assert isinstance(bad, BadRecord) and (bad.error.kind, bad.line) == ("invalid_csv", 3)
+    assert isinstance(bad, Failure) and (bad.kind, bad.line) == ("invalid_csv", 3)
 
 
 def test_csv_takes_texts_longer_than_the_csv_modules_limit() -> None:
@@ -500,8 +485,8 @@ def test_parquet_reads_its_columns_with_row_numbers(tmp_path: Path) -> None:
     one, two, bad = read_records(write(tmp_path / "a.parquet", data))
     assert one == Record((Message("user", "hi"),), 1, ("S1",), 1)
     assert two == Record((Message("user", "t"),), 2, (), 2)
-    assert isinstance(bad, BadRecord) and (bad.error.kind, bad.line) == ("missing_field", 3)
-    assert ".parquet:3: " in str(bad.error)
+    assert isinstance(bad, Failure) and (bad.kind, bad.line) == ("missing_field", 3)
+    assert ".parquet:3: " in bad.message
 
 
 def test_parquet_comes_through_a_pipe_and_through_gzip(tmp_path: Path) -> None:
@@ -519,7 +504,7 @@ def test_broken_parquet_is_an_input_error(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", parquet(text=["a"])[:-20]):
         with pytest.raises(InputError, match="Parquet data is broken or cut short"):
             list(read_records(write(tmp_path / "a.parquet", data), format="parquet"))
-    with pytest.raises(InputError, match='there is no column "text"'):
+    with pytest.raises(InputError, match=r'"text" is missing; .*; "body" looks like the text'):
         list(read_records(write(tmp_path / "a.parquet", parquet(body=["a"]))))
 
 
@@ -530,7 +515,7 @@ def test_parquet_text_that_is_not_utf8_spoils_its_own_row_only(tmp_path: Path) -
     pq.write_table(pa.table({"id": [1, 2, 3], "text": column}), out)
     good, bad, last = read(out.getvalue(), format="parquet")
     assert (text_of(good), text_of(last)) == ("a", "c")
-    assert isinstance(bad, BadRecord) and (bad.error.kind, bad.id) == ("invalid_utf8", 2)
+    assert isinstance(bad, Failure) and (bad.kind, bad.id) == ("invalid_utf8", 2)
 
 
 def test_without_pyarrow_parquet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,14 +529,27 @@ def test_without_pyarrow_parquet_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_make_record_checks_texts_mappings_and_records() -> None:
     assert make_record("hello").messages == (Message("user", "hello"),)
-    assert make_record({"body": "b", "id": 3}, text_field="body") == Record((Message("user", "b"),), 3)
+    assert make_record({"body": "b", "id": 3}, fields=Fields(text="body")) == Record((Message("user", "b"),), 3)
     own = Record((Message("human", "a"), Message("assistant", "b")), "x", ("S1",), 7)
     assert make_record(own) == Record((Message("user", "a"), Message("assistant", "b")), "x", ("S1",), 7)
-    with pytest.raises(RecordError, match=r'^record: "text" is "", expected some text$'):
+    with pytest.raises(RecordError, match=r'^"text" is "", expected some text$'):
         make_record("")
-    with pytest.raises(RecordError, match=r"^data:3: .*system") as caught:
-        make_record({"messages": [{"role": "system", "content": "c"}]}, line=3, where="data")
+    with pytest.raises(RecordError, match="wizard") as caught:
+        make_record({"messages": [{"role": "wizard", "content": "c"}]}, line=3)
     assert caught.value.kind == "unknown_role"
+    for value in (None, ["a"], 3):
+        with pytest.raises(TypeError, match="is no record; give a text, a mapping or a Record"):
+            make_record(value)
+
+
+def test_a_record_made_by_hand_is_checked_once_and_a_copy_of_it_again() -> None:
+    own = Record((Message("user", "a"),))
+    made = make_record(own)
+    assert not own.checked and made.checked and make_record(made) is made
+    copy = replace(made, messages=(Message("user", "a\0b"),))
+    assert not copy.checked
+    with pytest.raises(RecordError, match="NUL"):
+        make_record(copy)
 
 
 def test_count_is_the_number_of_records_or_none(tmp_path: Path) -> None:
@@ -593,6 +591,6 @@ def test_any_bytes_give_records_or_an_input_error(data: bytes, format: str | Non
     for prefix in (b"", b"id,text\n", b'{"text": '):
         try:
             for record in read(prefix + data, format=format):
-                assert isinstance(record, Record) or str(record.error).isprintable()
+                assert isinstance(record, Record) or record.message.isprintable()
         except InputError as error:
             assert str(error).startswith("<stdin>")

@@ -21,6 +21,16 @@ ADVICE = {
     "lora_not_taken": "or merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
     "other_calibration": "or pass --force-calibration",
     "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
+    "no_content_column": "or name the column that holds the text with --text-field",
+    "unnamed_field": "did you mean --{field}-field {name}?",
+    "unnamed_pair": "did you mean --prompt-field {prompt} --response-field {response}?",
+    "invalid_utf8": "did you mean --encoding {encoding}?",
+    "format_not_recognised": "with --input-format",
+    "unknown_ending": "--format says it whatever the name",
+    "no_output_name": "with --output",
+    "output_exists": "--resume goes on where it ends, --overwrite replaces it",
+    "output_broken_off": "--resume goes on where it ends",
+    "other_output": "or --overwrite to start anew",
     "folder_not_writable": "name another --out",
 }
 

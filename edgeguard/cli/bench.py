@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import read_thresholds, reported_errors
+from edgeguard.cli.options import read_thresholds, record_options, reported_errors, take_reading
 from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
@@ -65,6 +65,7 @@ Examples:
 @click.option(
     "--measurements", type=click.IntRange(min=0), default=3, show_default=True, help="Of speed and memory, in turn"
 )
+@record_options
 @click.option("--limit", "-n", type=click.IntRange(min=1), help="Score the first N records only")
 @click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]")
 @click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]")
@@ -107,6 +108,7 @@ def quant(
 
     Exit code 4: no variant keeps inside --max-flip-rate and --max-auprc-loss.
     """
+    reading = take_reading(others)
     with reported_errors():
         from edgeguard.backend import RuntimeOptions
         from edgeguard.calibration.files import read_calibration
@@ -128,6 +130,7 @@ def quant(
         options = StudyOptions(
             records=records,
             folder=out,
+            reading=reading,
             variants=_names(variants) or DEFAULT_VARIANTS,
             runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
             search=Search(tolerance, max_nodes),

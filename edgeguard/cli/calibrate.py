@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options
+from edgeguard.cli.options import (
+    load_guard,
+    model_options,
+    record_options,
+    reported_errors,
+    search_options,
+    take_reading,
+)
 from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
@@ -58,6 +65,7 @@ Examples:
     help="Whose scores to calibrate [default: marginal, or the file's]",
 )
 @search_options
+@record_options
 @click.option("--json", "as_json", is_flag=True, help="What was fitted, as JSON")
 def calibrate(
     source: Path | None,
@@ -92,6 +100,7 @@ def calibrate(
             raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
         if method == "contextual":
             fits: list[LabelFit] = []
+            take_reading(options)  # there are no records
             guard_options = {key: value for key, value in options.items() if key not in ("labels", "labels_map")}
             with load_guard(**guard_options, no_calibration=True) as guard:
                 calibration = contextual(guard, estimator or "marginal")

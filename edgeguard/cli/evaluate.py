@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeguard.cli.calibrate import read_goals
-from edgeguard.cli.options import calibration_options, model_options, read_thresholds, reported_errors, search_options
+from edgeguard.cli.options import (
+    calibration_options,
+    model_options,
+    read_thresholds,
+    record_options,
+    reported_errors,
+    search_options,
+)
 from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
@@ -43,6 +50,7 @@ Examples:
 @model_options
 @search_options
 @calibration_options
+@record_options
 @click.option("--json", "as_json", is_flag=True, help="All figures as one JSON object")
 def evaluate(
     source: Path,

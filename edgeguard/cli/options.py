@@ -17,6 +17,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.guard import Guard
+    from edgeguard.rows.readers import Reading
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +80,20 @@ _CALIBRATION_OPTIONS = (
     click.option("--no-calibration", is_flag=True, help="The model's own probabilities"),
     click.option("--force-calibration", is_flag=True, help="Take a calibration that was fitted on another guard"),
 )
+_RECORD_OPTIONS = (
+    click.option("--text-field", metavar="NAME", help="Field or column that holds the text; dots reach into objects"),
+    click.option("--prompt-field", metavar="NAME", help="That holds what the user says [default: prompt]"),
+    click.option("--response-field", metavar="NAME", help="That holds what the assistant answers [default: response]"),
+    click.option("--messages-field", metavar="NAME", help="That holds a chat [default: messages]"),
+    click.option("--id-field", metavar="NAME", help="That holds the record's id [default: id]"),
+    click.option(
+        "--input-format",
+        type=click.Choice(["jsonl", "json", "csv", "tsv", "parquet"]),
+        help="Of the input [default: by content and name]",
+    ),
+    click.option("--encoding", metavar="NAME", help="Of the input, such as cp1252 [default: UTF-8, or by its BOM]"),
+    click.option("--strict", is_flag=True, help="What guards do not judge (system turns, images) is an error"),
+)
 
 
 def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
@@ -88,6 +103,25 @@ def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 model_options = _all(_MODEL_OPTIONS)
 search_options = _all(_SEARCH_OPTIONS)
 calibration_options = _all(_CALIBRATION_OPTIONS)
+record_options = _all(_RECORD_OPTIONS)
+
+
+def take_reading(options: dict[str, Any]) -> Reading:
+    """How records are to be read, taken out of a command's options."""
+    from edgeguard.rows.readers import Reading
+    from edgeguard.rows.shapes import Fields
+    from edgeguard.rows.streams import check_encoding
+
+    names = {kind: options.pop(f"{kind}_field") for kind in ("text", "prompt", "response", "messages", "id")}
+    format_, encoding, strict = (options.pop(name) for name in ("input_format", "encoding", "strict"))
+    try:
+        check_encoding(encoding or "utf-8")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--encoding") from None
+    try:
+        return Reading(format_, Fields(**names), encoding, strict)
+    except ValueError:
+        raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
 def load_guard(

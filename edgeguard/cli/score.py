@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +18,28 @@ from edgeguard.cli.options import (
     drop_stdout,
     load_guard,
     model_options,
+    record_options,
     reported_errors,
     search_options,
+    take_reading,
 )
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Failure, Guard, Score
-    from edgeguard.rows.record import BadRecord, Record
+    from edgeguard.guard import Guard
+    from edgeguard.rows.record import Failure, Record
     from edgeguard.rows.writer import Writer
 
 
 @dataclass
 class Tally:
-    """What the summary and the exit code need."""
+    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records."""
 
     records: int = 0
     flagged: int = 0
     errors: int = 0
+    skipped: int = 0
+    shortened: int = 0
     reused: int = 0
     evaluated: int = 0
     highest: float = 0.0
@@ -47,6 +51,8 @@ class Tally:
             self.errors += 1
             return
         self.flagged += row["flagged"]
+        self.skipped += row["skipped"]
+        self.shortened += row["skipped"] > 0
         self.highest = max(self.highest, row["unsafe"])
         tokens = row["tokens"]
         self.reused += tokens["reused"]
@@ -84,12 +90,7 @@ Examples:
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
-@click.option("--text-field", metavar="NAME", help="Field or column that holds the text")
-@click.option(
-    "--input-format",
-    type=click.Choice(["jsonl", "csv", "tsv", "parquet"]),
-    help="Of the input [default: by content and name]",
-)
+@record_options
 @click.option(
     "--fail-over",
     type=click.FloatRange(0, 1),
@@ -105,17 +106,17 @@ def score(
     overwrite: bool,
     resume: bool,
     limit: int | None,
-    text_field: str | None,
-    input_format: str | None,
     fail_over: float | None,
     table: bool,
     **options: Any,
 ) -> None:
-    """Score the records of a JSONL, CSV or Parquet file, gzip too, or of stdin (-).
+    """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
 
-    A record has a `text`, or a `prompt` and perhaps a `response`, or `messages` with roles and contents.
+    A record has a `text`, or a `prompt` and perhaps a `response`, or `messages` with roles and contents;
+    ShareGPT's chats and requests of OpenAI's Batch are read too, and other names with the --…-field options.
     Each gives one row, in order: P(unsafe), a probability for every category, certified bounds, and the
-    mass that was not explored or left the guard's grammar. A record that cannot be scored gives an error
+    mass that was not explored or left the guard's grammar. Turns that guards do not judge (system, tool
+    calls, images) are left out and counted as `skipped`. A record that cannot be scored gives an error
     row in its place, and exit code 1.
     """
     if resume and (output is None or table):
@@ -126,12 +127,15 @@ def score(
         raise click.UsageError("--table is for the screen; leave --output and --format out")
     if output is not None and _same_file(source, output):
         raise click.UsageError(f"{output} is the input; name another --output")
+    reading = take_reading(options)
     with reported_errors():
-        from edgeguard.rows.readers import count_records, read_records
+        from edgeguard.rows.readers import count_records, peeked
+        from edgeguard.rows.writer import format_of
 
-        total = None if str(source) == "-" else count_records(source, format=input_format)
+        format_ = format_ or format_of(output)
         _refuse_existing(output, overwrite or resume)
-        records = read_records(source, format=input_format, text_field=text_field, limit=limit)
+        records = peeked(reading.records(source, limit=limit))  # what is wrong with the file, before a model
+        total = count_records(source, format=reading.format, encoding=reading.encoding)
         with load_guard(estimator=estimator, **options) as guard:
             if table:
                 tally = _show_table(guard, records, source)
@@ -165,41 +169,31 @@ def _smaller(total: int | None, limit: int | None) -> int | None:
     return limit if total is None else total if limit is None else min(total, limit)
 
 
-def _scored(
-    guard: Guard, records: Iterable[Record | BadRecord], source: Path
-) -> Iterator[tuple[Record | BadRecord, Score | Failure]]:
-    """Each record and its result. A failure to score names the record's place, as the readers' errors do."""
-    from edgeguard.guard import Failure
-    from edgeguard.rows.record import Record
-
-    where = "<stdin>" if str(source) == "-" else printable(str(source))
-    for record in records:
-        result = next(guard.score_many([record]))
-        if isinstance(result, Failure) and isinstance(record, Record):
-            result = replace(result, message=f"{where}:{record.line}: {result.message}")
-        yield record, result
+def _name_of(source: Path) -> str:
+    """The file, as the readers' errors name it."""
+    return "<stdin>" if str(source) == "-" else printable(str(source))
 
 
 def _write(
     guard: Guard,
-    records: Iterator[Record | BadRecord],
+    records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
     output: Path | None,
-    format_: str | None,
+    format_: str,
     overwrite: bool,
     resume: bool,
 ) -> Tally:
+    from edgeguard.rows.stream import judged
     from edgeguard.rows.writer import open_writer
 
-    by_name = {".csv": "csv", ".parquet": "parquet"}.get("" if output is None else output.suffix, "jsonl")
     tally = Tally()
-    writer = open_writer(output, format=format_ or by_name, labels=guard.codes, overwrite=overwrite, resume=resume)
+    writer = open_writer(output, format=format_, labels=guard.codes, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
             done = _skip_resumed(guard, records, writer, output)
-            for _, result in _scored(guard, records, source):
+            for _, result in judged(records, guard.score, where=_name_of(source)):
                 row = result.row()
                 writer.write(row)
                 tally.add(row)
@@ -216,7 +210,7 @@ def _write(
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(guard: Guard, records: Iterator[Record | BadRecord], writer: Writer, output: Path | None) -> Tally:
+def _skip_resumed(guard: Guard, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
 
@@ -278,18 +272,20 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
         f"{tally.errors} errors",
+        *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
     click.echo(", ".join(parts), err=True)
 
 
-def _show_table(guard: Guard, records: Iterator[Record | BadRecord], source: Path) -> Tally:
+def _show_table(guard: Guard, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
     from edgeguard.rows.record import Record
+    from edgeguard.rows.stream import judged
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in _scored(guard, records, source):
+    for record, result in judged(records, guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
         lines.append((printable(text[:200]), result))

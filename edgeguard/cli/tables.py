@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import F, load_guard
+from edgeguard.cli.options import F, load_guard, take_reading
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -49,10 +49,12 @@ def labelled_table(
     from edgeguard.rows.results import holds_results
 
     truth: dict[str, Any] = {"labels": labels, "label_map": None if labels_map is None else read_label_map(labels_map)}
+    reading = take_reading(options)
     if not holds_results(source):
-        total = count_records(source)
+        reading.check(source)
+        total = count_records(source, format=reading.format, encoding=reading.encoding)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
-            return score_labelled(guard, source, evidence=evidence, advance=advance, say=_say, **truth)
+            return score_labelled(guard, source, reading=reading, evidence=evidence, advance=advance, say=_say, **truth)
     labelled = read_labelled(source, say=_say, **truth)
     (scored_with,) = labelled.table.scores
     if estimator not in (None, scored_with):

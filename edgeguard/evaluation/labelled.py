@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from edgeguard.evaluation.label_map import LabelMap
 from edgeguard.evaluation.table import ScoreTable, read_scores, score_records
 from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.guard import Guard
-from edgeguard.rows.readers import read_records
+from edgeguard.rows.readers import AS_IT_IS, Reading
 
 Say = Callable[[str], None]
 TOLD_ONE_BY_ONE = 3  # records that could not be scored
@@ -31,19 +31,22 @@ def score_labelled(
     *,
     labels: Path | None = None,
     label_map: LabelMap | None = None,
+    reading: Reading = AS_IT_IS,
     evidence: bool = False,
     advance: Callable[[], None] = lambda: None,
     say: Say = lambda line: None,
 ) -> Labelled:
     """Score the records of a file, whose truth is in them or in the file `labels`.
 
+    reading  how the records are read
     advance  is called for each record
     say      hears how the truth was read, and what is left out
 
     Raises InputError for a truth that is missing or cannot be joined, before anything is scored.
     """
-    truth = _truth(source, ("unsafe", *guard.codes), labels, label_map, say)
-    table = score_records(guard, read_records(source), evidence=evidence, advance=advance)
+    found = find_truth(source, ("unsafe", *guard.codes), file=labels, label_map=label_map, reading=reading)
+    truth = _stated(found, labels or source, say)
+    table = score_records(guard, reading.records(source), evidence=evidence, advance=advance)
     if not len(table):
         raise InputError(f"{source}: no record could be scored")
     identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
@@ -55,13 +58,14 @@ def read_labelled(
 ) -> Labelled:
     """The scores that `edgeguard score` wrote, of the one estimator it had; else as `score_labelled`."""
     table, identity = read_scores(source)
-    return _joined(table, _truth(source, table.labels, labels, label_map, say), identity, labels, say)
+    found = find_truth(source, table.labels, file=labels, label_map=label_map)
+    return _joined(table, _stated(found, labels or source, say), identity, labels, say)
 
 
-def _truth(source: Path, taxonomy: Sequence[str], labels: Path | None, label_map: LabelMap | None, say: Say) -> Truth:
-    truth = find_truth(source, taxonomy, file=labels, label_map=label_map)
+def _stated(truth: Truth | None, where: Path, say: Say) -> Truth:
+    """The truth, said; InputError where there is none."""
     if truth is None:
-        raise InputError(f"{labels or source} has no labels; give records with `labels`", kind="no_truth")
+        raise InputError(f"{where} has no labels; give records with `labels`", kind="no_truth")
     for line in described(truth):
         say(line)
     return truth

@@ -16,16 +16,16 @@ import numpy.typing as npt
 from edgeguard.calibration.decide import Decisions, decide, label_log_odds
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import InputError, RecordError
+from edgeguard.errors import InputError
 from edgeguard.estimators import ESTIMATORS, first_label, label_scores, log_odds
-from edgeguard.guard import Failure, Guard
-from edgeguard.rows.record import BadRecord, Record
+from edgeguard.guard import Guard
+from edgeguard.rows.record import Failure, Id, Record
 from edgeguard.rows.results import read_rows
+from edgeguard.rows.stream import judged
 from edgeguard.tree import Tree
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Id = str | int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class ScoreTable:
 
 def score_records(
     guard: Guard,
-    records: Iterable[Record | BadRecord],
+    records: Iterable[Record | Failure],
     *,
     evidence: bool = False,
     advance: Callable[[], None] = lambda: None,
@@ -87,17 +87,14 @@ def score_records(
     """
     scored: list[tuple[int, Id, dict[str, Any]]] = []
     failed: list[Failure] = []
-    for place, record in enumerate(records):
+    judge = guard.explore_with_evidence if evidence else lambda record: (guard.explore(record), np.nan)
+    for place, (record, result) in enumerate(judged(records, judge)):
         advance()
-        if isinstance(record, BadRecord):
-            failed.append(Failure(record.id, record.error.kind, str(record.error), record.line))
-            continue
-        try:
-            tree, size = guard.explore_with_evidence(record) if evidence else (guard.explore(record), np.nan)
-        except RecordError as error:
-            failed.append(Failure(record.id, error.kind, str(error), record.line))
-            continue
-        scored.append((place, record.id, _row(tree) | {"evidence": size}))
+        if isinstance(result, Failure):
+            failed.append(result)
+        else:
+            tree, size = result
+            scored.append((place, record.id, _row(tree) | {"evidence": size}))
 
     def column(name: str, *shape: int) -> Floats:
         return np.array([row[name] for _, _, row in scored], dtype=np.float64).reshape(-1, *shape)
@@ -137,7 +134,7 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
     identity: dict[str, str] = {}
     for number, row in enumerate(read_rows(path), 1):
         if "error" in row:
-            failed.append(Failure(row.get("id"), str(row["error"].get("type")), str(row["error"].get("message"))))
+            failed.append(_failure(row))
             continue
         identity = identity or _identity(row)
         _check_row(row, identity, f"{path}: row {number}")
@@ -158,6 +155,11 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
         failed=tuple(failed),
     )
     return table, identity
+
+
+def _failure(row: Mapping[str, Any]) -> Failure:
+    error = row["error"]
+    return Failure(row.get("id"), str(error.get("type")), str(error.get("message")), error.get("line") or 0)
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, str]:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.errors import InputError
-from edgeguard.evaluation.table import Id, ScoreTable
-from edgeguard.guard import Failure
+from edgeguard.evaluation.table import ScoreTable
+from edgeguard.rows.record import Failure, Id
 
 FORMAT = 2  # 1 had "unsafe" apart from the codes
 

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.errors import InputError
-from edgeguard.evaluation.fields import read_fields
 from edgeguard.evaluation.label_map import DEFAULT_MAPS, LabelMap
-from edgeguard.evaluation.table import Id, ScoreTable
-from edgeguard.rows.readers import read_records
-from edgeguard.rows.record import Record, readable_id
+from edgeguard.evaluation.table import ScoreTable
+from edgeguard.rows.readers import AS_IT_IS, Reading, read_fields
+from edgeguard.rows.record import Id, Record
 from edgeguard.rows.results import holds_results
+from edgeguard.rows.values import readable_id
 
 Bools = npt.NDArray[np.bool_]
 
@@ -109,17 +109,21 @@ def find_truth(
     *,
     file: Path | None = None,
     label_map: LabelMap | None = None,
+    reading: Reading = AS_IT_IS,
     limit: int | None = None,
 ) -> Truth | None:
     """The truth of the first `limit` records of `source`, from themselves or from another file; None where none is.
 
+    reading  how `source` is read; another file is read as it is
+
     A record that can be scored and has no truth is said here, and not after hours of scoring. Raises InputError.
     """
     where = source if file is None else file
-    rows = (fields if isinstance(fields, Mapping) else None for _, fields in read_fields(where))
+    raw = {"format": reading.format, "encoding": reading.encoding} if file is None else {}
+    rows = (fields if isinstance(fields, Mapping) else None for _, fields in read_fields(where, **raw))
     truth = read_truth(rows, labels, label_map=label_map, where=str(where))
     if truth is not None and not holds_results(source):
-        records = list(enumerate(read_records(source, limit=limit)))
+        records = list(enumerate(reading.records(source, limit=limit)))
         good = [(record.id, place) for place, record in records if isinstance(record, Record)]
         ids, places = [id_ for id_, _ in good], [place for _, place in good]
         join(truth, ids, places, len(records), same_file=file is None)

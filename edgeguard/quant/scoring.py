@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
 from edgeguard.quant.variants import Variant
-from edgeguard.rows.readers import read_records
+from edgeguard.rows.readers import AS_IT_IS, Reading
+from edgeguard.rows.shapes import Fields
 
 CHUNK = 100  # records a file; what an interrupted run loses at most
 FORMAT = 2  # of what is kept; another number scores anew
@@ -37,6 +37,7 @@ class Setting:
     runtime  of every model; `kv_cache` of those whose runtime takes one
     search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
     limit    score the first so many records only; None: all
+    reading  how the records are read
     """
 
     records: Path
@@ -44,6 +45,7 @@ class Setting:
     runtime: RuntimeOptions
     search: Search = Search(min_grammar_mass=0)
     limit: int | None = None
+    reading: Reading = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def key_of(variant: Variant, setting: Setting) -> str:
         "runtime": asdict(setting.runtime),
         "search": asdict(setting.search),
         "limit": setting.limit,
+        "reading": asdict(setting.reading),
         "format": FORMAT,
         "model": variant.sha256,
         "records": sha256(setting.records),
@@ -171,7 +174,7 @@ def _work(job: Mapping[str, Any]) -> int:
         calibration=False,
     ) as guard:
         loaded = time.perf_counter() - began
-        records = list(islice(read_records(setting.records), setting.limit))
+        records = list(setting.reading.records(setting.records, limit=setting.limit))
         if job["out"] is None:
             began = time.perf_counter()
             score_records(guard, records)
@@ -192,6 +195,7 @@ def _setting(given: Mapping[str, Any]) -> Setting:
         runtime=RuntimeOptions(**runtime),
         search=Search(**given["search"]),
         limit=given["limit"],
+        reading=Reading(**{**given["reading"], "fields": Fields(**given["reading"]["fields"])}),
     )
 
 

@@ -26,7 +26,7 @@ from edgeguard.quant.files import not_writable
 from edgeguard.quant.report import Measured, Report, build_report
 from edgeguard.quant.scoring import Cost, Scored, Setting, is_kept, measure, score
 from edgeguard.quant.variants import Variant, as_float, made_float, make_variants, open_variant
-from edgeguard.rows.readers import count_records
+from edgeguard.rows.readers import AS_IT_IS, Reading
 
 FOR_THE_CLOCK = 32  # records that speed and memory are measured on
 
@@ -43,6 +43,7 @@ class StudyOptions:
 
     records       file to score; a ground truth is welcome and not needed
     folder        keeps the models that are made, and all scores: the same study goes on where it was stopped
+    reading       how the records are read
     reference     an F32 or F16 GGUF or fp32 ONNX model, or a built-in guard's name; None: the default guard
     variants      model files, or types to make of the reference
     profile       a built-in's name, or a TOML file; None: told by the reference
@@ -61,6 +62,7 @@ class StudyOptions:
 
     records: Path
     folder: Path
+    reading: Reading = AS_IT_IS
     reference: str | Path | None = None
     variants: Sequence[str] = DEFAULT_VARIANTS
     profile: str | None = None
@@ -97,7 +99,7 @@ def study(options: StudyOptions, *, tell: Tell = silent) -> Report:
 
     Raises InputError, ModelError, ProfileError, CalibrationError, OutputError.
     """
-    count_records(options.records)  # a file that is not there is said before models are made
+    options.reading.check(options.records)  # what is wrong with the file is said before models are made
     _make_folders(options)
     reference = open_reference(options)
     _check_calibrations(options.choices, reference)
@@ -111,7 +113,12 @@ def study(options: StudyOptions, *, tell: Tell = silent) -> Report:
 def _truth(setting: Setting, options: StudyOptions, tell: Tell) -> Truth | None:
     codes = (category.code for category in load_profile(setting.profile).categories)
     truth = find_truth(
-        options.records, ("unsafe", *codes), file=options.labels, label_map=options.label_map, limit=options.limit
+        options.records,
+        ("unsafe", *codes),
+        file=options.labels,
+        label_map=options.label_map,
+        reading=options.reading,
+        limit=options.limit,
     )
     for line in described(truth) if truth is not None else ():
         tell(line, 0, 0)
@@ -137,6 +144,7 @@ def setting_of(reference: Variant, options: StudyOptions) -> Setting:
     """What all models are scored with. Raises ProfileError where neither options nor reference tell the profile."""
     return Setting(
         records=options.records,
+        reading=options.reading,
         profile=options.profile or _profile_of(reference),
         runtime=replace(options.runtime, threads=options.runtime.threads or available_cores()),
         search=replace(options.search, min_grammar_mass=0),

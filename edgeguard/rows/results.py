@@ -1,18 +1,21 @@
-"""Rows back from a file that `edgeguard score` wrote: JSONL, CSV or Parquet, told by content."""
+"""Rows back from a file that `edgeguard score` wrote: JSONL, CSV or Parquet, compressed too, told by content."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edgeguard.errors import InputError, printable
+from edgeguard.errors import InputError, RecordError, printable
+from edgeguard.rows import csv, jsonl, parquet
+from edgeguard.rows.row import Row
+from edgeguard.rows.schema import is_flat, is_result, typed, unflatten
+from edgeguard.rows.streams import Opened, opened
+from edgeguard.rows.values import MAX_RECORD
 
-_SCORE = "score_"  # of a column of a flat row
+MAX_ROW = 8 * MAX_RECORD  # a record's id stands in its row, six bytes a character where they are escaped
 _NEEDED = (
     "unsafe",
     "margin",
@@ -29,122 +32,82 @@ _GO = "give a file that `edgeguard score` wrote"
 
 def holds_results(path: Path) -> bool:
     """Whether the file begins as one that `edgeguard score` wrote, and not as records to score."""
+    if not path.is_file():
+        return False  # stdin is read once
     try:
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-    except OSError:
+        with ExitStack() as stack:
+            file = stack.enter_context(opened(path))
+            if file.is_parquet:
+                return is_flat(parquet.columns_of(_table(file, stack)))
+            if file.head.lstrip()[:1] != b"{":
+                return is_flat(csv.read(file.stream, file.where, limit=MAX_ROW).columns)
+            first = next(jsonl.rows(file.stream, limit=MAX_ROW), None)
+            return first is not None and is_result(first.fields)
+    except InputError:
         return False
-    if head.startswith(b"PAR1"):
-        return "model_sha256" in _parquet_columns(path)
-    first = head.partition(b"\n")[0]
-    if not first.lstrip().startswith(b"{"):
-        return b"model_sha256" in first and b"score_" in first
-    try:
-        row = json.loads(first)
-    except ValueError:
-        return False
-    return isinstance(row, dict) and ("category_scores" in row or {"id", "error"} == row.keys())
 
 
 def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows as `edgeguard score` writes them as JSON, errors too, each checked. Raises InputError with its line."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head == b"PAR1":
-            yield from _checked(path, _unflatten_all(_parquet(path)), "row")
-        elif head.lstrip()[:1] == b"{":
-            yield from _checked(path, _jsonl(path), "line")
-        else:
-            yield from _checked(path, _unflatten_all(_csv(path)), "row")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason}; {_GO}") from None
+    """The rows as `edgeguard score` writes them as JSON, errors too, each checked. Ids of CSV and Parquet are strings.
+
+    Raises InputError with the row's place.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(opened(path))
+        rows, nested = _open_rows(file, stack)
+        labels: tuple[str, ...] | None = None
+        for row in rows:
+            where = f"{file.where}:{row.line}"
+            try:
+                if row.error is not None:
+                    raise row.error
+                found = nested(row.fields)
+            except (RecordError, ValueError) as error:
+                raise InputError(f"{where}: {printable(str(error))}; {_GO}") from None
+            _check(found, where)
+            if "error" not in found:
+                labels = labels or tuple(found["category_scores"])
+                _check_scores(found, labels, where)
+            yield found
 
 
-def _jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}:{number}: is not JSON: {error}; {_GO}") from None
+def _open_rows(file: Opened, stack: ExitStack) -> tuple[Iterator[Row], Callable[[Any], Mapping[str, Any]]]:
+    """The file's rows, and what makes a nested row of the fields of one."""
+    if file.is_parquet:
+        table = _table(file, stack)
+        return parquet.rows(table, parquet.columns_of(table), file.where), unflatten
+    if file.head.lstrip()[:1] == b"{":
+        return jsonl.rows(file.stream, limit=MAX_ROW), dict
+    return csv.read(file.stream, file.where, limit=MAX_ROW).rows, lambda cells: unflatten(typed(cells))
 
 
-def _csv(path: Path) -> Iterator[Mapping[str, Any]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        try:
-            yield from csv.DictReader(file)
-        except csv.Error as error:
-            raise InputError(f"{path} is no CSV: {error}; {_GO}") from None
+def _table(file: Opened, stack: ExitStack) -> Any:
+    return stack.enter_context(parquet.opened_table(file.plain or file.stream, file.where))
 
 
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    for batch in _parquet_file(path).iter_batches():
-        yield from batch.to_pylist()
+def _check(row: Mapping[str, Any], where: str) -> None:
+    """Raises InputError for what is no result row."""
+    if "error" in row:
+        if not isinstance(row["error"], dict):
+            raise InputError(f"{where}: is no result row; {_GO}")
+        return
+    missing = [key for key in _NEEDED if row.get(key) is None]
+    if missing:
+        raise InputError(f"{where}: has no {missing[0]}; {_GO}")
+    if not isinstance(row["category_scores"], dict) or not isinstance(row["calibrated"], bool):
+        raise InputError(f"{where}: is no result row; {_GO}")
 
 
-def _parquet_columns(path: Path) -> list[str]:
-    return [str(name) for name in _parquet_file(path).schema_arrow.names]
-
-
-def _parquet_file(path: Path) -> Any:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise InputError(f"{path} is Parquet, which needs pyarrow; pip install 'edgeguard[parquet]'") from None
-    try:
-        return ParquetFile(path)
-    except (ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} is no whole Parquet file: {error}") from None
-
-
-def _unflatten_all(rows: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Flat rows as nested ones; CSV cells are strings, "" where there is nothing."""
-    for flat in rows:
-        if flat.get("error_type"):
-            yield {
-                "id": flat.get("id") or None,
-                "error": {"type": flat["error_type"], "message": flat.get("error_message")},
-            }
-            continue
-        row = {key: flat.get(key) for key in _NEEDED if key != "category_scores"} | {"id": flat.get("id") or None}
-        row["calibrated"] = row["calibrated"] in (True, "true")
-        scores = {key.removeprefix(_SCORE): value for key, value in flat.items() if key and key.startswith(_SCORE)}
-        for where, key in [(row, k) for k in ("unsafe", "margin", "off_grammar")] + [(scores, k) for k in scores]:
-            if isinstance(where[key], str):
-                with suppress(ValueError):  # _checked names it
-                    where[key] = float(where[key])
-        yield row | {"category_scores": scores}
-
-
-def _checked(path: Path, rows: Iterator[Any], unit: str) -> Iterator[Mapping[str, Any]]:
-    labels: tuple[str, ...] | None = None
-    for number, row in enumerate(rows, 1):
-        where = f"{path}: {unit} {number}"
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is no object; {_GO}")
-        if isinstance(row.get("error"), dict):
-            yield row
-            continue
-        missing = [key for key in _NEEDED if row.get(key) is None]
-        if missing:
-            raise InputError(f"{where} has no {missing[0]}; {_GO}")
-        scores = row["category_scores"]
-        if not isinstance(scores, dict) or not isinstance(row["calibrated"], bool):
-            raise InputError(f"{where} is no result row; {_GO}")
-        labels = labels or tuple(scores)
-        if tuple(scores) != labels:
-            raise InputError(f"{where} scores {', '.join(scores)}, the first row {', '.join(labels)}")
-        for label, value in {"unsafe": row["unsafe"], "off_grammar": row["off_grammar"], **scores}.items():
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise InputError(f"{where}: {printable(label)} is {value!r}; expected a probability")
-        if not _is_number(row["margin"]):
-            raise InputError(f"{where}: margin is {row['margin']!r}; expected a finite number")
-        yield row
+def _check_scores(row: Mapping[str, Any], labels: tuple[str, ...], where: str) -> None:
+    """Raises InputError for another taxonomy than the first row's, and for what is no probability."""
+    scores = row["category_scores"]
+    if tuple(scores) != labels:
+        raise InputError(f"{where}: scores {', '.join(scores)}, the first row {', '.join(labels)}")
+    for label, value in {"unsafe": row["unsafe"], "off_grammar": row["off_grammar"], **scores}.items():
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise InputError(f"{where}: {printable(label)} is {value!r}; expected a probability")
+    if not _is_number(row["margin"]):
+        raise InputError(f"{where}: margin is {row['margin']!r}; expected a finite number")
 
 
 def _is_number(value: object) -> bool:

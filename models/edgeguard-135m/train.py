@@ -29,7 +29,7 @@ from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.profile import load_profile
 from edgeguard.prompt import Prompter, compile_prompt
-from edgeguard.rows.record import make_record
+from edgeguard.rows.shapes import make_record
 
 HERE = Path(__file__).parent
 PAD = 0

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeguard.errors import printable
-from edgeguard.guard import Failure, Score
+from edgeguard.guard import Score
+from edgeguard.rows.record import Failure
 
 
 def print_scores(lines: Sequence[tuple[str, Score | Failure]], names: Mapping[str, str]) -> None:

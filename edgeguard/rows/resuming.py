@@ -1,0 +1,172 @@
+"""Outputs as rows of bytes, and what can be kept of an output that a run has left behind.
+
+After `kill -9` a file holds whole rows and at most one torn one at its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from edgeguard.errors import OutputError
+from edgeguard.rows import csv
+from edgeguard.rows.record import Id
+from edgeguard.rows.schema import IDENTITY, Row, columns, flatten, to_json_line, typed, unflatten
+
+
+class SeenRow(NamedTuple):
+    """What a row already written tells. CSV and Parquet give every id as a string, and CSV "" as None.
+
+    identity  its estimator, profile and model_sha256; None for an error row, as is `unsafe`
+    """
+
+    id: Id
+    is_error: bool
+    identity: dict[str, Any] | None
+    flagged: bool = False
+    unsafe: float | None = None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows become lines of bytes, and back.
+
+    header   the first line, b"" for none
+    opening  what every row begins with
+    quoted   a row may go on over a line end inside quotes
+    encode   the row's bytes, with their line end
+    decode   the row in such bytes; ValueError where there is none
+    """
+
+    header: bytes
+    opening: bytes
+    quoted: bool
+    encode: Callable[[Row], bytes]
+    decode: Callable[[bytes], Row]
+
+
+def as_json() -> Encoding:
+    """JSON lines."""
+    return Encoding(b"", b'{"id": ', False, json_bytes, _json_row)
+
+
+def as_journal(labels: Sequence[str]) -> Encoding:
+    """Flat rows as JSON: a finished Parquet file can be turned back into its journal."""
+    names = columns(labels)
+    return Encoding(b"", b'{"id": ', False, lambda row: json_bytes(flatten(row, labels)), partial(_journal_row, names))
+
+
+def as_csv(labels: Sequence[str]) -> Encoding:
+    """CSV with its header."""
+    names = columns(labels)
+    return Encoding(
+        csv.encoded(names),
+        b"",
+        True,
+        lambda row: csv.encoded([*flatten(row, labels).values()]),
+        partial(_csv_row, names),
+    )
+
+
+def json_bytes(row: Row) -> bytes:
+    """One line of JSON with its end."""
+    # backslashreplace: a lone surrogate becomes \udc80, which is its JSON escape
+    return to_json_line(row).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def seen(row: Row) -> SeenRow:
+    """What a row that is there already tells. ValueError where it is no result row."""
+    if "id" not in row or not ("error" in row or row.keys() >= set(IDENTITY)):
+        raise ValueError("not a result row")
+    if "error" in row:
+        return SeenRow(row["id"], True, None)
+    identity = {key: row[key] for key in IDENTITY}
+    return SeenRow(row["id"], False, identity, row.get("flagged") is True, row.get("unsafe"))
+
+
+def _json_row(data: bytes) -> Row:
+    row = json.loads(data.decode("utf-8"))
+    if not isinstance(row, Mapping):
+        raise ValueError("not an object")
+    return row
+
+
+def _journal_row(names: Sequence[str], data: bytes) -> Row:
+    flat = _json_row(data)
+    if list(flat) != names:
+        raise ValueError("not a row with these columns")
+    return unflatten(flat)
+
+
+def _csv_row(names: Sequence[str], data: bytes) -> Row:
+    return unflatten(typed(dict(zip(names, csv.cells_of(data), strict=True))))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The whole rows of an existing output, its first `end` bytes."""
+
+    end: int = 0
+    n_rows: int = 0
+    identity: dict[str, Any] | None = None
+
+
+def scan(path: Path, encoding: Encoding) -> Found:
+    """What can be kept of the file. Raises OutputError where edgeguard cannot have written it so.
+
+    A torn row at the end is what a crash leaves. Anything else that is no row is damage, or somebody's file
+    given by mistake: it is not cut off.
+    """
+    with open(path, "rb") as stream:
+        header = stream.read(len(encoding.header))
+        if header != encoding.header:
+            if encoding.header.startswith(header):
+                return Found()  # cut in the header, or empty
+            raise OutputError(
+                f"{path}: its header row is not the one of this taxonomy; choose another file",
+                kind="other_output",
+            )
+        end, n_rows, identity, torn = len(header), 0, None, None
+        for number, data in split(stream, encoding, 1 + header.count(b"\n")):
+            if torn is not None:
+                raise _not_a_row(path, *torn)
+            try:
+                if not data.endswith(b"\n"):
+                    raise ValueError("cut short")
+                row = seen(encoding.decode(data))
+            except (ValueError, RecursionError):
+                torn = number, data
+            else:
+                end, n_rows, identity = end + len(data), n_rows + 1, identity or row.identity
+    if torn is not None and not _is_torn_row(torn[1], encoding):
+        raise _not_a_row(path, *torn)
+    return Found(end, n_rows, identity)
+
+
+def split(stream: BinaryIO, encoding: Encoding, number: int) -> Iterator[tuple[int, bytes]]:
+    """Rows with their line ends, each with the number of its first line; the last may be torn."""
+    for data in stream:
+        first = number
+        while encoding.quoted and data.count(b'"') % 2 and (more := stream.readline()):
+            data += more
+        number += max(1, data.count(b"\n"))
+        yield first, data
+
+
+def _is_torn_row(data: bytes, encoding: Encoding) -> bool:
+    """Whether a crash while a row was written can leave this; file systems may fill with NULs."""
+    start = data[: len(encoding.opening)]
+    return encoding.opening.startswith(start) or not data.strip(b"\0")
+
+
+def _not_a_row(path: Path, number: int, data: bytes) -> OutputError:
+    beginning = ascii(data[:60].decode("utf-8", "replace"))
+    return OutputError(
+        f"{path}:{number}: is not a result row of edgeguard: {beginning}; remove the line to resume, "
+        "or choose another file",
+        kind="other_output",
+    )

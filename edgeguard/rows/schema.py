@@ -1,0 +1,129 @@
+"""The schema of a result row: as one JSON object, nested, and flat, as the columns of CSV and Parquet.
+
+A row is a plain dict, `id` first: a score with the keys of a score line, or an error,
+`{"id", "error": {"type", "message", "line"}}`. `flatten` and `unflatten` are inverse, but that a flat id is a string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+KEYS = (  # of a scored row, in order
+    *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "unexplored", "off_grammar"),
+    *("estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
+)
+IDENTITY = ("estimator", "profile", "model_sha256")  # what all rows of one output share
+
+_SCORE = "score_"
+_TOKENS = ("prompt", "reused", "answer")
+_ERROR = ("type", "message", "line")
+
+
+def to_json_line(row: Row) -> str:
+    """The row as one line of JSON, without its end; floats as they are. ValueError for NaN and infinity."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def types_of(labels: Sequence[str]) -> dict[str, str]:
+    """Column → its Arrow type, for a taxonomy."""
+    return {
+        "id": "string",
+        "flagged": "bool",
+        "unsafe": "double",
+        "margin": "double",
+        "categories": "string",
+        **{f"{_SCORE}{label}": "double" for label in labels},
+        **{f"{side}_{label}": "double" for label in ("unsafe", *labels) for side in ("lower", "upper")},
+        "unexplored": "double",
+        "off_grammar": "double",
+        "estimator": "string",
+        "calibrated": "bool",
+        "guard": "string",
+        "profile": "string",
+        "model_sha256": "string",
+        **{f"tokens_{part}": "int64" for part in _TOKENS},
+        "skipped": "int64",
+        **{f"error_{part}": "int64" if part == "line" else "string" for part in _ERROR},
+    }
+
+
+def columns(labels: Sequence[str]) -> list[str]:
+    """The columns of CSV and Parquet for a taxonomy."""
+    return [*types_of(labels)]
+
+
+def labels_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The taxonomy that these columns are for, in its order."""
+    return tuple(name.removeprefix(_SCORE) for name in names if name.startswith(_SCORE))
+
+
+def is_flat(names: Sequence[str]) -> bool:
+    """Whether these are the columns of results, and not of records."""
+    return "model_sha256" in names and bool(labels_of(names))
+
+
+def is_result(row: object) -> bool:
+    """Whether a JSON object is a result row, and not a record."""
+    return isinstance(row, Mapping) and ("category_scores" in row or {"id", "error"} == row.keys())
+
+
+def flatten(row: Row, labels: Sequence[str]) -> dict[str, Any]:
+    """Column → value, None where the row has none. The id becomes a string, the categories `S1;S10`.
+
+    ValueError where the row scores a label that is not among `labels`.
+    """
+    unknown = set(row.get("category_scores") or ()) - set(labels)
+    if unknown:
+        raise ValueError(f"the row has scores for {sorted(unknown)}, which are not among the labels {list(labels)}")
+    scores, bounds = row.get("category_scores") or {}, row.get("bounds") or {}
+    tokens, error = row.get("tokens") or {}, row.get("error") or {}
+    flat = {name: row.get(name) for name in columns(labels)}
+    flat["id"] = None if row.get("id") is None else str(row["id"])
+    flat["categories"] = ";".join(row["categories"]) if "categories" in row else None
+    flat |= {f"{_SCORE}{label}": scores.get(label) for label in labels}
+    for label in ("unsafe", *labels):
+        flat[f"lower_{label}"], flat[f"upper_{label}"] = bounds.get(label, (None, None))
+    flat |= {f"tokens_{part}": tokens.get(part) for part in _TOKENS}
+    flat |= {f"error_{part}": error.get(part) for part in _ERROR}
+    return flat
+
+
+def unflatten(flat: Row) -> dict[str, Any]:
+    """The row that was flattened. A column that is not there is as one that is None."""
+    if flat.get("error_type") is not None:
+        return {"id": flat.get("id"), "error": {part: flat.get(f"error_{part}") for part in _ERROR}}
+    labels = labels_of([*flat])
+    bounds = {label: [flat.get(f"{side}_{label}") for side in ("lower", "upper")] for label in ("unsafe", *labels)}
+    nested: dict[str, Any] = {
+        "categories": [code for code in (flat.get("categories") or "").split(";") if code],
+        "category_scores": {label: flat[f"{_SCORE}{label}"] for label in labels},
+        "bounds": {label: pair for label, pair in bounds.items() if pair != [None, None]},
+        "tokens": {part: flat.get(f"tokens_{part}") for part in _TOKENS},
+    }
+    return {key: nested[key] if key in nested else flat.get(key) for key in KEYS}
+
+
+def typed(cells: Mapping[str, str]) -> dict[str, Any]:
+    """The values that cells of CSV stand for, None for an empty one; columns that are not ours stay strings.
+
+    ValueError that names the column.
+    """
+    types = types_of(labels_of([*cells]))
+    return {name: _value(name, text, types.get(name, "string")) for name, text in cells.items()}
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    if text == "":
+        return None
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):  # a spreadsheet writes TRUE
+            raise ValueError(f"{name} is {text!r}; expected true or false")
+        return text.lower() == "true"
+    try:
+        return {"double": float, "int64": int, "string": str}[kind](text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; expected a number") from None

@@ -1,0 +1,46 @@
+"""One record in, one result out, in order: the loop that every command and `Guard.score_many` goes round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from edgeguard.errors import RecordError
+from edgeguard.rows.record import Failure, Record, failure_of
+from edgeguard.rows.shapes import id_of, make_record
+
+Input = str | Mapping[str, Any] | Record | Failure
+T = TypeVar("T")
+
+
+def judged(
+    records: Iterable[Input], judge: Callable[[Record], T], *, where: str = ""
+) -> Iterator[tuple[Record | Failure, T | Failure]]:
+    """Each record as it was understood, and what `judge` makes of it, as they come.
+
+    A record that cannot be understood, or that `judge` raises a RecordError for, is a Failure in its place.
+
+    where  the records' file, for the messages of what `judge` refuses
+    """
+    for given in records:
+        record = understood(given)
+        if isinstance(record, Failure):
+            yield record, record
+            continue
+        try:
+            result: T | Failure = judge(record)
+        except RecordError as error:
+            result = failure_of(error, record.id, where=where, line=record.line)
+        yield record, result
+
+
+def understood(given: Input) -> Record | Failure:
+    """A record, checked; or why it is none. A Failure stays what it is."""
+    if isinstance(given, Failure):
+        return given
+    try:
+        return make_record(given)
+    except RecordError as error:
+        return failure_of(error, given.id if isinstance(given, Record) else id_of(given))
+    except TypeError as error:
+        return Failure(None, "invalid_type", str(error))
