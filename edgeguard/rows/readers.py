@@ -187,7 +187,7 @@ def _recognised(file: Opened) -> str:
         return "jsonl"  # nothing in, nothing out: `grep … | edgeguard score -` may find nothing
     raise InputError(
         f"{file.where}: the format is not recognised, it begins with {_beginning(file.head)}; "
-        f"expected {_ACCEPTED}, or name it",
+        f"expected {_ACCEPTED}",
         kind="format_not_recognised",
     )
 
