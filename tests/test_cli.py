@@ -26,6 +26,7 @@ from tiny_gguf import truncated, write_tiny_llama
 
 from edgeguard.cli import main
 from edgeguard.profile import list_profiles, parse_profile
+from edgeguard.rows.results import read_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = [
@@ -345,6 +346,70 @@ def test_bad_csv_rows_are_errors_in_their_places(run: Run, tiny: Tiny, tmp_path:
     ]
 
 
+# ------------------------------------------------------------ files of others
+
+
+def test_a_log_of_chats_is_scored_with_what_was_left_out_said(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    log = Path(__file__).parent / "data" / "openai-chats.jsonl"
+    result = run("score", log, *tiny)
+    rows = {row["id"]: row for row in rows_of(result.stdout)}
+    assert result.exit_code == 1 and len(rows) == 15
+    assert {id_: row["error"]["type"] for id_, row in rows.items() if "error" in row} == {
+        "ends-in-tool": "last_turn_not_judged",
+        "wizard": "unknown_role",
+    }
+    assert (rows["plain"]["skipped"], rows["system"]["skipped"], rows["tools"]["skipped"]) == (0, 1, 2)
+    assert "2 errors, 13 turns or parts left out of 10 records, " in result.stderr
+    strict = rows_of(run("score", log, "--strict", *tiny).stdout)
+    assert [row["id"] for row in strict if "error" not in row] == ["plain", "refusal"]
+    for name in ("out.csv", "out.parquet"):
+        run("score", log, "-o", tmp_path / name, *tiny)
+        assert [row.get("skipped") for row in read_rows(tmp_path / name)] == [r.get("skipped") for r in rows.values()]
+
+
+def test_names_and_encodings_of_others_are_options(run: Run, tiny: Tiny, source: Path, tmp_path: Path) -> None:
+    expected = run("score", source, *tiny).stdout
+    table = tmp_path / "excel.csv"
+    table.write_bytes(as_csv(TEXTS[:3], ";").replace(b"id;text", b"ID;\xdcberschrift"))
+    options = ("--encoding", "cp1252", "--text-field", "Überschrift", "--id-field", "ID")
+    assert rows_of(run("score", table, *options, *tiny).stdout) == rows_of(expected)[:3]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes(b'{"in": {"user": "Hi"}, "completion": "Go away"}\n')
+    usual = run("score", "-", *tiny, input=b'{"prompt": "Hi", "response": "Go away"}').stdout
+    assert run("score", pairs, "--prompt-field", "in.user", "--response-field", "completion", *tiny).stdout == usual
+    chat = b'{"log": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Go away"}]}'
+    assert run("score", "-", "--messages-field", "log", *tiny, input=chat).stdout == usual
+    array = jsonl(TEXTS).replace(b"\n{", b",\n{")
+    assert run("score", "-", *tiny, input=b"[" + array + b"]").stdout == expected
+
+
+def test_what_is_wrong_with_the_file_is_said_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    for data, options, message in (
+        (b'{"prompt": "a", "completion": "b"}\n', (), "; did you mean --response-field completion?"),
+        (
+            b'{"user_input": "a", "model_output": "b"}\n',
+            (),
+            "; did you mean --prompt-field user_input --response-field model_output?",
+        ),
+        (b'{"text": "a"}\n', ("--text-field", "txt"), '"txt" is missing; did you mean "text"?'),
+        (b"id;comment\n1;a\n", ("--input-format", "csv"), "; did you mean --text-field comment?"),
+        (b"text;gr\xf6\xdfe\na;b\n", ("--input-format", "csv"), "; did you mean --encoding cp1252?"),
+        (b"hello,world\n", ("--input-format", "csv"), "name the column that holds the text with --text-field"),
+        (b"hello\n", ("--input-format", "json"), "is no JSON array"),
+    ):
+        path.write_bytes(data)
+        for command in ("score", "evaluate", "calibrate"):
+            out = ("--out", tmp_path / "c.json") if command == "calibrate" else ()
+            result = run(command, path, "-m", "there-is-none.gguf", *out, *options)
+            assert result.exit_code == 1 and message in one_line(result.stderr), (command, data)
+        result = run("bench", "quant", path, "-r", "there-is-none.gguf", "--out", tmp_path / "study", *options)
+        assert result.exit_code == 1 and message in one_line(result.stderr), data
+    text = tmp_path / "in.txt"
+    text.write_bytes(b"hello\n")
+    assert one_line(run("score", text, "-m", "there-is-none.gguf").stderr).endswith("; or name it with --input-format")
+
+
 # ------------------------------------------------------------ runs that fail
 
 
@@ -416,6 +481,8 @@ def test_misuse_is_exit_code_2_and_says_what_to_do(run: Run, tiny: Tiny, source:
         (("score", source, "--table", "-f", "csv"), "--table is for the screen"),
         (("score", source, "-o", source, "--overwrite"), "is the input; name another --output"),
         (("score", source, "-o", tmp_path / ".." / tmp_path.name / source.name, "--resume"), "is the input"),
+        (("score", source, "--text-field", "a", "--messages-field", "b"), "exclude one another"),
+        (("score", source, "--encoding", "latin-0"), "encoding is 'latin-0'"),
         (("score", source, *tiny, "--threshold", "1.2"), "the threshold of default is 1.2"),
         (("score", source, *tiny, "--threshold", "S1=-0.2"), "the threshold of S1 is -0.2"),
         (("score", source, *tiny, "--threshold", "S1=nan"), "the threshold of S1 is nan"),

@@ -25,7 +25,7 @@ ADVICE = {
     "unnamed_field": "did you mean --{field}-field {name}?",
     "unnamed_pair": "did you mean --prompt-field {prompt} --response-field {response}?",
     "invalid_utf8": "did you mean --encoding {encoding}?",
-    "format_not_recognised": "with --input-format",
+    "format_not_recognised": "or name it with --input-format",
     "unknown_ending": "--format says it whatever the name",
     "no_output_name": "with --output",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",

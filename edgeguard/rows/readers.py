@@ -187,7 +187,7 @@ def _recognised(file: Opened) -> str:
         return "jsonl"  # nothing in, nothing out: `grep … | edgeguard score -` may find nothing
     raise InputError(
         f"{file.where}: the format is not recognised, it begins with {_beginning(file.head)}; "
-        f"expected {_ACCEPTED}, or name it",
+        f"expected {_ACCEPTED}",
         kind="format_not_recognised",
     )
 
@@ -221,7 +221,7 @@ def _rows(file: Opened, kind: str, stack: ExitStack, wanted: Fields | Collection
         table = stack.enter_context(parquet.opened_table(file.plain or file.stream, file.where))
         columns = parquet.columns_of(table)
         if isinstance(wanted, Fields):
-            _check_columns(columns, file.where, wanted, "Parquet needs one of them")
+            _check_columns(columns, file.where, wanted)
             columns = [name for name in columns if _is_of_a_record(name, wanted)]
         elif wanted is not None:
             columns = [name for name in columns if name in wanted]
@@ -229,7 +229,7 @@ def _rows(file: Opened, kind: str, stack: ExitStack, wanted: Fields | Collection
     cells = csv.read(file.stream, file.where, encoding=file.encoding, delimiter="\t" if kind == "tsv" else None)
     if not isinstance(wanted, Fields):
         return cells.rows
-    _check_columns(cells.columns, file.where, wanted, "CSV needs a header row")
+    _check_columns(cells.columns, file.where, wanted, hint="; CSV needs a header row")
     return (row._replace(fields=_without_empty_cells(row.fields, wanted)) for row in cells.rows)
 
 
@@ -261,19 +261,18 @@ def _is_of_a_record(column: str, fields: Fields) -> bool:
     )
 
 
-def _check_columns(columns: list[str], where: str, fields: Fields, needed: str) -> None:
+def _check_columns(columns: list[str], where: str, fields: Fields, *, hint: str = "") -> None:
     """Raises InputError where no column can hold a record's content, or two have one name."""
+    inside = {name for name in fields.named.values() if name.partition(".")[0] in columns}  # as far as columns tell
     content = {"text", "prompt", "response", "messages"} & fields.named.keys()
     try:
-        check_names(dict.fromkeys(columns, ""), fields)
+        check_names(dict.fromkeys((*columns, *inside), ""), fields)
         if not content and not {"custom_id", "body"} <= set(columns):  # a Batch's requests
             check_usual_names(columns)
     except RecordError as error:
         has = ", ".join(map(shown, columns[:8])) + (", …" if len(columns) > 8 else "")
         kind = "no_content_column" if error.kind == "missing_field" else error.kind
-        raise InputError(
-            f"{where}: {error}; the columns are {has or 'none'}; {needed}", kind=kind, **error.data
-        ) from None
+        raise InputError(f"{where}: {error}; the columns are {has or 'none'}{hint}", kind=kind, **error.data) from None
     for name in (*CONTENT, "id", "labels", *fields.named.values()):
         if columns.count(name) > 1:
             raise InputError(f"{where}: the column {shown(name)} is there twice; rename or remove one")
