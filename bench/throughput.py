@@ -25,6 +25,7 @@ import numpy as np
 from published import any_place
 
 from edgeguard.backend import Prefix, RuntimeOptions
+from edgeguard.backends.llama_cpp.model import model_params
 from edgeguard.builtin import base_model
 from edgeguard.guard import Guard, Search
 from edgeguard.rows.writer import to_json_line
@@ -119,6 +120,7 @@ def main() -> None:
         prompts = [list(marginal.prompt_ids(text)) for text in texts]
 
     threads = args.threads or len(os.sched_getaffinity(0))  # the same for both
+    llama_cpp.llama_cpp.llama_model_default_params = model_params  # Llama takes no such option, and would die by AMX
     loop = llama_cpp.Llama(str(model), n_ctx=2048, logits_all=True, n_threads=threads, verbose=False)
     loop_full, loop_prefix = [], []
     for ids in prompts:

@@ -38,16 +38,17 @@ HALVES = 0.02
 FLOAT32 = 1e-6  # of a probability: rows are float32, and the distance adds a few hundred of them
 law = settings(deadline=None, max_examples=25)
 
-TINY = ("gguf", "onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int4", "optimum", "genai", "genai-pruned")
+TINY = ("gguf", "gguf-f16", "onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int4", "optimum", "genai", "genai-pruned")
 SMOLLM2 = ("gguf", "onnx", "onnx-fp32", "onnx-int8", "onnx-int4")
 
 
 def open_tiny(kind: str, path: Path) -> Backend:
-    return open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache="f32" if kind == "gguf" else None))
+    kv_cache = {"gguf": "f32", "gguf-f16": "f16"}.get(kind)
+    return open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache=kv_cache))
 
 
 def assert_near(fast: np.ndarray, slow: np.ndarray, backend: Backend | None = None) -> None:
-    halves = backend is not None and "fp16" in str(backend.info.path)
+    halves = backend is not None and any(name in str(backend.info.path) for name in ("fp16", "f16"))
     np.testing.assert_allclose(fast, slow, atol=HALVES if halves else FLOATS)
 
 
@@ -72,8 +73,8 @@ def tiny(request, tmp_path_factory):
     if kind in ("optimum", "genai", "genai-pruned"):
         path = request.getfixturevalue(kind.replace("-", "_"))
     else:
-        path = write_tiny_llama(folder / "tiny.gguf", seed=1)
-        if kind != "gguf":  # float activations: rounded ones are held to the looser bound below
+        path = write_tiny_llama(folder / f"{kind}.gguf", seed=1)
+        if not kind.startswith("gguf"):  # float activations: rounded ones are held to the looser bound below
             path = convert(path, folder / kind, to=kind, options=Options(activations="float")).path
     backend = open_tiny(kind, path)
     yield backend
@@ -389,7 +390,7 @@ def test_two_runtimes_give_the_same_numbers_for_the_same_weights(tmp_path, optio
     root = Prefix((40, 41, 42))
     _, first = record(root, range(50, 150))
     prefixes = [*first, *(Prefix((t, t + 1), first[-1]) for t in (9, 11, 13))]
-    np.testing.assert_allclose(gguf.logprobs(prefixes), onnx.logprobs(prefixes), atol=1e-4)
+    np.testing.assert_allclose(gguf.logprobs(prefixes), onnx.logprobs(prefixes), atol=FLOATS)
     gguf.close()
     onnx.close()
 
@@ -406,7 +407,7 @@ def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
         backend = open_backend(path, RuntimeOptions(context=512, threads=1))
         rows.append(backend.logprobs(prefixes))
         backend.close()
-    np.testing.assert_allclose(*rows, atol=1e-4)
+    np.testing.assert_allclose(*rows, atol=FLOATS)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])
