@@ -26,6 +26,7 @@ import numpy as np
 from published import any_place
 
 from edgeguard.backend import Prefix, RuntimeOptions
+from edgeguard.backends.llama_cpp.model import model_params
 from edgeguard.builtin import base_model
 from edgeguard.guard import Guard, Search
 from edgeguard.rows.writer import to_json_line
@@ -145,6 +146,7 @@ def over_published(guard: Guard, texts: Sequence[str], n: int) -> np.ndarray:
 
 def time_loop(model: Path, prompts: Sequence[list[int]], n_shared: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
     """(n,) seconds of a user's own loop: with the full prompt, and where Llama finds the policy in its cache."""
+    llama_cpp.llama_cpp.llama_model_default_params = model_params  # Llama takes no such option, and would die by AMX
     loop = llama_cpp.Llama(str(model), n_ctx=2048, logits_all=True, n_threads=threads, verbose=False)
     full, cached = [], []
     for ids in prompts:

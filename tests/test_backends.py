@@ -40,6 +40,7 @@ law = settings(deadline=None, max_examples=25)
 
 TINY = (
     "gguf",
+    "gguf-f16",
     "gguf-gemma2",
     "gguf-gemma3",
     "onnx-fp32",
@@ -54,13 +55,12 @@ SMOLLM2 = ("gguf", "onnx", "onnx-fp32", "onnx-int8", "onnx-int4")
 
 
 def open_tiny(kind: str, path: Path) -> Backend:
-    return open_backend(
-        path, RuntimeOptions(context=512, threads=1, kv_cache="f32" if kind.startswith("gguf") else None)
-    )
+    kv_cache = None if not kind.startswith("gguf") else "f16" if kind == "gguf-f16" else "f32"
+    return open_backend(path, RuntimeOptions(context=512, threads=1, kv_cache=kv_cache))
 
 
 def assert_near(fast: np.ndarray, slow: np.ndarray, backend: Backend | None = None) -> None:
-    halves = backend is not None and "fp16" in str(backend.info.path)
+    halves = backend is not None and any(name in str(backend.info.path) for name in ("fp16", "f16"))
     np.testing.assert_allclose(fast, slow, atol=HALVES if halves else FLOATS)
 
 
@@ -85,12 +85,9 @@ def tiny(request, tmp_path_factory):
     if kind in ("optimum", "genai", "genai-pruned"):
         path = request.getfixturevalue(kind.replace("-", "_"))
     else:
-        arch = (
-            kind.partition("-")[2] if kind.startswith("gguf-") else None
-        )  # windows of 16 tokens, shorter than prompts
-        path = write_tiny_llama(
-            folder / "tiny.gguf", seed=1, arch=arch, tied=arch is not None, n_layer=7 if arch else 2
-        )
+        arch = {"gguf-gemma2": "gemma2", "gguf-gemma3": "gemma3"}.get(kind)  # windows shorter than prompts
+        more = {"arch": arch, "tied": True, "n_layer": 7} if arch else {}
+        path = write_tiny_llama(folder / f"{kind}.gguf", seed=1, **more)
         if not kind.startswith("gguf"):  # float activations: rounded ones are held to the looser bound below
             path = convert(path, folder / kind, to=kind, options=Options(activations="float")).path
     backend = open_tiny(kind, path)
@@ -421,7 +418,7 @@ def test_two_runtimes_give_the_same_numbers_for_the_same_weights(tmp_path, optio
     root = Prefix((40, 41, 42))
     _, first = record(root, range(50, 150))
     prefixes = [*first, *(Prefix((t, t + 1), first[-1]) for t in (9, 11, 13))]
-    np.testing.assert_allclose(gguf.logprobs(prefixes), onnx.logprobs(prefixes), atol=1e-4)
+    np.testing.assert_allclose(gguf.logprobs(prefixes), onnx.logprobs(prefixes), atol=FLOATS)
     gguf.close()
     onnx.close()
 
@@ -438,7 +435,7 @@ def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
         backend = open_backend(path, RuntimeOptions(context=512, threads=1))
         rows.append(backend.logprobs(prefixes))
         backend.close()
-    np.testing.assert_allclose(*rows, atol=1e-4)
+    np.testing.assert_allclose(*rows, atol=FLOATS)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])

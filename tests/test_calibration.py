@@ -188,3 +188,5 @@ def test_the_command_line_takes_a_calibration(run, tiny, tiny_guard, tmp_path, c
     assert (refused.exit_code, "--force-calibration" in refused.stderr) == (1, True)
     forced = run("score", "-", *tiny, "--calibration", path, "--force-calibration", input=text)
     assert json.loads(forced.stdout) == row
+    alone = run("score", "-", *tiny, "--force-calibration", input=text)
+    assert (alone.exit_code, "needs a --calibration" in alone.stderr) == (2, True)

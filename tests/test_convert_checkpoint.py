@@ -269,11 +269,11 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("to", ("int8", "int4"))
 def test_rounded_activations_change_little(to, exported):
-    """With the same weights; for these random ones 0.2 nats are seen. Real models are measured in bench/."""
+    """With the same weights, next to what another token in its place changes. Real models are measured in bench/."""
     row = some_rows(276, 40)[0]
     rounded, whole = Graph(exported("qwen2", to)).alone(row), Graph(exported("qwen2", f"{to}-float")).alone(row)
-    np.testing.assert_allclose(rounded, whole, atol=0.6)
-    assert (rounded != whole).any()
+    other = Graph(exported("qwen2", f"{to}-float")).alone([*row[:-1], (row[-1] + 1) % 276])
+    assert 0 < 2 * np.abs(rounded - whole)[-1].max() < np.abs(other - whole)[-1].max()
 
 
 @pytest.mark.parametrize("to", ("int8", "int4", "fp16"))

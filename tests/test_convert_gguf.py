@@ -178,9 +178,11 @@ def logprobs_with_adapter(model: Path, adapter: Path, scale: float) -> np.ndarra
     """Next-token log-probabilities after TOKENS as llama.cpp computes them with the adapter beside the model."""
     import llama_cpp as lc
 
+    from edgeguard.backends.llama_cpp.model import model_params
+
     log = lc.llama_log_callback(lambda *_: None)
     lc.llama_log_set(log, None)
-    loaded = lc.llama_model_load_from_file(str(model).encode(), lc.llama_model_default_params())
+    loaded = lc.llama_model_load_from_file(str(model).encode(), model_params())
     params = lc.llama_context_default_params()
     params.n_ctx, params.type_k, params.type_v = 256, 0, 0
     params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -362,8 +364,11 @@ def test_another_alignment_is_kept_when_merging_and_left_when_quantizing(tmp_pat
     quantize(path, tmp_path / "quantized.gguf", to="f16")
     assert gguf.read_header(tmp_path / "merged.gguf").metadata["general.alignment"] == 256
     assert gguf.read_header(tmp_path / "quantized.gguf").metadata["general.alignment"] == 32
-    for out in ("merged.gguf", "quantized.gguf"):
-        np.testing.assert_allclose(logprobs(tmp_path / out), logprobs(plain), atol=0.1)  # F16 weights
+    expected = logprobs(plain)
+    np.testing.assert_allclose(logprobs(tmp_path / "merged.gguf"), expected, atol=NATS)
+    # F16 weights and activations have 11 bits; tensors read from another place would have nothing in common with these.
+    halves = logprobs(tmp_path / "quantized.gguf")
+    assert 20 * np.abs(halves - expected).max() < np.ptp(expected)
 
 
 def test_a_merged_file_that_cannot_be_written_is_an_output_error(tmp_path: Path, base: Path) -> None:

@@ -494,11 +494,10 @@ def test_a_long_value_is_shortened_in_messages(tmp_path: Path) -> None:
 PROBE = """
 import ctypes, sys
 import llama_cpp as lc, numpy as np
+from edgeguard.backends.llama_cpp.model import model_params
 log = lc.llama_log_callback(lambda *a: None)
 lc.llama_log_set(log, ctypes.c_void_p(0))
-params = lc.llama_model_default_params()
-params.use_extra_bufts = b"AMX_INT8 = 1" not in lc.llama_print_system_info()  # as the adapter does, and says why
-model = lc.llama_model_load_from_file(sys.argv[1].encode(), params)
+model = lc.llama_model_load_from_file(sys.argv[1].encode(), model_params())
 assert model
 params = lc.llama_context_default_params()
 params.n_ctx, params.n_threads, params.n_threads_batch = 256, 1, 1

@@ -18,6 +18,7 @@ from edgeguard.errors import ContextOverflow, ModelError, OffGrammar, ProfileErr
 from edgeguard.estimators import ESTIMATORS
 from edgeguard.profile import parse_profile
 from edgeguard.prompt import compile_prompt
+from edgeguard.quant.variants import as_float, made_float, open_variant
 from edgeguard.tree import ROOT
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>")
@@ -172,25 +173,26 @@ def test_scores_are_probabilities_inside_their_bounds(tiny_guard: Guard, text: s
     assert score.tokens["reused"] < score.tokens["prompt"]
 
 
-def test_the_bounds_hold_what_a_deeper_search_finds(model: Path, tiny_profile: Path) -> None:
-    with (
-        Guard.load(
-            model, profile=tiny_profile, runtime=RuntimeOptions(kv_cache="f32", threads=1), search=Search(tolerance=0.2)
-        ) as loose,
-        Guard.load(
-            model,
-            profile=tiny_profile,
-            runtime=RuntimeOptions(kv_cache="f32", threads=1),
-            search=Search(tolerance=1e-4, max_nodes=500),
-        ) as tight,
-    ):
-        for text in ("egg", "dog", "a text about a boat", "x"):
-            wide, narrow = loose.score(text), tight.score(text)
-            assert wide.tokens["answer"] < narrow.tokens["answer"]
-            noise = 1e-4 if "F32" in model.name else 0.02  # other calls; 8-bit activations round otherwise
-            for label, (lower, upper) in narrow.bounds.items():
-                assert wide.bounds[label][0] <= upper + noise
-                assert wide.bounds[label][1] >= lower - noise
+BOUNDED = ("egg", "dog", "a text about a boat", "x")
+
+
+def bounds_of(model: Path, profile: Path, search: Search) -> np.ndarray:
+    """(texts, labels, 2) certified bounds."""
+    with Guard.load(model, profile=profile, runtime=RuntimeOptions(kv_cache="f32", threads=1), search=search) as guard:
+        return np.array([list(guard.score(text).bounds.values()) for text in BOUNDED])
+
+
+def test_the_bounds_hold_what_a_deeper_search_finds(model: Path, tiny_profile: Path, tmp_path: Path) -> None:
+    """The two searches ask in other calls: the same up to rounding, which for 8-bit activations the run measures."""
+    deep = Search(tolerance=1e-4, max_nodes=500)
+    wide, narrow = bounds_of(model, tiny_profile, Search(tolerance=0.2)), bounds_of(model, tiny_profile, deep)
+    noise = 1e-4  # float32 sums in another order, on a probability
+    if as_float(open_variant(model)) is not None:
+        with made_float(open_variant(model), tmp_path) as exact:
+            noise += 2 * np.abs(bounds_of(exact.path, tiny_profile, deep) - narrow).max()
+    assert (wide[..., 0] <= narrow[..., 1] + noise).all() and (wide[..., 1] >= narrow[..., 0] - noise).all()
+    widths = [(bounds[..., 1] - bounds[..., 0]).max() for bounds in (wide, narrow)]
+    assert widths[0] > 3 * (widths[1] + noise)  # so that bounds which shut out the truth would be seen
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -307,8 +309,9 @@ def test_a_control_token_spelled_in_a_text_does_not_end_the_turn(tiny_guard: Gua
     def log_probability(prompt: tuple[int, ...]) -> np.ndarray:
         return tiny_guard.backend.logprobs([Prefix(prompt)])[0][tree.token[places]]
 
-    assert np.allclose(tree.logp[places], log_probability(honest), atol=0.01)
-    assert not np.allclose(tree.logp[places], log_probability(injected), atol=0.05)
+    gap = {prompt: np.abs(tree.logp[places] - log_probability(prompt)).max() for prompt in (honest, injected)}
+    assert gap[honest] < 0.02  # nats: the adapter's own tolerance, where keys are F16
+    assert gap[injected] > 10 * gap[honest]
 
 
 # ------------------------------------------------------------ opening and closing

@@ -54,7 +54,7 @@ def test_a_llama_guard_is_told_from_its_file_and_its_answers_are_read(kind, tmp_
         finer = Guard(guard.backend, guard.profile, search=Search(min_grammar_mass=0, tolerance=0.0005, max_nodes=2000))
         for label, (low, high) in finer.score({"prompt": "How do I pick a lock?"}).bounds.items():
             coarse = score.bounds[label]
-            assert low <= coarse[1] + 1e-3, label
+            assert low <= coarse[1] + 1e-3, label  # F32 throughout: the adapter's own tolerance, on a probability
             assert high >= coarse[0] - 1e-3, label
 
 

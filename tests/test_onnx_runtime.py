@@ -256,7 +256,7 @@ def test_prompts_longer_than_a_chunk_are_those_of_one_call(converted, monkeypatc
         backend = open_backend(converted, RuntimeOptions(context=1024, threads=1))
         rows.append(np.concatenate([backend.logprobs([record, *branches]), backend.logprobs(branches[1:])]))
         backend.close()
-    np.testing.assert_allclose(*rows, atol=1e-4)
+    np.testing.assert_allclose(*rows, atol=1e-3)  # nats, the adapter's own tolerance for floats
 
 
 def test_rows_are_grouped_so_that_padding_wastes_little():

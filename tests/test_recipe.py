@@ -52,8 +52,8 @@ def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(base, 
     theirs = backend.logprobs([Prefix(tuple(ids[0])), Prefix(tuple(ids[1][:3]))])
     plain = open_backend(base, RuntimeOptions(context=64, threads=1)).logprobs([Prefix(tuple(ids[0]))])
     backend.close()
-    np.testing.assert_allclose(ours, theirs, atol=0.05)  # llama.cpp multiplies with the adapter in float16
-    assert np.abs(plain[0] - theirs[0]).max() > 20 * 0.05
+    # llama.cpp multiplies with the adapter in float16, of 11 bits: the rest is a small part of what the adapter does.
+    assert 20 * np.abs(ours - theirs).max() < np.abs(plain[0] - theirs[0]).max()
 
 
 def test_the_average_of_runs_is_that_of_their_products(base):

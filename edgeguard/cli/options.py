@@ -16,6 +16,7 @@ import click
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
+    from edgeguard.calibration.maps import Calibration
     from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
 
@@ -144,6 +145,9 @@ def load_guard(
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
     if force_calibration and calibration is None:
         raise click.UsageError("--force-calibration needs a --calibration")
+    taken: Path | Calibration | bool = calibration or not no_calibration
+    if calibration and force_calibration:
+        taken = read_calibration(calibration).unbound()
     runtime = {field.name: options.pop(field.name) for field in fields(RuntimeOptions) if field.name in options}
     return Guard.load(
         model,
@@ -151,9 +155,7 @@ def load_guard(
         estimator=estimator,  # type: ignore[arg-type]  # click.Choice has checked it
         runtime=RuntimeOptions(**runtime),
         search=Search(**options),
-        calibration=read_calibration(calibration).unbound()
-        if calibration and force_calibration
-        else calibration or not no_calibration,
+        calibration=taken,
         thresholds=read_thresholds(threshold),
     )
 

@@ -73,11 +73,11 @@ class _Entry:
 class LlamaCpp:
     """A GGUF model. Construct once, close once; for one thread at a time: whoever asks holds `lock`.
 
-    Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for F32 weights with
-    F32 KV. For quantized weights llama.cpp rounds activations to 8 bits, and the company in a batch (a
-    record's own branches, always the same) may tip a rounding. How far that moves a probability depends on
-    the model and the processor's kernels: no further than twice what rounding moves it by, which the tests
-    measure where they run, against the same weights as F32.
+    Tolerance of the seam's law against plain recomputation of each path: for F32 weights 1e-3 nats with F32 KV,
+    0.02 with F16 KV, where a sum's last bit may tip a key to its next float16. For quantized weights llama.cpp rounds
+    activations to 8 bits, and the company in a batch (a record's own branches, always the same) may tip a rounding.
+    How far that moves a probability depends on the model and the processor's kernels: no further than twice what
+    rounding moves it by, which the tests measure where they run, against the same weights as F32.
     """
 
     def __init__(self, path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> None:
@@ -178,9 +178,8 @@ class LlamaCpp:
     def _load(self, gpu_layers: int) -> None:
         _quiet()
         lc.llama_backend_init()
-        params = lc.llama_model_default_params()
+        params = model_params()
         params.n_gpu_layers = gpu_layers
-        params.use_extra_bufts = not _has_amx()
         _last_words.clear()
         self._model = lc.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
@@ -417,14 +416,16 @@ def _gpu_layers(device: Device, asked: int | None) -> int:
     return 0
 
 
-def _has_amx() -> bool:
-    """Whether llama.cpp would multiply in AMX tiles.
+def model_params() -> Any:
+    """llama.cpp's own parameters for loading a model, but that it multiplies no matrix in AMX tiles.
 
     GCC up to 12 drops stores to the tile configuration that only `_tile_loadconfig` reads, so a llama.cpp compiled
     with it on such a processor ends by SIGSEGV at its first product. The tiles live in the extra buffer types;
-    without those the same weights are multiplied with AVX-512.
+    without those the same weights are multiplied with AVX-512. Whoever opens a model by llama.cpp, opens it with these.
     """
-    return b"AMX_INT8 = 1" in lc.llama_print_system_info()
+    params = lc.llama_model_default_params()
+    params.use_extra_bufts = b"AMX_INT8 = 1" not in lc.llama_print_system_info()
+    return params
 
 
 def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabulary:
