@@ -71,8 +71,7 @@ def ways(pattern: Node, names: Names, longest: int, *, most: int = 100_000) -> l
 
     def spell(head: Text, text: str, said: Sequence[str]) -> Text:
         spelled = head.text + text.encode()
-        known = {label for label, _ in head.ends}
-        ends = tuple((label, len(spelled)) for label in said if label not in known)
+        ends = tuple((label, len(spelled)) for label in said)
         return Text(spelled, (*head.ends, *ends), cut=len(spelled) > longest)
 
     def after(node: Node, heads: set[Text]) -> set[Text]:
