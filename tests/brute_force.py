@@ -174,6 +174,8 @@ def guided_model(
         if len(path) >= depth:
             return row
         fits = fitting(b"".join(pieces[t] for t in path))
+        if leak == 0 and not fits.any():  # nothing but the end: beyond it there is too much to enumerate
+            fits = np.array([i in stops for i in range(len(pieces))])
         if fits.any() and not fits.all():
             inside, outside = np.logaddexp.reduce(row[fits]), np.logaddexp.reduce(row[~fits])
             with np.errstate(divide="ignore"):
