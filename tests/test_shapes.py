@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from edgeguard import Guard, Search
 from edgeguard.answers import START, Answers
-from edgeguard.profile import Profile, load_profile
+from edgeguard.profile import Profile, load_profile, parse_profile
 from edgeguard.testing import FakeBackend, vocabulary
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -133,6 +134,16 @@ def test_what_the_guard_never_writes_is_off_the_grammar(name, text):
 
 def test_every_shape_is_read():
     assert {row[0] for row in READ} == {path.stem for path in SHAPES.glob("*.toml")}
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "profiles.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", re.findall(r"```toml\n(\[answer\]\n.*?)```", PAGE, re.DOTALL))
+def test_each_answer_in_the_docs_is_one_that_a_profile_may_have(block):
+    rest = '\n[prompt]\ntemplate = "model"\n'
+    codes = '[[category]]\ncode = "S1"\nname = "One"\n' if "{category}" in block else ""
+    assert parse_profile(f'name = "docs"\ntaxonomy = "docs"\n{block}{rest}{codes}'.encode(), "docs/profiles.md")
 
 
 def test_labels_of_the_decision_come_first_and_those_of_other_fields_after_safe():
