@@ -153,8 +153,10 @@ class Answers:
         if not self._codes:
             return ()
         choices = {q for q, name in self._automaton.choice.items() if name == self._readout.category}
-        way = self._automaton.way_to(automaton.START, self._codes[0], choices)
-        return () if way is None else self._beginning(START, way[0])
+        judged = self._automaton.way_to(automaton.START, self._verdicts[0], choices) or (b"", automaton.START)
+        # Where the label comes before the verdict, as both may in one token, there is no way on from the verdict.
+        chosen = self._automaton.way_to(judged[1], self._codes[0], choices)
+        return self._beginning(START, judged[0] + (b"" if chosen is None else chosen[0]))
 
     def run(self, text: bytes, state: int = START) -> tuple[int, int] | None:
         """Read bytes from a state: (state, bits newly named), or None where the grammar breaks."""
@@ -245,7 +247,7 @@ class Answers:
         (text, whether it ends with the word that says the label, for want of a choice), or None.
         """
         others = {q for q, name in self._automaton.choice.items() if name != self._readout.verdict}
-        ways = (self._automaton.way_to(q, mark, others) for q, _ in self._threads[state])
+        ways = (self._automaton.way_to(q, mark, others) for q in self._places(state))
         found = [way for way in ways if way is not None]
         if not found:
             return None
@@ -256,19 +258,29 @@ class Answers:
         return text, True
 
     def _way_on(self, state: int) -> tuple[bytes, bool] | None:
-        """The plain way to the next choice, or where one reading is left and no choice comes, to its label's end."""
-        threads = [q for q, _ in self._threads[state]]
-        if to_choice := [text for q in threads if (text := self._to_choice(q)) is not None]:
-            return min(to_choice, key=len), False
-        if len(threads) == 1:
-            return next(((text, True) for bits, _, text in self._automaton.plain_way(threads[0]) if bits), None)
+        """The plain way to the next choice; where one reading is left and none comes, to the end of its label.
+
+        To a choice that `*` repeats only where all readings go there: after `S1,`, and not after `S1`.
+        """
+        places = self._places(state)
+        ways = [self._to_choice(q) for q in places]
+        first = [text for text, again in filter(None, ways) if not again]
+        again = [text for text, _ in filter(None, ways)] if all(ways) else []
+        if first or again:
+            return min(first or again, key=len), False
+        if len(places) == 1:
+            return next(((text, True) for bits, _, text in self._automaton.plain_way(places[0]) if bits), None)
         return None
 
-    def _to_choice(self, q: int) -> bytes | None:
-        """The plain way to the next choice, but to none that only repeats one."""
+    def _places(self, state: int) -> list[int]:
+        """Where the readings of an answer stand, plain ones first; at its start the plain way is the pattern's."""
+        return [automaton.START] if state == START else sorted({q for q, _ in self._threads[state]})
+
+    def _to_choice(self, q: int) -> tuple[bytes, bool] | None:
+        """The plain way to the next choice, and whether that is one that only repeats another."""
         for _, there, text in self._automaton.plain_way(q):
             if there in self._automaton.choice:
-                return None if there in self._automaton.again else text
+                return text, there in self._automaton.again
         return None
 
     def _check_words(self, ways: Sequence[tuple[bytes, bool]]) -> None:
@@ -284,17 +296,25 @@ class Answers:
         runs = (self._spell(state, text[:n]) for n in range(len(text), 0, -1))
         return next((run for run in runs if run is not None), ())
 
-    def _spell(self, state: int, text: bytes) -> tuple[int, ...] | None:
-        """Tokens that write `text` from a state, longest first; None where the vocabulary has no way."""
+    def _spell(self, state: int, text: bytes, dead: set[int] | None = None) -> tuple[int, ...] | None:
+        """Tokens that write `text` from a state, longest first; None where the vocabulary has no way.
+
+        `dead` are the lengths of rests that are known to have none; how they were reached does not matter.
+        """
         if not text:
             return ()
+        dead = set() if dead is None else dead
         moves = self.moves(state)
         fits = [i for i, t in enumerate(moves.tokens) if text.startswith(self.piece(int(t)))]
         for i in sorted(fits, key=lambda i: -len(self.piece(int(moves.tokens[i])))):
             token = int(moves.tokens[i])
-            rest = self._spell(int(moves.next[i]), text[len(self.piece(token)) :])
+            left = text[len(self.piece(token)) :]
+            if len(left) in dead:
+                continue
+            rest = self._spell(int(moves.next[i]), left, dead)
             if rest is not None:
                 return (token, *rest)
+        dead.add(len(text))
         return None
 
 

@@ -134,16 +134,18 @@ class TomlTable:
         """Raise for a character of a text, counted from 0: its line, and its column where the file has it literally."""
         text = self.values[key]
         begins = text.rfind("\n", 0, at) + 1  # of the line in question
-        line = self._first_line(key) + text.count("\n", 0, at)
+        line = self._line_inside(key, text.count("\n", 0, at))
         indent = self.source.text_of(line).find(text[begins:].partition("\n")[0])
         column = f"{indent + at - begins + 1}:" if indent >= 0 else ""
         raise ProfileError(f"{self.source.name}:{line}:{column} {self.title}{key}: {message}")
 
-    def _first_line(self, key: str) -> int:
-        """Of a text: TOML drops a line break right after the opening quotes, so it may begin one line lower."""
+    def _line_inside(self, key: str, n_breaks: int) -> int:
+        """The file's line of a place in a text that has so many line breaks before it."""
         line = self.source.line((*self.key, key))
-        opening = self.source.text_of(line).rstrip()
-        return line + opening.endswith(('"""', "'''"))
+        opening = re.search(r"=\s*(?:\"{3}|'{3})(.*)", self.source.text_of(line))
+        if opening is None:  # a text in one line of the file: its breaks are escapes
+            return line
+        return line + n_breaks + (not opening[1].strip())  # TOML drops a line break right after the opening quotes
 
     @property
     def title(self) -> str:
@@ -232,7 +234,7 @@ class TomlTable:
         try:
             jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(self.values[key])
         except jinja2.TemplateSyntaxError as error:
-            line = self._first_line(key) + error.lineno - 1
+            line = self._line_inside(key, error.lineno - 1)
             raise ProfileError(f"{self.source.name}:{line}: {self.title}{key}: {error.message}") from None
         except RecursionError:
             self.fail(key, f"{key} nests its Jinja too deeply")

@@ -44,10 +44,10 @@ def grammar(pattern: str, **forms: Mapping[str, tuple[str, ...]]) -> AnswerGramm
 
 GRAMMARS: dict[str, AnswerGrammar] = {
     "list": grammar(r"{verdict=safe}|{verdict=unsafe}(\n{category}(,{category})*)?"),
-    "variants": grammar(r" ?({verdict=safe}|{verdict=unsafe}(\n?{category}(,\n?{category})*)?)\n?"),
+    "variants": grammar(r"(| )({verdict=safe}|{verdict=unsafe}(\n?{category}(,\n?{category})*)?)\n?"),
     "one": grammar(r"{verdict=safe}|{verdict=unsafe}(\n{category})?"),
     "verdict": grammar("{verdict=safe}|{category}{verdict:=unsafe}"),
-    "none": grammar(r"\n?{verdict}"),
+    "none": grammar(r"(|\n){verdict}"),
     "open": grammar(r"{verdict=safe}...|{verdict=unsafe}\n{category}(,...|\n)"),
 }
 

@@ -137,6 +137,16 @@ def test_the_profile_with_the_mistakes_has_none_itself():
     parse_profile(PROFILE.encode(), "team.toml")
 
 
+def test_a_mistake_in_a_text_of_one_line_is_found_in_its_line():
+    for written in ("'{x}'", '"{x}"', "'''{x}'''"):
+        text = re.sub(r"(?s)'''.*'''", lambda _, written=written: written, PROFILE)
+        with pytest.raises(ProfileError, match=rf"team.toml:5:{11 + written.index('{')}: "):
+            parse_profile(text.encode(), "team.toml")
+    escaped = re.sub(r"(?s)'''.*'''", lambda _: r'"a\n\n{x}"', PROFILE)
+    with pytest.raises(ProfileError, match=r"team\.toml:5:"):
+        parse_profile(escaped.encode(), "team.toml")
+
+
 def test_a_form_may_hold_a_separator_where_nothing_else_reads_so():
     forms = PROFILE.replace('name = "Ten"', 'name = "Ten"\nforms = ["S1, or ten"]')
     parse_profile(forms.encode(), "team.toml")

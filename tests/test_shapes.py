@@ -196,10 +196,31 @@ def test_what_is_evaluated_together_is_a_way_through_the_grammar(name):
         states += new
 
 
+def written(compiled: Answers, tokens: tuple[int, ...]) -> str:
+    return b"".join(compiled.piece(token) for token in tokens).decode()
+
+
+def test_the_plain_way_is_that_of_the_guard():
+    """Llama Guard 3 writes two line breaks first: without them the run is one that it never goes."""
+    compiled = answers("llama-guard")
+    assert [written(compiled, run) for run in compiled.spines(START)] == ["\n\nunsafe\nS", "\n\nsaf"]
+    ways = {
+        name: written(one, one.way_to_label)
+        for name in ("llama-guard", "qwen3guard", "polyguard", "wildguard")
+        if (one := answers(name))
+    }
+    assert ways == {
+        "llama-guard": "\n\nunsafe\nS",
+        "qwen3guard": "Safety: Unsafe\nCategories: ",
+        "polyguard": "Harmful request: yes\nRequest safety violations: S",
+        "wildguard": "",
+    }
+
+
 def test_runs_lead_through_each_verdict_to_the_next_choice():
     """One call is to see the heads of all verdicts, and what each is followed by for certain."""
     compiled = answers("qwen3guard")
-    runs = [b"".join(compiled.piece(t) for t in run).decode() for run in compiled.spines(START)]
+    runs = [written(compiled, run) for run in compiled.spines(START)]
     assert runs == [
         "Safety: Unsafe\nCategories: ",
         "Safety: Controversial\nCategories: ",
@@ -207,5 +228,4 @@ def test_runs_lead_through_each_verdict_to_the_next_choice():
     ]
     read = compiled.run(b"Safety: Unsafe\nCategories: Vi")
     assert read is not None
-    runs = [b"".join(compiled.piece(t) for t in run).decode() for run in compiled.spines(read[0])]
-    assert runs == ["olent\nRefusal: "]
+    assert [written(compiled, run) for run in compiled.spines(read[0])] == ["olent\nRefusal: "]
