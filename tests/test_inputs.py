@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -411,6 +412,21 @@ def test_peeking_loses_no_record_and_one_good_one_is_enough() -> None:
     assert list(peeked(read_records(io.BytesIO(b"")))) == []
     (bad,) = peeked(read_records(io.BytesIO(b'{"id": 1}\n')))  # a record that lacks its text is one failed record
     assert isinstance(bad, Failure) and bad.kind == "missing_field"
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def documented() -> list[tuple[str, str]]:
+    """(format, text) of each file that docs/inputs.md shows."""
+    text = (Path(__file__).parents[1] / "docs" / "inputs.md").read_text(encoding="utf-8")
+    return re.findall(r"^```(jsonl|json|csv)\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize(("format", "text"), documented())
+def test_every_file_of_the_documentation_is_read(tmp_path: Path, format: str, text: str) -> None:
+    records = list(read_records(write(tmp_path / f"in.{format}", text)))
+    assert records and all(isinstance(record, Record) for record in records)
 
 
 # ---------------------------------------------------------------- raw fields, and the loop

@@ -186,8 +186,7 @@ def _recognised(file: Opened) -> str:
     if not first:
         return "jsonl"  # nothing in, nothing out: `grep … | edgeguard score -` may find nothing
     raise InputError(
-        f"{file.where}: the format is not recognised, it begins with {_beginning(file.head)}; "
-        f"expected {_ACCEPTED}",
+        f"{file.where}: the format is not recognised, it begins with {_beginning(file.head)}; expected {_ACCEPTED}",
         kind="format_not_recognised",
     )
 
