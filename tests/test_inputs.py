@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 import edgeguard
 from edgeguard.errors import InputError
 from edgeguard.rows import shapes
+from edgeguard.rows.judging import judged
 from edgeguard.rows.readers import Reading, count_records, peeked, read_fields, read_records
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import Fields
-from edgeguard.rows.stream import judged
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(
     str.strip
@@ -327,6 +327,14 @@ def test_a_batch_request_of_several_texts_is_an_error_for_one_record_is_one_row(
     assert isinstance(several, Failure) and (several.kind, several.id) == ("several_texts", "7")
     nothing = only(jsonl({"custom_id": "7", "body": {"model": "m"}}))
     assert isinstance(nothing, Failure) and nothing.kind == "missing_field"
+
+
+def test_a_field_called_conversation_may_be_no_chat() -> None:
+    assert said(only(jsonl({"text": "a", "conversation": "c-17", "conversations": 3}))) == "u:a"
+    alone = only(jsonl({"conversation": "c-17"}))
+    assert isinstance(alone, Failure) and alone.kind == "missing_field"
+    both = only(jsonl({"text": "a", "conversation": [{"from": "human", "value": "b"}]}))
+    assert isinstance(both, Failure) and both.kind == "ambiguous"
 
 
 def test_sharegpt_comes_in_parquet_too() -> None:
