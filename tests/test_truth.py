@@ -277,6 +277,15 @@ def test_a_verdict_alone_is_evaluated_and_calibrated_alone(run, tiny, tmp_path: 
     assert (apart.exit_code, "nothing of S1" in apart.stderr) == (2, True)
 
 
+def test_an_object_of_flags_is_read_from_the_records_themselves(run, tiny, tmp_path: Path):
+    flags = [{"S1": i % 2 == 1, "S2": 0, "S10": False} for i in range(len(VERDICTS))]
+    rows = [{"text": row["text"], "labels": labels} for row, labels in zip(VERDICTS, flags, strict=True)]
+    source = write(tmp_path / "flags.jsonl", rows)
+    found = json.loads(run("evaluate", source, *tiny, "--draws", 0, "--json").stdout)
+    assert (found["records"], found["unsafe"], found["failed"]) == (6, 3, [])
+    assert found["estimators"]["marginal"]["labels"]["S1"]["n_true"] == 3
+
+
 def test_a_file_of_labels_with_more_records_is_joined_and_what_was_mapped_is_said(run, tiny, tmp_path: Path):
     source = write(tmp_path / "texts.jsonl", [{"id": row["id"], "text": row["text"]} for row in VERDICTS])
     tags = [{"key": i, "tags": ["theft"] if i % 2 else []} for i in range(9)]

@@ -54,10 +54,8 @@ def labelled_table(
         reading.check(source)
         total = count_records(source, format=reading.format, encoding=reading.encoding)
         with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
-            return score_labelled(
-                guard, source, reading=reading, evidence=evidence, advance=advance, tell=_say, **truth
-            )
-    labelled = read_labelled(source, tell=_say, **truth)
+            return score_labelled(guard, source, reading=reading, evidence=evidence, advance=advance, say=_say, **truth)
+    labelled = read_labelled(source, say=_say, **truth)
     (scored_with,) = labelled.table.scores
     if estimator not in (None, scored_with):
         raise InputError(f"{source} was scored with {scored_with}, --estimator is {estimator}; score it again")

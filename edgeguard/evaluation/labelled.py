@@ -13,7 +13,7 @@ from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import AS_IT_IS, Reading
 
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 TOLD_ONE_BY_ONE = 3  # records that could not be scored
 
 
@@ -34,49 +34,49 @@ def score_labelled(
     reading: Reading = AS_IT_IS,
     evidence: bool = False,
     advance: Callable[[], None] = lambda: None,
-    tell: Tell = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Labelled:
     """Score the records of a file, whose truth is in them or in the file `labels`.
 
     reading  how the records are read
     advance  is called for each record
-    tell     hears how the truth was read, and what is left out
+    say      hears how the truth was read, and what is left out
 
     Raises InputError for a truth that is missing or cannot be joined, before anything is scored.
     """
     found = find_truth(source, ("unsafe", *guard.codes), file=labels, label_map=label_map, reading=reading)
-    truth = _stated(found, labels or source, tell)
+    truth = _stated(found, labels or source, say)
     table = score_records(guard, reading.records(source), evidence=evidence, advance=advance)
     if not len(table):
         raise InputError(f"{source}: no record could be scored")
     identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
-    return _joined(table, truth, identity, labels, tell)
+    return _joined(table, truth, identity, labels, say)
 
 
 def read_labelled(
-    source: Path, *, labels: Path | None = None, label_map: LabelMap | None = None, tell: Tell = lambda line: None
+    source: Path, *, labels: Path | None = None, label_map: LabelMap | None = None, say: Say = lambda line: None
 ) -> Labelled:
     """The scores that `edgeguard score` wrote, of the one estimator it had; else as `score_labelled`."""
     table, identity = read_scores(source)
     found = find_truth(source, table.labels, file=labels, label_map=label_map)
-    return _joined(table, _stated(found, labels or source, tell), identity, labels, tell)
+    return _joined(table, _stated(found, labels or source, say), identity, labels, say)
 
 
-def _stated(truth: Truth | None, where: Path, tell: Tell) -> Truth:
+def _stated(truth: Truth | None, where: Path, say: Say) -> Truth:
     """The truth, said; InputError where there is none."""
     if truth is None:
         raise InputError(f"{where} has no labels; give records with `labels`", kind="no_truth")
     for line in described(truth):
-        tell(line)
+        say(line)
     return truth
 
 
-def _joined(table: ScoreTable, truth: Truth, identity: Mapping[str, str], labels: Path | None, tell: Tell) -> Labelled:
+def _joined(table: ScoreTable, truth: Truth, identity: Mapping[str, str], labels: Path | None, say: Say) -> Labelled:
     for one in table.failed[:TOLD_ONE_BY_ONE]:
-        tell(f"left out, not scored (id {one.id!r}): {one.message}")
+        say(f"left out, not scored (id {one.id!r}): {one.message}")
     if len(table.failed) > TOLD_ONE_BY_ONE:
-        tell(f"{len(table.failed)} records were not scored and are left out")
+        say(f"{len(table.failed)} records were not scored and are left out")
     unscored = len(truth) - len(table) - len(table.failed)
     if unscored > 0:
-        tell(f"{truth.where}: {unscored} of {len(truth)} records were not scored; left out")
+        say(f"{truth.where}: {unscored} of {len(truth)} records were not scored; left out")
     return Labelled(with_truth(table, truth, same_file=labels is None), identity)

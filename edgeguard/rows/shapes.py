@@ -103,12 +103,14 @@ def id_of(value: object, fields: Fields = USUAL) -> Id:
 def checked_labels(value: object) -> tuple[str, ...] | None:
     """Ground truth: None where not given, () for "safe". Raises RecordError."""
     if isinstance(value, str):
-        is_json = value.lstrip().startswith("[")
-        value = parse_json(value, '"labels"', "write a JSON list") if is_json else re.split("[,;|]", value)
+        is_json = value.lstrip().startswith(("[", "{"))
+        value = parse_json(value, '"labels"', "write a JSON list or object") if is_json else re.split("[,;|]", value)
         if value == [""]:
             return None
     if value is None:
         return None
+    if isinstance(value, Mapping):  # of names, each with whether it holds
+        value = [name for name, holds in value.items() if holds]
     if not isinstance(value, list | tuple) or not all(isinstance(label, str) for label in value):
         raise RecordError(
             f'"labels" is {shown(value)}, expected a list of strings, or a string like "safe" or "S1,S2"',
