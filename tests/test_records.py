@@ -415,7 +415,7 @@ def test_tsv_is_csv_with_tabs(tmp_path: Path) -> None:
     [
         (
             "hello,world\n",
-            r'"text" is missing; .*; the columns are "hello", "world"; CSV needs a header row',
+            r'"text" is missing; .*; the columns are "hello", "world"',
         ),
         ("id,text,text\n", r'column "text" is there twice'),
         ('"text\n', r"header row cannot be read"),
@@ -537,6 +537,8 @@ def test_make_record_checks_texts_mappings_and_records() -> None:
     with pytest.raises(RecordError, match="wizard") as caught:
         make_record({"messages": [{"role": "wizard", "content": "c"}]}, line=3)
     assert caught.value.kind == "unknown_role"
+    with pytest.raises(RecordError, match='"text" is missing'):
+        make_record({1: "a", None: "b"})  # Python's mappings have keys that JSON's have not
     for value in (None, ["a"], 3):
         with pytest.raises(TypeError, match="is no record; give a text, a mapping or a Record"):
             make_record(value)
