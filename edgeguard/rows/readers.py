@@ -41,7 +41,7 @@ _ACCEPTED = (
     "each also with .gz, .bz2, .xz or .zst"
 )
 _REQUEST = ("custom_id", "body")  # of OpenAI's Batch
-_BESIDE = ("id", "labels", *_REQUEST)  # what a record may have besides its content
+_BESIDE = ("id", *_REQUEST)  # what a record may have besides its content
 _OBJECT_WITH_LIST = re.compile(rb'\s*\{\s*"([^"\\]{1,100})"\s*:\s*\[\s*(?:\{|$)')
 _PEEKED = 10  # records that must all have the same trouble with names before the file is said to have it
 _OF_NAMES = ("no_such_field", "unnamed_field", "unnamed_pair")  # kinds that are as a rule a whole file's

@@ -1,7 +1,8 @@
 """The shapes of fields that become a record: a text, a prompt and its response, or a chat.
 
 A record has exactly one of `text`, `prompt` (with an optional `response`) or `messages`; ShareGPT's `conversations` and
-the `body` of an OpenAI Batch request are chats too. `Fields` names others. It may have an `id` and `labels`.
+the `body` of an OpenAI Batch request are chats too. `Fields` names others. It may have an `id`.
+What else a line holds is not looked at: ground truth is `evaluation/truth.py`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from edgeguard.errors import RecordError
 from edgeguard.rows.chats import conversation
 from edgeguard.rows.record import Id, Message, Record, as_checked
-from edgeguard.rows.values import checked_id, checked_text, encodable, parse_json, readable_id, shown
+from edgeguard.rows.values import checked_id, checked_text, readable_id, shown
 
 CHATS = ("messages", "conversations", "conversation")  # OpenAI; ShareGPT; LMSYS-Chat and WildChat
 CONTENT = ("text", "prompt", "response", *CHATS)
@@ -91,7 +92,7 @@ def make_record(value: object, *, fields: Fields = USUAL, strict: bool = False, 
     if isinstance(value, Mapping):
         id_ = checked_id(_value(value, _id_name(value, fields)))
         messages, skipped = _conversation(value, fields, strict=strict)
-        return as_checked(Record(messages, id_, checked_labels(value.get("labels")), line, skipped))
+        return as_checked(Record(messages, id_, line, skipped))
     raise TypeError(f"{type(value).__name__} is no record; give a text, a mapping or a Record")
 
 
@@ -100,37 +101,11 @@ def id_of(value: object, fields: Fields = USUAL) -> Id:
     return readable_id(_value(value, _id_name(value, fields))) if isinstance(value, Mapping) else None
 
 
-def checked_labels(value: object) -> tuple[str, ...] | None:
-    """Ground truth: None where not given, () for "safe". Raises RecordError."""
-    if isinstance(value, str):
-        is_json = value.lstrip().startswith(("[", "{"))
-        value = parse_json(value, '"labels"', "write a JSON list or object") if is_json else re.split("[,;|]", value)
-        if value == [""]:
-            return None
-    if value is None:
-        return None
-    if isinstance(value, Mapping):  # of names, each with whether it holds
-        value = [name for name, holds in value.items() if holds]
-    if not isinstance(value, list | tuple) or not all(isinstance(label, str) for label in value):
-        raise RecordError(
-            f'"labels" is {shown(value)}, expected a list of strings, or a string like "safe" or "S1,S2"',
-            kind="invalid_type",
-        )
-    labels = tuple(encodable(label.strip(), '"labels"') for label in value)
-    if "" in labels or ("safe" in labels and len(labels) > 1):
-        raise RecordError(
-            f'"labels" is {shown(", ".join(labels))}, expected "safe" alone, or labels that are not empty',
-            kind="invalid_type",
-        )
-    return () if labels == ("safe",) else labels
-
-
 def _remade(record: Record, *, strict: bool) -> Record:
     """A record made by hand, in the form of one that was read."""
     turns = [{"role": message.role, "content": message.content} for message in record.messages]
     messages, skipped = conversation(turns, "messages", strict=strict)
-    labels = checked_labels(None if record.labels is None else list(record.labels))
-    return as_checked(Record(messages, checked_id(record.id), labels, record.line, record.skipped + skipped))
+    return as_checked(Record(messages, checked_id(record.id), record.line, record.skipped + skipped))
 
 
 def _conversation(fields: Mapping[str, object], names: Fields, *, strict: bool) -> tuple[tuple[Message, ...], int]:
