@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,25 +245,40 @@ def assert_within_rounding(backend: Backend, folder: Path, records: list[Asked])
 
 
 def broken(backend: Backend, records: list[Asked]) -> Iterator[tuple[str, np.ndarray]]:
-    """The rows of the ONNX adapter with a fault inside: each branch sees those before it, or stands one place on."""
-    if backend.info.path.suffix == ".gguf":
-        return
+    """The adapter's own rows with a fault inside it."""
+    wrong = in_llama_cpp() if backend.info.path.suffix == ".gguf" else in_onnx_runtime()
+    for fault, (module, name, function) in wrong.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, function)
+            yield fault, answered(backend, [asked_again(one) for one in records])
+
+
+def in_llama_cpp() -> dict[str, tuple[Any, str, Any]]:
+    """A branch sees half of what it stands on. (Positions with a gap llama.cpp refuses itself.)"""
+    from edgeguard.backends.llama_cpp import model
+
+    copy = model.lc.llama_memory_seq_cp
+
+    def half(memory, source, target, begin, end):
+        copy(memory, source, target, end // 2, end)
+
+    return {"mask": (model.lc, "llama_memory_seq_cp", half)}
+
+
+def in_onnx_runtime() -> dict[str, tuple[Any, str, Any]]:
+    """A branch sees those before it in the row, or stands one place further on."""
     from edgeguard.backends.onnx_runtime import model
 
-    right_seen, right_depths = model._seen, model._depths
+    right = model._depths
 
     def seen(new, columns, past, size):
-        assert right_seen(new, columns, past, size).shape == (size - past, size)
         return np.tri(size - past, size, past, dtype=np.bool_)
 
     def depths(new):
         on = [len(list(prefix.lineage())) > 3 for prefix in new]  # root, record, chain: and what stands on it
-        return right_depths(new) + np.repeat(on, [len(prefix.tokens) for prefix in new])
+        return right(new) + np.repeat(on, [len(prefix.tokens) for prefix in new])
 
-    for fault, name, wrong in (("mask", "_seen", seen), ("position", "_depths", depths)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model, name, wrong)
-            yield fault, answered(backend, [asked_again(one) for one in records])
+    return {"mask": (model, "_seen", seen), "position": (model, "_depths", depths)}
 
 
 def asked_again(one: Asked) -> Asked:
