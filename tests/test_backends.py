@@ -171,7 +171,7 @@ def test_a_record_gets_the_same_bits_whatever_came_before(tiny, before, tokens, 
     np.testing.assert_array_equal(evaluate(tiny, root, tokens), alone)
 
 
-@law
+@settings(law, max_examples=8)
 @given(
     sizes=st.lists(st.integers(1, 150), min_size=2, max_size=3),
     visits=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=6),
