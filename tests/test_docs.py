@@ -77,13 +77,13 @@ def test_the_default_guard_knows_what_its_profile_s_two_texts_are():
 @pytest.mark.smollm2
 @pytest.mark.parametrize("profile", ["instruct", *sorted(str(p) for p in (ROOT / "examples").glob("*.toml"))])
 def test_profiles_for_chat_models_fit_the_default_model(profile):
-    with edgeguard.Guard.load(profile=profile, runtime=RuntimeOptions(context=2048)) as guard:
+    with edgeguard.Guard.load(profile=profile, runtime=RuntimeOptions(context=2048, threads=1)) as guard:
         assert self_test(guard).problems == ()
 
 
 @pytest.mark.smollm2
 def test_the_examples_can_be_scored():
-    with edgeguard.Guard.load(runtime=RuntimeOptions(context=2048), estimator="conditional") as guard:
+    with edgeguard.Guard.load(runtime=RuntimeOptions(context=2048, threads=1), estimator="conditional") as guard:
         results = list(guard.score_many(edgeguard.read_records(ROOT / "examples" / "messages.jsonl")))
     assert len(results) == 10
     assert all(isinstance(result, edgeguard.Score) for result in results)
