@@ -29,9 +29,10 @@ taxonomy = "tiny"
 taxonomy_version = "1"
 min_grammar_mass = 0
 [answer]
+pattern = '({verdict=safe}|{verdict=unsafe}(\\n{category}((,|, ){category})*)?)\\n?'
+[field.verdict]
 safe = ["safe"]
 unsafe = ["unsafe"]
-labels = "list"
 [prompt]
 template = "own"
 control = ["<|im_start|>", "<|im_end|>"]

@@ -1,7 +1,7 @@
 """The answers a guard may give, as an automaton over bytes, and which labels each answer names.
 
-A profile's grammar describes answer *texts*: `safe`, or `unsafe\\nS1,S10`. A model writes *tokens*,
-and one text has many tokenisations. So the grammar is compiled to a byte automaton, and a token is
+A profile's pattern describes answer *texts*: `safe`, or `unsafe\\nS1,S10`. A model writes *tokens*,
+and one text has many tokenisations. So the pattern is compiled to a byte automaton, and a token is
 allowed in a state if its bytes lead somewhere. What a token names is read off the automaton:
 
 - `S1` is named by a token only when the answer cannot become `S10` any more. Where the tokenizer
@@ -9,22 +9,25 @@ allowed in a state if its bytes lead somewhere. What a token names is read off t
 - All surface forms of a label, and all its tokenisations, name the same label.
 - What an answer has named stays named, however it goes on.
 
-Every set of labels here has `unsafe` first, then the categories in the profile's order, then `safe`: all but the
-last are the labels that a guard decides.
+Every set of labels here has `unsafe` first, then the categories in the profile's order, then `safe`: up to there are
+the labels of a decision. Those of the answer's other fields follow, as "refusal=yes".
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard import automaton
+from edgeguard.automaton import Marks, Threads, build, factored
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError
-from edgeguard.profile import AnswerGrammar, Category
+from edgeguard.grammar import AnswerGrammar, Judged, Readout
+from edgeguard.pattern import Field, Label
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -54,34 +57,6 @@ class Moves:
     stop: Bools | None
 
 
-@dataclass
-class _Nfa:
-    """Thompson automaton over bytes. Marks sit on empty edges and name a label."""
-
-    bytes_: list[list[tuple[int, int]]] = field(default_factory=list)  # state → (byte, target)
-    empty: list[list[tuple[int, int]]] = field(default_factory=list)  # state → (label or -1, target)
-    spelling: list[bool] = field(default_factory=list)  # inside the part that tells a label from the others
-
-    def add(self, spelling: bool = False) -> int:
-        self.bytes_.append([])
-        self.empty.append([])
-        self.spelling.append(spelling)
-        return len(self.bytes_) - 1
-
-    def text(self, start: int, forms: Iterable[str], end: int, *, names: int = -1, shared: int = 0) -> None:
-        """Edges from `start` to `end` for each form; its bytes after the first `shared` spell a label."""
-        for form in forms:
-            here = start
-            for i, byte in enumerate(form.encode()):
-                there = self.add(spelling=names >= 0 and i >= shared)
-                self.bytes_[here].append((byte, there))
-                here = there
-            self.empty[here].append((names, end))
-
-
-Threads = frozenset[tuple[int, int]]  # (NFA state, bits of labels this reading names beyond the certain ones)
-
-
 @dataclass(frozen=True)
 class _Step:
     state: int
@@ -89,41 +64,53 @@ class _Step:
 
 
 class Answers:
-    """The compiled grammar over one vocabulary. States are small integers, made as they are met.
+    """The compiled pattern over one vocabulary. States are small integers, made as they are met.
 
     Two equal grammars over two vocabularies give different moves and the same labels.
+
+    labels      "unsafe", the codes, "safe", then "field=label" for all that the other fields may say
+    safe        the place of "safe" among them: the labels of a decision are those before it
+    fields      what answers say beside the decision: field → label → its place in `labels`
+    strictness  which of the profile's meanings of "unsafe" is used; "" where it has one only
     """
 
     def __init__(
         self,
         grammar: AnswerGrammar,
-        categories: Sequence[Category],
         vocabulary: Vocabulary,
         stops: frozenset[int],
+        *,
+        judged: Judged = "user",
+        strictness: str | None = None,
     ) -> None:
-        self.labels: tuple[str, ...] = ("unsafe", *(c.code for c in categories), "safe")
+        """Compile the answers that judge a turn of the user or the assistant; strictness None is the profile's own.
+
+        Raises ProfileError for a strictness that the profile has not.
+        """
+        self._readout = grammar.readout(judged)
+        self.strictness = self._readout.strictness(strictness)
+        self.labels, self.fields = _labels(grammar, self._readout)
+        self.safe = self.labels.index("safe")
         self.stops: Ints = np.array(sorted(stops), dtype=np.int64)
-        forms = [c.forms for c in categories]
-        shared = _common_prefix([f.encode() for fs in forms for f in fs]) if forms else b""
-        self._nfa, self._accept = _build(grammar, forms, len(shared))
-        self._can_name = _closure_of_names(self._nfa)
-        spelled = {*grammar.safe, *grammar.unsafe, *(f for fs in forms for f in fs)}
-        # Some guards answer in control tokens (`<UNSAFE-S3>`): those the grammar spells count as text.
-        self._spelled = {i: name.encode() for name, i in vocabulary.control.items() if name in spelled}
+        marks = _marks(self.labels, self._readout, self.strictness)
+        self._automaton = build(grammar.pattern, marks)
+        self._verdicts = _marks_of(self._readout.verdict, grammar, marks)
+        self._codes = _marks_of(self._readout.category, grammar, marks)
+        # Some guards answer in control tokens (`<UNSAFE-S3>`): those that the pattern writes count as text.
+        names = {i: name.encode() for name, i in vocabulary.control.items() if name}
+        self._spelled = {i: name for i, name in names.items() if self._automaton.writes(name)}
         self._vocabulary_pieces = vocabulary.pieces
-        self._pieces, self._ids = _sorted_pieces(vocabulary, self._spelled, stops)
+        self._pieces, self._ids = _sorted_pieces(vocabulary.pieces, self._spelled, stops)
         self._threads: list[Threads] = []
         self._state_of: dict[Threads, int] = {}
         self._steps: dict[tuple[int, int], _Step | None] = {}
         self._moves: dict[int, Moves] = {}
         self._spines: dict[int, tuple[tuple[int, ...], ...]] = {}
-        start, _ = _factor(self._closure({(0, 0)}))
-        self._intern(start)
-        self._to_choice, self._words = _plainest(grammar, forms, shared)
+        self._intern(self._automaton.start()[0])
 
     @property
     def n_labels(self) -> int:
-        """`unsafe`, the categories, and `safe`."""
+        """Those of the decision, `safe`, and those of the other fields."""
         return len(self.labels)
 
     def moves(self, state: int) -> Moves:
@@ -138,21 +125,23 @@ class Answers:
             return np.zeros(self.n_labels, dtype=np.bool_)
         bits = 0
         for q, named in self._threads[state]:
-            bits |= named | self._can_name[q]
+            bits |= named | self._automaton.can_say[q]
         return self._bools(bits)
 
     def spelling(self, state: int) -> bool:
         """Is the answer, in this state, in the middle of the part that tells a label from the others?"""
         threads = self._threads[state]
-        return any(named or self._nfa.spelling[q] for q, named in threads)
+        return any(named or self._automaton.spelling[q] for q, named in threads)
 
     def spines(self, state: int) -> tuple[tuple[int, ...], ...]:
         """Token runs worth evaluating together with this state: the plainest ways on, in this vocabulary.
 
-        From the start: through `unsafe` to where the first label is chosen, and to the end of `safe`, so
-        that both sides of the log-odds are looked at however small. Elsewhere to the next choice of a label.
-        A run costs a few tokens in a batch and saves as many steps of one token each. Its last token is
-        one whose row matters: a word that is complete needs no row of its own.
+        Where the verdict comes next: one through each of its labels to the next choice of a label behind it, so that
+        both sides of the log-odds are looked at however small. Elsewhere to the next choice, or to the end of the
+        label that is being spelled. A run costs a few tokens in a batch and saves as many steps of one token each.
+        Its last token is one whose row matters: a word that is complete needs no row of its own.
+
+        Raises ProfileError at the start where the vocabulary cannot write a verdict.
         """
         if state not in self._spines:
             self._spines[state] = self._find_spines(state)
@@ -161,7 +150,11 @@ class Answers:
     @property
     def way_to_label(self) -> tuple[int, ...]:
         """Tokens of the plainest way from the start to where the first label is chosen: `unsafe`, `\\n`, `S`."""
-        return self._beginning(START, self._to_choice)
+        if not self._codes:
+            return ()
+        choices = {q for q, name in self._automaton.choice.items() if name == self._readout.category}
+        way = self._automaton.way_to(automaton.START, self._codes[0], choices)
+        return () if way is None else self._beginning(START, way[0])
 
     def run(self, text: bytes, state: int = START) -> tuple[int, int] | None:
         """Read bytes from a state: (state, bits newly named), or None where the grammar breaks."""
@@ -175,8 +168,12 @@ class Answers:
 
     def stop_names(self, state: int) -> int | None:
         """Bits that ending the answer in this state newly names, or None where it may not end."""
-        ended = [named for q, named in self._threads[state] if q == self._accept]
-        return None if not ended else _and(ended)
+        ended = {(q, named) for q, named in self._threads[state] if self._automaton.ends(q)}
+        return factored(ended)[1] if ended else None
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token writes into an answer."""
+        return self._spelled.get(token) or self._vocabulary_pieces[token]
 
     def _bools(self, bits: int) -> Bools:
         return np.array([bits >> i & 1 for i in range(self.n_labels)], dtype=np.bool_)
@@ -187,27 +184,11 @@ class Answers:
             self._threads.append(threads)
         return self._state_of[threads]
 
-    def _closure(self, threads: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
-        todo, seen = list(threads), set(threads)
-        while todo:
-            q, named = todo.pop()
-            for label, target in self._nfa.empty[q]:
-                there = (target, named if label < 0 else named | 1 << label)
-                if there not in seen:
-                    seen.add(there)
-                    todo.append(there)
-        # A state that only passes on is not a place to be; dropping it lets `S10` be certain at once.
-        return {(q, m) for q, m in seen if self._nfa.bytes_[q] or q == self._accept}
-
     def _step(self, state: int, byte: int) -> _Step | None:
         key = (state, byte)
         if key not in self._steps:
-            reached = {(t, m) for q, m in self._threads[state] for b, t in self._nfa.bytes_[q] if b == byte}
-            if not reached:
-                self._steps[key] = None
-            else:
-                threads, certain = _factor(self._closure(reached))
-                self._steps[key] = _Step(self._intern(threads), certain)
+            stepped = self._automaton.step(self._threads[state], byte)
+            self._steps[key] = None if stepped is None else _Step(self._intern(stepped[0]), stepped[1])
         return self._steps[key]
 
     def _find_moves(self, state: int) -> Moves:
@@ -230,13 +211,16 @@ class Answers:
         self, state: int, read: bytes, named: int, lo: int, hi: int, found: list[tuple[int, int, int]]
     ) -> None:
         """All pieces in [lo, hi) of the sorted vocabulary begin with `read`; follow the allowed ones."""
+        if any(q == self._automaton.open for q, _ in self._threads[state]):  # whatever they go on with
+            found.extend((token, state, named) for token in self._ids[lo:hi])
+            return
         while lo < hi and self._pieces[lo] == read:
             if read:
                 found.append((self._ids[lo], state, named))
             lo += 1
         if lo == hi:
             return
-        for byte in {b for q, _ in self._threads[state] for b, _ in self._nfa.bytes_[q]}:
+        for byte in self._automaton.bytes_from(self._threads[state]):
             longer = read + bytes([byte])
             left = bisect_left(self._pieces, longer, lo, hi)
             beyond = read + bytes([byte + 1]) if byte < 255 else None
@@ -248,24 +232,52 @@ class Answers:
                 self._descend(step.state, longer, named | step.named, left, right, found)
 
     def _find_spines(self, state: int) -> tuple[tuple[int, ...], ...]:
+        ways = [way for mark in self._verdicts if (way := self._way_through(state, mark)) is not None]
         if state == START:
-            words = [self._spell(START, word) for word in self._words]
-            if None in words:
-                word = self._words[words.index(None)].decode()
+            self._check_words(ways)
+        ways = ways or [way for way in [self._way_on(state)] if way is not None]
+        runs = [self._beginning(state, text)[: -1 if is_word else None] for text, is_word in ways]
+        return tuple(dict.fromkeys(run for run in runs if run))
+
+    def _way_through(self, state: int, mark: int) -> tuple[bytes, bool] | None:
+        """The plainest way that says a label of the verdict, and on to the next choice.
+
+        (text, whether it ends with the word that says the label, for want of a choice), or None.
+        """
+        others = {q for q, name in self._automaton.choice.items() if name != self._readout.verdict}
+        ways = (self._automaton.way_to(q, mark, others) for q, _ in self._threads[state])
+        found = [way for way in ways if way is not None]
+        if not found:
+            return None
+        text, there = min(found, key=lambda way: len(way[0]))
+        for _, q, more in self._automaton.plain_way(there):
+            if q in others:
+                return text + more, False
+        return text, True
+
+    def _way_on(self, state: int) -> tuple[bytes, bool] | None:
+        """The plain way to the next choice, or where one reading is left and no choice comes, to its label's end."""
+        threads = [q for q, _ in self._threads[state]]
+        if to_choice := [text for q in threads if (text := self._to_choice(q)) is not None]:
+            return min(to_choice, key=len), False
+        if len(threads) == 1:
+            return next(((text, True) for bits, _, text in self._automaton.plain_way(threads[0]) if bits), None)
+        return None
+
+    def _to_choice(self, q: int) -> bytes | None:
+        """The plain way to the next choice, but to none that only repeats one."""
+        for _, there, text in self._automaton.plain_way(q):
+            if there in self._automaton.choice:
+                return None if there in self._automaton.again else text
+        return None
+
+    def _check_words(self, ways: Sequence[tuple[bytes, bool]]) -> None:
+        for text, is_word in ways:
+            if is_word and self._spell(START, text) is None:
                 raise ProfileError(
-                    f"the model's vocabulary cannot write {word!r}, an answer of the profile; "
+                    f"the model's vocabulary cannot write {text.decode()!r}, an answer of the profile; "
                     "this profile is not for this model"
                 )
-            runs = (self._beginning(START, self._to_choice), *(word[:-1] for word in words if word))
-            return tuple(run for run in runs if run)
-        choice = self.run(self._to_choice)
-        for length in range(1, len(self._to_choice) + 1):  # the shortest rest of that way which fits here
-            text = self._to_choice[-length:]
-            there = self.run(text, state)
-            if choice is not None and there is not None and there[0] == choice[0]:
-                run = self._beginning(state, text)
-                return (run,) if run else ()
-        return ()
 
     def _beginning(self, state: int, text: bytes) -> tuple[int, ...]:
         """Tokens of the longest beginning of `text` that the vocabulary can write from here."""
@@ -285,101 +297,45 @@ class Answers:
                 return (token, *rest)
         return None
 
-    def piece(self, token: int) -> bytes:
-        """The bytes a token writes into an answer."""
-        return self._spelled.get(token) or self._vocabulary_pieces[token]
+
+def _labels(grammar: AnswerGrammar, readout: Readout) -> tuple[tuple[str, ...], Mapping[str, Mapping[str, int]]]:
+    """All labels in order, and the places of those beside the decision: field → label → place."""
+    codes = [label.name for field in grammar.fields if field.name == readout.category for label in field.labels]
+    labels = ["unsafe", *codes, "safe"]
+    fields: dict[str, dict[str, int]] = {}
+    for field in grammar.fields:
+        if field.name != readout.category and not readout.is_said_by(field):
+            fields[field.name] = {label.name: len(labels) + i for i, label in enumerate(field.labels)}
+            labels += [f"{field.name}={label.name}" for label in field.labels]
+    return tuple(labels), fields
 
 
-def _build(grammar: AnswerGrammar, forms: Sequence[Sequence[str]], shared: int) -> tuple[_Nfa, int]:
-    """The automaton of a grammar and its accepting state. State 0 is the start."""
-    safe = 1 + len(forms)
-    nfa = _Nfa()
-    start, verdict, ending, accept = nfa.add(), nfa.add(), nfa.add(), nfa.add()
-    nfa.text(start, grammar.lead or ("",), verdict)
-    nfa.text(verdict, grammar.safe, ending, names=safe)
-    nfa.text(ending, grammar.end or ("",), accept)
-    if grammar.labels == "verdict":
-        _add_labels(nfa, verdict, forms, ending, shared, also=UNSAFE)
-        return nfa, accept
-    judged = nfa.add()
-    nfa.text(verdict, grammar.unsafe, judged, names=UNSAFE)
-    nfa.empty[judged].append((-1, ending))  # `unsafe` and no category: allowed, names none
-    if grammar.labels == "none":
-        return nfa, accept
-    choose, chosen = nfa.add(), nfa.add()
-    nfa.text(judged, grammar.before_labels or ("",), choose)
-    _add_labels(nfa, choose, forms, chosen, shared)
-    nfa.empty[chosen].append((-1, ending))
-    if grammar.labels == "list":
-        nfa.text(chosen, grammar.separator, choose)
-    return nfa, accept
+def _marks(labels: Sequence[str], readout: Readout, strictness: str) -> Marks:
+    """Which places of `labels` a label of a field names, as bits."""
+    bit = {label: 1 << i for i, label in enumerate(labels)}
+    sides = readout.sides(strictness)
+
+    def marks(field: Field, label: Label) -> int:
+        bits = bit.get(f"{field.name}={label.name}", 0)
+        if field.name == readout.category:
+            bits |= bit[label.name]
+        if field.name == readout.verdict and label.name in sides:
+            bits |= bit[sides[label.name]]
+        return bits
+
+    return marks
 
 
-def _add_labels(
-    nfa: _Nfa, start: int, forms: Sequence[Sequence[str]], end: int, shared: int, also: int | None = None
-) -> None:
-    for label, variants in enumerate(forms, UNSAFE + 1):
-        if also is None:
-            nfa.text(start, variants, end, names=label, shared=shared)
-        else:
-            named = nfa.add()
-            nfa.text(start, variants, named, names=label, shared=shared)
-            nfa.empty[named].append((also, end))
-
-
-def _closure_of_names(nfa: _Nfa) -> list[int]:
-    """For each NFA state, the bits of all labels on any way from it."""
-    names = [0] * len(nfa.empty)
-    changed = True
-    while changed:
-        changed = False
-        for q in range(len(names)):
-            bits = names[q]
-            for _, target in nfa.bytes_[q]:
-                bits |= names[target]
-            for label, target in nfa.empty[q]:
-                bits |= names[target] | (0 if label < 0 else 1 << label)
-            if bits != names[q]:
-                names[q], changed = bits, True
-    return names
-
-
-def _factor(threads: set[tuple[int, int]]) -> tuple[Threads, int]:
-    """Split off what every reading names: (threads with the rest, certain bits)."""
-    certain = _and([named for _, named in threads])
-    return frozenset((q, named & ~certain) for q, named in threads), certain
-
-
-def _and(bits: Sequence[int]) -> int:
-    both = bits[0]
-    for more in bits[1:]:
-        both &= more
-    return both
-
-
-def _common_prefix(texts: Sequence[bytes]) -> bytes:
-    low, high = min(texts), max(texts)
-    n = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    # A single label, or one form that begins all others, must keep a byte of its own to be told by.
-    return low[: min(n, min(map(len, texts)) - 1)]
-
-
-def _plainest(grammar: AnswerGrammar, forms: Sequence[Sequence[str]], shared: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """By the first-named variants: the way to the first choice of a label, and the words of the verdict."""
-    lead, safe = (grammar.lead or ("",))[0].encode(), grammar.safe[0].encode()
-    if grammar.labels == "verdict":
-        return lead + shared, (lead + safe, lead + forms[0][0].encode())
-    unsafe = lead + grammar.unsafe[0].encode()
-    if grammar.labels == "none":
-        return b"", (lead + safe, unsafe)
-    return unsafe + (grammar.before_labels or ("",))[0].encode() + shared, (lead + safe,)
+def _marks_of(name: str | None, grammar: AnswerGrammar, marks: Marks) -> list[int]:
+    """Of a field's labels, what they name; those that name `unsafe` first."""
+    found = [marks(field, label) for field in grammar.fields if field.name == name for label in field.labels]
+    return sorted(found, key=lambda bits: not bits >> UNSAFE & 1)
 
 
 def _sorted_pieces(
-    vocabulary: Vocabulary, spelled: Mapping[int, bytes], stops: frozenset[int]
+    pieces: Sequence[bytes], spelled: Mapping[int, bytes], stops: frozenset[int]
 ) -> tuple[list[bytes], list[int]]:
     """All pieces in byte order, with their ids: a prefix is a range of it."""
-    pairs = [(piece, i) for i, piece in enumerate(vocabulary.pieces) if piece and i not in stops]
-    pairs += [(piece, i) for i, piece in spelled.items() if i not in stops]
-    pairs.sort()
-    return [p for p, _ in pairs], [i for _, i in pairs]
+    written = {**dict(enumerate(pieces)), **spelled}
+    ids = sorted((i for i, piece in written.items() if piece and i not in stops), key=written.__getitem__)
+    return [written[i] for i in ids], ids

@@ -18,6 +18,9 @@ user has none. `cli/advice.py` adds what an option can do, by kind.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class EdgeguardError(Exception):
     """Base of the tree: catch it to catch everything edgeguard raises on purpose.
@@ -93,3 +96,9 @@ def shortened(text: str, longest: int) -> str:
 def shown(value: object, longest: int = 60) -> str:
     """A stranger's value for a message: its repr, printable and short."""
     return shortened(printable(repr(value)), longest)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the known one that is near, in brackets, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

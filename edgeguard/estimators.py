@@ -56,7 +56,7 @@ ESTIMATORS: dict[str, Estimator] = {"conditional": conditional, "joint": joint, 
 
 def label_scores(tree: Tree, estimator: str) -> Floats:
     """(1 + n_codes,) "unsafe" and the codes by the estimator of that name; P(unsafe) is the marginal by all of them."""
-    scores = ESTIMATORS[estimator](tree)[:-1]
+    scores = ESTIMATORS[estimator](tree)[: tree.safe]
     scores[UNSAFE] = marginal(tree)[UNSAFE]
     return scores
 
@@ -65,19 +65,20 @@ def log_odds(tree: Tree) -> float:
     """Margin in nats: log P(unsafe) - log P(safe), over the answers looked into. ±inf where one has none."""
     first = _first_naming(tree)
     with np.errstate(divide="ignore"):
-        logs = [np.logaddexp.reduce(tree.logp[first[:, i]], initial=-np.inf) for i in (UNSAFE, -1)]
+        logs = [np.logaddexp.reduce(tree.logp[first[:, i]], initial=-np.inf) for i in (UNSAFE, tree.safe)]
     return float(logs[0] - logs[1])
 
 
 def first_label(tree: Tree) -> Floats:
     """(n_labels,) P(the label is the first category that the answer names), over the answers looked into.
 
-    0 for "unsafe" and "safe", which are no categories. With them, and with the mass that names none, it sums to 1.
+    0 for "unsafe", "safe" and what other fields say, which are no categories. With P(safe), and with the mass that
+    names neither, it sums to 1.
     """
-    before = np.atleast_1d(tree.named[tree.parent][:, 1:-1].any(axis=1))
+    before = np.atleast_1d(tree.named[tree.parent][:, 1 : tree.safe].any(axis=1))
     before[0] = False
     first = _first_naming(tree) & ~before[:, None]
-    first[:, [UNSAFE, -1]] = False
+    first[:, [UNSAFE, *range(tree.safe, len(tree.labels))]] = False
     mass: Floats = np.exp(tree.logp) @ first
     return mass
 
@@ -106,5 +107,6 @@ def _along_path(tree: Tree, *, given_path: bool) -> Floats:
         siblings = tree.children(before)
         for label in np.flatnonzero(first[place]):
             completing = np.exp(np.logaddexp.reduce(tree.logp[siblings[first[siblings, label]]]))
-            p[label] = completing / np.exp(tree.logp[begin]) if given_path else completing
+            reached = np.exp(tree.logp[begin]) if given_path else 1.0
+            p[label] = completing / reached if reached else 0.0  # of a path without mass nothing is given
     return np.minimum(1.0, p)

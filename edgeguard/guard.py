@@ -172,7 +172,7 @@ class Guard:
             )
         self._min_mass = profile.min_grammar_mass if search.min_grammar_mass is None else search.min_grammar_mass
         self._prompter = compile_prompt(profile, backend.info.chat_template, backend.vocabulary)
-        self._answers = Answers(profile.answer, profile.categories, backend.vocabulary, self._prompter.stops)
+        self._answers = Answers(profile.answer, backend.vocabulary, self._prompter.stops)
         self._roots: dict[tuple[int, ...], Prefix] = {}
         self._closed = False
 
@@ -242,7 +242,7 @@ class Guard:
     @property
     def codes(self) -> tuple[str, ...]:
         """The taxonomy's, in order. What a guard decides is "unsafe" and these."""
-        return self._answers.labels[1:-1]
+        return self._answers.labels[1 : self._answers.safe]
 
     @property
     def answers(self) -> Answers:
@@ -351,14 +351,14 @@ class Guard:
         margin = log_odds(tree)
         if not np.isfinite(margin):
             raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
-        labels = tree.labels[:-1]
+        labels = tree.labels[: tree.safe]
         decided = decide(
             np.array([margin]),
             label_scores(tree, self.estimator)[None],
             labels=labels,
             calibration=self.calibration,
             thresholds=self.thresholds,
-            bounds=bounds(tree)[None],
+            bounds=bounds(tree)[None, : tree.safe + 1],
         )
         assert decided.bounds is not None
         p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()

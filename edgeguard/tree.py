@@ -26,7 +26,7 @@ SPECULATE = 4  # times the tolerance: the mass from which the tokens after a pla
 class Tree:
     """n places in the tree of answers; place 0 is the prompt's end. All masses are given the prompt.
 
-    labels    (n_labels,) "unsafe", the codes of the taxonomy, "safe"
+    labels    (n_labels,) "unsafe", the codes of the taxonomy, "safe"; "field=label" of the answer's other fields
     parent    (n,) the place before, -1 for the root
     token     (n,) token id, or STOP
     logp      (n,) nats: log P(reaching this place)
@@ -48,6 +48,11 @@ class Tree:
     spelling: Bools
     expanded: Bools
     off: Floats
+
+    @property
+    def safe(self) -> int:
+        """The place of "safe" among the labels; those before it are what a guard decides."""
+        return self.labels.index("safe")
 
     @property
     def open(self) -> Bools:

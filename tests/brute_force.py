@@ -1,6 +1,6 @@
 """The slow truth for small answer languages: all answers enumerated, labels read off their text by hand.
 
-Nothing here uses edgeguard's automaton or tree: it is what they are tested against.
+Nothing here uses edgeguard's automaton or tree, only the parsed pattern: it is what they are tested against.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from edgeguard.pattern import Choose, Either, Node, Open, Repeat, Say, Series
+from edgeguard.pattern import Text as Literal
 
 Model = Callable[[tuple[int, ...]], np.ndarray]  # token ids so far → (n_vocab,) log-probabilities
 
@@ -33,84 +36,109 @@ def answers(logprobs: Model, *, stops: set[int], depth: int) -> Iterator[tuple[t
 
 @dataclass(frozen=True)
 class Text:
-    """One answer text of a grammar; `ends` are the labels it names, each with the byte its spelling ends at."""
+    """One way through a pattern; `ends` are the labels it names, each with the byte its spelling ends at.
+
+    open  anything may follow
+    cut   the way goes on, but further than anyone looks
+    """
 
     text: bytes
-    ends: tuple[tuple[int, int], ...]
+    ends: tuple[tuple[str, int], ...] = ()
+    open: bool = False
+    cut: bool = False
 
-    def named_within(self, n_bytes: int) -> frozenset[int]:
+    def named_within(self, n_bytes: int) -> frozenset[str]:
         return frozenset(label for label, end in self.ends if end <= n_bytes)
 
+    def may_become(self, read: bytes) -> bool:
+        """Does this way begin with what was read, or does its free end hold the rest?"""
+        return self.text.startswith(read) or (self.open and read.startswith(self.text))
 
-def texts_of(grammar, forms: Sequence[Sequence[str]], longest: int) -> list[Text]:
-    """All answer texts of a grammar up to `longest` bytes. Labels: unsafe 0, the n categories, safe n + 1."""
-    named_unsafe, named_safe = 0, 1 + len(forms)
-    variants = [(form, i) for i, fs in enumerate(forms, 1) for form in fs]
-    found: list[Text] = []
+    def may_be(self, read: bytes) -> bool:
+        """Is this the whole answer?"""
+        return not self.cut and (read.startswith(self.text) if self.open else read == self.text)
 
-    def add(head: Text) -> None:
-        found.extend(Text(head.text + end.encode(), head.ends) for end in grammar.end or ("",))
 
-    def spell(head: Text, text: str, *labels: int) -> Text:
-        end = len(head.text) + len(text.encode())
-        return Text(head.text + text.encode(), (*head.ends, *((label, end) for label in labels)))
+Names = Callable[[str, str], Sequence[str]]  # (field, label) → the labels that it names
 
-    for lead in grammar.lead or ("",):
-        start = Text(lead.encode(), ())
-        for safe in grammar.safe:
-            add(spell(start, safe, named_safe))
-        if grammar.labels == "verdict":
-            for form, i in variants:
-                add(spell(start, form, i, named_unsafe))
-            continue
-        for unsafe in grammar.unsafe:
-            judged = spell(start, unsafe, named_unsafe)
-            add(judged)
-            if grammar.labels == "none":
-                continue
-            lists = [spell(spell(judged, b), f, i) for b in grammar.before_labels or ("",) for f, i in variants]
-            while lists:
-                head = lists.pop()
-                if len(head.text) > longest:
-                    continue
-                add(head)
-                if grammar.labels == "list":
-                    lists += [spell(spell(head, sep), f, i) for sep in grammar.separator for f, i in variants]
-    return [t for t in found if len(t.text) <= longest]
+
+class TooManyWays(Exception):
+    """More than can be enumerated in a test."""
+
+
+def ways(pattern: Node, names: Names, longest: int, *, most: int = 100_000) -> list[Text]:
+    """All ways through a pattern, cut where they are longer than `longest` bytes. Raises TooManyWays."""
+
+    def spell(head: Text, text: str, said: Sequence[str]) -> Text:
+        spelled = head.text + text.encode()
+        known = {label for label, _ in head.ends}
+        ends = tuple((label, len(spelled)) for label in said if label not in known)
+        return Text(spelled, (*head.ends, *ends), cut=len(spelled) > longest)
+
+    def after(node: Node, heads: set[Text]) -> set[Text]:
+        done, heads = {h for h in heads if h.cut}, {h for h in heads if not h.cut}
+        match node:
+            case Literal(text):
+                found = {spell(h, text, ()) for h in heads}
+            case Choose(field, labels):
+                found = {
+                    spell(h, form, names(field.name, la.name)) for h in heads for la in labels for form in la.forms
+                }
+            case Say(field, label):
+                found = {spell(h, "", names(field.name, label.name)) for h in heads}
+            case Open():
+                found = {replace(h, open=True) for h in heads}
+            case Either(parts):
+                found = set().union(*(after(part, heads) for part in parts))
+            case Series(parts):
+                found = functools.reduce(lambda sofar, part: after(part, sofar), parts, heads)
+            case Repeat(part, least, endless):
+                found, new = (set() if least else set(heads)), heads
+                while new := after(part, new) - found:
+                    found |= new
+                    if not endless or len(found) > most:
+                        break
+        if len(found) > most:
+            raise TooManyWays
+        return done | found
+
+    return sorted(after(pattern, {Text(b"")}), key=lambda t: (t.text, t.ends))
 
 
 def truth(
-    logprobs: Model, pieces: Sequence[bytes], *, stops: set[int], depth: int, texts: Sequence[Text], n: int
+    logprobs: Model,
+    pieces: Sequence[bytes],
+    *,
+    stops: set[int],
+    depth: int,
+    texts: Sequence[Text],
+    labels: Sequence[str],
 ) -> tuple[np.ndarray, float]:
-    """(n + 2,) probability that the answer names each label, and the mass of answers outside the grammar.
+    """(n_labels,) probability that the answer names each label, and the mass of answers outside the grammar.
 
     An answer of the grammar names what it spells. Another one names what its longest beginning in the
     grammar spells for certain: in every way to go on.
     """
-    whole: dict[bytes, list[frozenset[int]]] = {}
-    for t in texts:
-        whole.setdefault(t.text, []).append(t.named_within(len(t.text)))
 
     @functools.cache
-    def certain(read: bytes) -> frozenset[int] | None:
-        ways = [t.named_within(len(read)) for t in texts if t.text.startswith(read)]
-        return frozenset.intersection(*ways) if ways else None
+    def certain(read: bytes, whole: bool) -> frozenset[str] | None:
+        found = [t.named_within(len(read)) for t in texts if (t.may_be(read) if whole else t.may_become(read))]
+        return frozenset.intersection(*found) if found else None
 
-    p, off = np.zeros(n + 2), 0.0
+    p, off = dict.fromkeys(labels, 0.0), 0.0
     for path, mass in answers(logprobs, stops=stops, depth=depth):
         read = b"".join(pieces[t] for t in path)
-        if read in whole:
-            labels = frozenset.intersection(*whole[read])
-        else:
+        named = certain(read, True)
+        if named is None:
             off += mass
-            heads = itertools.accumulate((pieces[t] for t in path), initial=b"")
-            labels = frozenset()
-            for head in heads:
-                if (named := certain(head)) is None:
+            named = frozenset()
+            for head in itertools.accumulate((pieces[t] for t in path), initial=b""):
+                if (so_far := certain(head, False)) is None:
                     break
-                labels = named
-        p[list(labels)] += mass
-    return p, off
+                named = so_far
+        for label in named:
+            p[label] += mass
+    return np.array(list(p.values())), off
 
 
 def random_model(n_vocab: int, stops: set[int], *, seed: int, depth: int, sharpness: float) -> Model:
@@ -132,15 +160,21 @@ def guided_model(
 ) -> Model:
     """Like `random_model`, but all mass save a share `leak` goes where some text of the grammar can still follow."""
     base = random_model(len(pieces), stops, seed=seed, depth=depth, sharpness=2.0)
-    whole = {t.text for t in texts}
-    heads = {t[:i] for t in whole for i in range(len(t) + 1)}
+
+    @functools.cache
+    def fitting(read: bytes) -> np.ndarray:
+        return np.array(
+            [
+                any(t.may_be(read) if i in stops else t.may_become(read + piece) for t in texts)
+                for i, piece in enumerate(pieces)
+            ]
+        )
 
     def logprobs(path: tuple[int, ...]) -> np.ndarray:
         row = base(path)
         if len(path) >= depth:
             return row
-        read = b"".join(pieces[t] for t in path)
-        fits = np.array([read in whole if i in stops else read + piece in heads for i, piece in enumerate(pieces)])
+        fits = fitting(b"".join(pieces[t] for t in path))
         if fits.any() and not fits.all():
             inside, outside = np.logaddexp.reduce(row[fits]), np.logaddexp.reduce(row[~fits])
             with np.errstate(divide="ignore"):

@@ -32,13 +32,11 @@ taxonomy = "tiny"
 min_grammar_mass = 0.0
 
 [answer]
-lead = [""]
+pattern = '{verdict=safe}|{verdict=unsafe}({category}(,{category})*)?'
+
+[field.verdict]
 safe = ["safe"]
 unsafe = ["unsafe"]
-labels = "list"
-before_labels = [""]
-separator = [","]
-end = [""]
 
 [prompt]
 template = "model"

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from languages import CODES, GRAMMARS, TOKENISATIONS, Language, language, languages
+from languages import CODES, GRAMMARS, TOKENISATIONS, Language, grammar, language, languages, random_languages
 from published import any_place
 
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Prefix
 from edgeguard.errors import ProfileError
 from edgeguard.estimators import ESTIMATORS, bounds, conditional, first_label, joint, log_odds, marginal
-from edgeguard.profile import Category
 from edgeguard.testing import Recompute, vocabulary
 from edgeguard.tree import STOP, Tree, explore
 
@@ -32,8 +31,11 @@ def tree_of(
     )
 
 
+every_language = st.one_of(languages, random_languages())
+
+
 @law
-@given(languages, budgets, st.integers(1, 8))
+@given(every_language, budgets, st.integers(1, 8))
 def test_bounds_contain_the_truth_at_every_budget(spoken, budget, width):
     tree = tree_of(spoken, *budget, width=width)
     p, off = spoken.truth()
@@ -44,7 +46,7 @@ def test_bounds_contain_the_truth_at_every_budget(spoken, budget, width):
 
 
 @law
-@given(languages)
+@given(every_language)
 def test_marginal_is_the_truth_when_nothing_is_left_unexplored(spoken):
     tree = tree_of(spoken)
     p, _ = spoken.truth()
@@ -53,7 +55,7 @@ def test_marginal_is_the_truth_when_nothing_is_left_unexplored(spoken):
 
 
 @law
-@given(languages, budgets)
+@given(every_language, budgets)
 def test_joint_is_at_most_conditional_and_at_most_marginal(spoken, budget):
     tree = tree_of(spoken, *budget)
     assert (joint(tree) <= conditional(tree) + 1e-12).all()
@@ -63,7 +65,7 @@ def test_joint_is_at_most_conditional_and_at_most_marginal(spoken, budget):
 
 
 @law
-@given(languages, st.sampled_from([0.001, 0.01, 0.1]))
+@given(every_language, st.sampled_from([0.001, 0.01, 0.1]))
 def test_the_search_stops_under_the_tolerance_or_at_its_budget(spoken, tolerance):
     tree = tree_of(spoken, tolerance, 40)
     assert tree.slack.max() <= tolerance or tree.n_rows >= 40
@@ -71,12 +73,13 @@ def test_the_search_stops_under_the_tolerance_or_at_its_budget(spoken, tolerance
 
 
 @law
-@given(languages)
+@given(every_language)
 def test_a_repeated_label_counts_once(spoken):
     """Adding a path's mass at every mention gave p above 1."""
     tree = tree_of(spoken)
-    assert (marginal(tree) <= 1).all()
-    assert marginal(tree)[UNSAFE] + marginal(tree)[-1] <= 1 + FLOAT32
+    p = np.exp(tree.logp) @ (tree.named & ~np.vstack([np.zeros_like(tree.named[:1]), tree.named[tree.parent[1:]]]))
+    assert (p <= 1 + FLOAT32).all()
+    assert p[UNSAFE] + p[tree.safe] <= 1 + FLOAT32
 
 
 @law
@@ -225,8 +228,8 @@ def test_both_sides_of_the_log_odds_are_looked_at_however_small():
     """With `safe` in two tokens and little mass, the search never needed it and the margin was infinite."""
     pieces = [b"un", b"u", b"sa", b"fe", b"\n", b"S", b"1", b"0", b"2", b","]
     spoken = scripted(pieces, {b"": {b"un": 0.999, b"sa": 0.001}, b"sa": {b"fe": 1.0}})
-    grammar = GRAMMARS["list"].__class__(("",), ("safe",), ("un",), "list", ("\n",), (",",), ("",))
-    tree = tree_of(Language(grammar, pieces, spoken.model, 12, [], spoken.vocabulary), 0.5)
+    spec = grammar(r"{verdict=safe}|{verdict=unsafe}(\n{category})?", verdict={"safe": ("safe",), "unsafe": ("un",)})
+    tree = tree_of(Language(spec, pieces, spoken.model, 12, [], spoken.vocabulary), 0.5)
     assert log_odds(tree) == pytest.approx(np.log(0.999 / 0.001), rel=1e-5)
 
 
@@ -238,8 +241,8 @@ def test_a_vocabulary_that_cannot_write_the_verdict_is_refused():
 def test_a_control_token_can_be_an_answer_where_the_grammar_spells_it():
     """Some guards answer in one control token, `<UNSAFE-S3>`; plain text must not spell it otherwise."""
     vocab = vocabulary([b"x"], control=("<end>", "<SAFE>", "<UNSAFE-S3>"), eog=("<end>",))
-    grammar = GRAMMARS["verdict"].__class__(("",), ("<SAFE>",), ("u",), "verdict", (), (), ("",))
-    answers = Answers(grammar, (Category("S3", "three", "", ("<UNSAFE-S3>",)),), vocab, frozenset({1}))
+    spec = grammar("<SAFE>{verdict:=safe}|{verdict:=unsafe}<UNSAFE-{category}>", category={"S3": ("S3",)})
+    answers = Answers(spec, vocab, frozenset({1}))
     assert answers.moves(0).tokens.tolist() == [2, 3]
 
 
@@ -309,6 +312,6 @@ def test_the_first_label_is_one_of_those_named(spoken):
     assert (first <= p + 1e-12).all()
     assert first[UNSAFE] == first[-1] == 0
     assert first.sum() + p[-1] <= 1 + FLOAT32
-    if spoken.grammar.labels in ("one", "verdict"):  # no answer names a second one
+    if spoken.grammar in (GRAMMARS["one"], GRAMMARS["verdict"]):  # no answer names a second one
         np.testing.assert_allclose(first[1:-1], p[1:-1], atol=FLOAT32)
     assert first.sum() >= p[1:-1].max(initial=0) - FLOAT32  # what names a label names a first one

@@ -19,8 +19,9 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"errors"},
-    {"process"},
-    {"backend", "rows"},
+    {"pattern", "process", "tomlfile"},
+    {"automaton", "backend", "rows"},
+    {"grammar"},
     {"profile", "formats"},
     {"calibration"},
     {"builtin"},

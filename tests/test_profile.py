@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from edgeguard.errors import ProfileError
+from edgeguard.grammar import Readout
 from edgeguard.profile import (
-    MAX_BYTES,
     MAX_CATEGORIES,
-    AnswerGrammar,
     Category,
     detect_profile,
     list_profiles,
     load_profile,
     parse_profile,
 )
+from edgeguard.tomlfile import MAX_BYTES
 
-GOOD = '''\
+GOOD = r'''
 name = "team"
 version = "2"
 taxonomy = "ours"
@@ -24,10 +24,15 @@ min_grammar_mass = 0.25
 stop = ["<end>"]
 
 [answer]
+pattern = '({verdict=safe}|{verdict=unsafe}(\n{category}(,{category})*)?)(\nMood: {mood})?'
+
+[field.verdict]
 safe = ["safe"]
 unsafe = ["unsafe"]
-labels = "list"
-separator = [","]
+
+[field.mood]
+glad = ["happy", "glad"]
+sad = ["sad"]
 
 [prompt]
 template = "own"
@@ -80,7 +85,12 @@ def test_a_profile_is_read_with_its_defaults() -> None:
         Category("S1", "Violence", forms=("S1",)),
         Category("S10", "Hate", "Insults", ("S10", "hate")),
     )
-    assert profile.answer == AnswerGrammar(separator=(",",))
+    assert [f.name for f in profile.answer.fields] == ["category", "verdict", "mood"]
+    assert (
+        profile.answer.user
+        == profile.answer.assistant
+        == Readout("verdict", "category", unsafe=(("", ("unsafe",)),), safe=("safe",))
+    )
     assert profile.prompt.text.startswith("<s>Judge:\n")
     assert (profile.prompt.user, profile.prompt.assistant) == ("Customer", "Agent")
     assert profile.stop == ("<end>",)
@@ -96,16 +106,19 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing() -> None:
 
 MISTAKES = [
     # (old, new, the text of the line that the error must name, what it must say)
-    ('separator = [","]', "separator = 3", "separator", "[answer] separator is 3; expected a list of texts"),
-    ('separator = [","]', "separator = []", "separator", "empty list"),
-    ('separator = [","]', 'seperator = [","]', "seperator", "did you mean 'separator'?"),
-    ('unsafe = ["unsafe"]', 'unsafe = ["safe"]', 'unsafe = ["safe"]', "also a form of safe"),
-    ('unsafe = ["unsafe"]', 'unsafe = [""]', 'unsafe = [""]', "empty"),
-    ('unsafe = ["unsafe"]', 'unsafe = ["no", "no"]', 'unsafe = ["no"', '"no" twice'),
-    ('unsafe = ["unsafe"]', "", "[answer]", "[answer] unsafe is missing"),
-    ('labels = "list"', 'labels = "lst"', "labels", "did you mean 'list'?"),
-    ('labels = "list"', 'labels = "verdict"', 'unsafe = ["unsafe"]', "no place"),
-    ('labels = "list"', 'labels = "none"', "[[category]]", "names no category"),
+    ("[field.mood]", "[field]", "glad = [", "[field] glad is"),
+    ("[field.mood]", '[field."my mood"]', '[field."my mood"]', "no name of a field"),
+    ("[field.mood]", "[field.category]", "[field.category]", "the taxonomy's own field"),
+    ("[field.mood]", "[fields.mood]", "[fields.mood]", "did you mean 'field'?"),
+    ('sad = ["sad"]', 'sad = "sad"', 'sad = "sad"', "[field.mood] sad is \"sad\"; expected a list of texts"),
+    ('sad = ["sad"]', "sad = []", "sad = []", "expected at least one form"),
+    ('sad = ["sad"]', 'sad = [""]', 'sad = [""]', "empty text"),
+    ('sad = ["sad"]', 'sad = ["sad", "sad"]', 'sad = ["sad"', '"sad" twice'),
+    ('sad = ["sad"]', 'sad = ["glad"]', 'sad = ["glad"]', 'sad has "glad", which is also a form of glad'),
+    ('sad = ["sad"]', '"a=b" = ["sad"]', '"a=b"', "no name of a label"),
+    ('sad = ["sad"]', 'sad = ["sad"]\n[field.more]\nx = ["x"]', "x = [", "[field.more] x has no place in the pattern"),
+    ('sad = ["sad"]', 'sad = ["sad"]\n[field.more]', "[field.more]", "there are no labels"),
+    ('unsafe = ["unsafe"]', 'unsafe = ["unsafe"]\nmaybe = ["perhaps"]', "maybe", "maybe has no place in the pattern"),
     ("min_grammar_mass = 0.25", "min_grammar_mass = 1.5", "min_grammar_mass", "from 0 to 1"),
     ("min_grammar_mass = 0.25", "min_grammar_mass = nan", "min_grammar_mass", "from 0 to 1"),
     ("min_grammar_mass = 0.25", "min_grammar_mass = true", "min_grammar_mass", "is true; expected a number"),
@@ -119,8 +132,7 @@ MISTAKES = [
     ('code = "S10"', 'code = "unsafe"', 'code = "unsafe"', "every taxonomy has already"),
     ('name = "Hate"', 'nam = "Hate"', 'nam = "Hate"', "[[category]] 2: nam is not a key here (did you mean 'name'?)"),
     ('forms = ["S10", "hate"]', 'forms = ["hate", "S1"]', "forms", "also a form of S1"),
-    ('forms = ["S10", "hate"]', 'forms = ["S1,2"]', "forms", 'begins as "S1"'),
-    ('forms = ["S10", "hate"]', 'forms = ["S1\\n2"]', "forms", 'begins as "S1"'),
+    ('code = "S10"', 'code = "S=10"', 'code = "S=10"', 'a code has no "="'),
     ('forms = ["S10", "hate"]', "forms = []", "forms", "empty list"),
     ('forms = ["S10", "hate"]', 'forms = [""]', "forms", "empty text"),
     ('template = "own"', 'template = "mine"', "template", 'expected "own" or "model"'),
@@ -131,7 +143,7 @@ MISTAKES = [
     ('user = "Customer"', 'usr = "Customer"', "usr", "did you mean 'user'?"),
     ("[self_test]", "[self_tset]", "[self_tset]", "did you mean 'self_test'?"),
     ('unsafe = "I will hurt you."', "", "[self_test]", "unsafe is missing"),
-    ('safe = ["safe"]\nun', 'safe = ["safe"\nun', "unsafe = [", "not TOML"),
+    ("[self_test]\nsafe", "[self_test\nsafe", "[self_test", "not TOML"),
 ]  # fmt: skip
 
 
@@ -147,14 +159,9 @@ def test_a_mistake_is_named_with_its_line_and_key(old: str, new: str, where: str
 
 
 def test_a_key_inside_a_long_text_is_not_taken_for_the_mistaken_one() -> None:
-    text = GOOD.replace("Judge:", "separator = 1\n[answer]\n# separator").replace('separator = [","]', "")
-    text = text.replace("[roles]", "[answer.more]\nx = 1\n\n[roles]")
-    with pytest.raises(ProfileError, match=rf"team.toml:{line_of(text, '[answer.more]')}: \[answer\] more"):
+    text = GOOD.replace("Judge:", "pattern = 1\n[answer]\n# pattern").replace("pattern = '", "patern = '")
+    with pytest.raises(ProfileError, match=rf"team.toml:{line_of(text, 'patern')}: \[answer\] patern is not a key"):
         parse(text)
-
-
-def test_a_form_may_hold_a_separator_where_nothing_else_reads_so() -> None:
-    assert parse(GOOD.replace('forms = ["S10", "hate"]', 'forms = ["hate, insults"]'))
 
 
 @pytest.mark.parametrize("missing", ["answer", "prompt"])
@@ -163,20 +170,6 @@ def test_a_missing_table_is_named(missing: str) -> None:
     end = GOOD.index("\n[", begin)
     with pytest.raises(ProfileError, match=rf"team.toml:1: \[{missing}\] is missing"):
         parse(GOOD[:begin] + GOOD[end:])
-
-
-def test_there_must_be_a_category_unless_the_guard_names_none() -> None:
-    head = GOOD[: GOOD.index("[[category]]")]
-    with pytest.raises(ProfileError, match=r"\[\[category\]\] is missing"):
-        parse(head)
-    assert parse(head.replace('labels = "list"', 'labels = "none"'))
-
-
-def test_a_verdict_grammar_needs_no_word_for_unsafe_and_no_form_like_safe() -> None:
-    text = GOOD.replace('labels = "list"', 'labels = "verdict"').replace('unsafe = ["unsafe"]\n', "")
-    assert parse(text)
-    with pytest.raises(ProfileError, match="also a form of safe"):
-        parse(text.replace('forms = ["S10", "hate"]', 'forms = ["safe"]'))
 
 
 def test_hostile_files_are_refused() -> None:

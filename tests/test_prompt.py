@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, RecordError
-from edgeguard.profile import AnswerGrammar, Category, Profile, PromptMessage, PromptSpec, load_profile
+from edgeguard.profile import Category, Profile, PromptMessage, PromptSpec, load_profile
 from edgeguard.prompt import Prompter, compile_prompt
 from edgeguard.rows.record import Message
 
@@ -53,9 +53,10 @@ def chat(*texts: str) -> list[Message]:
 
 
 def guard(spec: PromptSpec, **changes: Any) -> Profile:
-    return Profile("team", "1", "", "ours", "1", (Category("S1", "Violence"),), AnswerGrammar(), spec, **changes)
+    return Profile("team", "1", "", "ours", "1", (Category("S1", "Violence"),), ANSWER, spec, **changes)
 
 
+ANSWER = load_profile("llama-guard-3").answer
 MODEL = PromptSpec(template="model")
 chatml = byte_vocabulary(CHATML, eog="<|im_end|>")
 llama3 = byte_vocabulary(LLAMA3, eog="<|eot_id|>", bos="<|begin_of_text|>")

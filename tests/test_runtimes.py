@@ -50,10 +50,11 @@ taxonomy = "toy"
 min_grammar_mass = 0.0
 
 [answer]
+pattern = '{verdict=safe}|{verdict=unsafe}(\\n{category}(,{category})*)?'
+
+[field.verdict]
 safe = ["s"]
 unsafe = ["u"]
-labels = "list"
-separator = [","]
 
 [prompt]
 template = "own"

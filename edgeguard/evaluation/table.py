@@ -117,7 +117,7 @@ def _row(tree: Tree) -> dict[str, Any]:
     """What a table keeps of a record."""
     return {
         "margin": log_odds(tree),
-        "first": first_label(tree)[1:-1],
+        "first": first_label(tree)[1 : tree.safe],
         "off": tree.off_grammar,
         **{name: label_scores(tree, name) for name in ESTIMATORS},
     }

@@ -83,7 +83,7 @@ def _estimates(guard: Guard, tree: Tree) -> Table:
     names = {c.code: c.name for c in guard.profile.categories}
     columns = [estimate(tree) for estimate in ESTIMATORS.values()]
     limits = bounds(tree)
-    for i, code in enumerate(tree.labels[:-1]):
+    for i, code in enumerate(tree.labels[: tree.safe]):
         name = names.get(code, "")
         table.add_row(
             Text(printable(code)),
