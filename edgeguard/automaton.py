@@ -7,6 +7,7 @@ has said. What all threads have said is certain.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -108,6 +109,14 @@ class Automaton:
                 todo.append((0, self.after[state], text + bytes([self.byte[state]])))
             todo.extend((bits, target, text) for bits, target in reversed(self.passes[state]))
         return None
+
+    def said_with_another(self, labels: int) -> int:
+        """Two of these labels, as bits, that one answer may say one after the other; 0 where there are none."""
+        for passes in self.passes:
+            for bits, target in passes:
+                if bits & labels and (another := self.can_say[target] & labels & ~bits):
+                    return (bits & labels) | (another & -another)
+        return 0
 
     def plain_way(self, state: int) -> Iterator[tuple[int, int, bytes]]:
         """The plain way on to an end of the answer, place by place: (bits just said, state, text until there)."""
@@ -260,9 +269,9 @@ def ambiguity(made: Automaton) -> Ambiguity | None:
     """
     start, _ = made.start()
     came: dict[Threads, tuple[Threads, int] | None] = {start: None}
-    todo = [start]
+    todo = deque([start])  # the shortest answers first: they are the ones to show
     while todo:
-        here = todo.pop()
+        here = todo.popleft()
         ended = sorted(said for state, said in here if made.ends(state))
         is_open = len(here) > 1 and any(state == made.open for state, _ in here)
         if is_open or (ended and ended[0] != ended[-1]):

@@ -98,7 +98,7 @@ def read_grammar(top: TomlTable, codes: tuple[Label, ...]) -> AnswerGrammar:
     pattern = _read_pattern(table, {field.name: field for field in fields})
     _check_places(top, pattern, fields)
     user, assistant = _read_readouts(top, fields, codes)
-    _check_readings(table, pattern, fields)
+    _check_readings(table, pattern, fields, {user.verdict, assistant.verdict})
     return AnswerGrammar(pattern, fields, user, assistant)
 
 
@@ -130,8 +130,6 @@ def _read_labels(table: TomlTable, codes: tuple[Label, ...]) -> tuple[Label, ...
         if not name.isprintable() or not name.strip() or set(name) & set("{}=|:"):
             table.fail(name, f"{show(name)} is no name of a label; expected printable text without any of {{}}=|:")
         forms = table.texts(name)
-        if not forms:
-            table.fail(name, f"{name} is an empty list; expected at least one form, as the answer writes it")
         for form in forms:
             if form in owner:
                 table.fail(name, f"{name} has {show(form)}, which is also a form of {owner[form]}")
@@ -157,25 +155,24 @@ def _read_pattern(table: TomlTable, fields: Mapping[str, Field]) -> Node:
 
 
 def _check_places(top: TomlTable, pattern: Node, fields: Sequence[Field]) -> None:
-    """Refuse a label that no answer can say."""
-    placed = set[tuple[str, str]]()
+    """Refuse a label that no answer can say, and one without a form where answers are to write it."""
+    written, said = set[tuple[str, str]](), set[tuple[str, str]]()
     for node in nodes(pattern):
         if isinstance(node, Choose):
-            placed.update((node.field.name, label.name) for label in node.labels)
+            written.update((node.field.name, label.name) for label in node.labels)
         elif isinstance(node, Say):
-            placed.add((node.field.name, node.label.name))
+            said.add((node.field.name, node.label.name))
     for field in fields:
-        lost = next((i for i, label in enumerate(field.labels) if (field.name, label.name) not in placed), None)
-        if lost is None:
-            continue
-        message = f"{field.labels[lost].name} has no place in the pattern; write {{{field.name}}} where answers say it"
-        if field.name == CATEGORY:
-            top.tables("category")[lost].fail(None, message)
-        table = top.table("field")
-        assert table is not None
-        own = table.table(field.name)
-        assert own is not None
-        own.fail(field.labels[lost].name, message)
+        for i, label in enumerate(field.labels):
+            message = ""
+            if (field.name, label.name) not in written | said:
+                message = f"{label.name} has no place in the pattern; write {{{field.name}}} where answers say it"
+            elif not label.forms and (field.name, label.name) in written:
+                message = f"{label.name} is an empty list; expected the forms that {{{field.name}}} stands for"
+            if message and field.name == CATEGORY:
+                top.tables("category")[i].fail(None, message)
+            if message:
+                TomlTable({}, ("field", field.name), top.source).fail(label.name, message)
 
 
 def _read_readouts(top: TomlTable, fields: Sequence[Field], codes: tuple[Label, ...]) -> tuple[Readout, Readout]:
@@ -242,7 +239,7 @@ def _labels_of(table: TomlTable, key: str, field: Field, default: tuple[str, ...
     return labels
 
 
-def _check_readings(table: TomlTable, pattern: Node, fields: Sequence[Field]) -> None:
+def _check_readings(table: TomlTable, pattern: Node, fields: Sequence[Field], verdicts: set[str]) -> None:
     """Refuse a pattern by which an answer cannot be read for certain."""
     said = [f"{field.name}={label.name}" for field in fields for label in field.labels]
     bit = {name: 1 << i for i, name in enumerate(said)}
@@ -257,6 +254,12 @@ def _check_readings(table: TomlTable, pattern: Node, fields: Sequence[Field]) ->
 
     if early := built.start()[1]:
         table.fail("pattern", f"pattern says {names(early)} before any text; every answer would")
+    for verdict in verdicts:
+        labels = sum(
+            bit[f"{field.name}={label.name}"] for field in fields if field.name == verdict for label in field.labels
+        )
+        if both := built.said_with_another(labels):
+            table.fail("pattern", f"pattern lets one answer say {names(both)}; expected one verdict an answer")
     if found is None:
         return
     answer = show(found.text.decode(errors="replace").replace("\n", "\\n"))

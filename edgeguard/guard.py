@@ -173,6 +173,11 @@ class Guard:
         self._min_mass = profile.min_grammar_mass if search.min_grammar_mass is None else search.min_grammar_mass
         self._prompter = compile_prompt(profile, backend.info.chat_template, backend.vocabulary)
         self._answers = Answers(profile.answer, backend.vocabulary, self._prompter.stops)
+        self._answers_on_response = (
+            self._answers
+            if profile.answer.user == profile.answer.assistant
+            else Answers(profile.answer, backend.vocabulary, self._prompter.stops, judged="assistant")
+        )
         self._roots: dict[tuple[int, ...], Prefix] = {}
         self._closed = False
 
@@ -334,7 +339,7 @@ class Guard:
             raise ContextOverflow(n_prompt + ANSWER_ROOM, self.backend.n_ctx)
         tree = explore(
             self.backend.logprobs,
-            self._answers,
+            self._answers_on_response if messages[-1].role == "assistant" else self._answers,
             prompt,
             tolerance=self.search.tolerance if self.estimator == "marginal" else None,
             max_rows=self.search.max_nodes,
