@@ -265,7 +265,9 @@ def ambiguity(made: Automaton) -> Ambiguity | None:
     """An answer that one cannot read for certain, or None: one that says other labels in another reading, or one after
     which free text may follow while the pattern goes on.
 
-    Raises TooManyStates.
+    Where it finds none, every answer says the same in all its readings. What it finds has two readings, but they may
+    differ in the order of what they say alone: what both have said before is not kept, or there would be a state for
+    each set of labels. Raises TooManyStates.
     """
     start, _ = made.start()
     came: dict[Threads, tuple[Threads, int] | None] = {start: None}

@@ -255,9 +255,7 @@ def _check_readings(table: TomlTable, pattern: Node, fields: Sequence[Field], ve
     if early := built.start()[1]:
         table.fail("pattern", f"pattern says {names(early)} before any text; every answer would")
     for verdict in verdicts:
-        labels = sum(
-            bit[f"{field.name}={label.name}"] for field in fields if field.name == verdict for label in field.labels
-        )
+        labels = sum(bits for name, bits in bit.items() if name.startswith(f"{verdict}="))
         if both := built.said_with_another(labels):
             table.fail("pattern", f"pattern lets one answer say {names(both)}; expected one verdict an answer")
     if found is None:

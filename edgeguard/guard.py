@@ -280,7 +280,7 @@ class Guard:
         record = make_record(record)
         with self._in_use():
             tree, _, prompt = self._explore(record.messages)
-            way = self._answers.way_to_label
+            way = self._judging(record.messages).way_to_label
             logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
         return tree, float(np.logaddexp.reduce(logits))
 
@@ -331,6 +331,10 @@ class Guard:
         preamble, rest = self._prompter.split(messages)
         return Prefix(rest, self._roots.setdefault(preamble, Prefix(preamble)))
 
+    def _judging(self, messages: tuple[Message, ...]) -> Answers:
+        """The answers as they are read where the last of these turns is judged."""
+        return self._answers_on_response if messages[-1].role == "assistant" else self._answers
+
     def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int], Prefix]:
         prompt = self._prompt(messages)
         n_shared = len(prompt.parent.tokens) if prompt.parent else 0
@@ -339,7 +343,7 @@ class Guard:
             raise ContextOverflow(n_prompt + ANSWER_ROOM, self.backend.n_ctx)
         tree = explore(
             self.backend.logprobs,
-            self._answers_on_response if messages[-1].role == "assistant" else self._answers,
+            self._judging(messages),
             prompt,
             tolerance=self.search.tolerance if self.estimator == "marginal" else None,
             max_rows=self.search.max_nodes,

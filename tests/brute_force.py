@@ -71,8 +71,7 @@ def ways(pattern: Node, names: Names, longest: int, *, most: int = 100_000) -> l
 
     def spell(head: Text, text: str, said: Sequence[str]) -> Text:
         spelled = head.text + text.encode()
-        known = {label for label, _ in head.ends}
-        ends = tuple((label, len(spelled)) for label in said if label not in known)
+        ends = tuple((label, len(spelled)) for label in said)
         return Text(spelled, (*head.ends, *ends), cut=len(spelled) > longest)
 
     def after(node: Node, heads: set[Text]) -> set[Text]:
@@ -175,6 +174,8 @@ def guided_model(
         if len(path) >= depth:
             return row
         fits = fitting(b"".join(pieces[t] for t in path))
+        if leak == 0 and not fits.any():  # nothing but the end: beyond it there is too much to enumerate
+            fits = np.array([i in stops for i in range(len(pieces))])
         if fits.any() and not fits.all():
             inside, outside = np.logaddexp.reduce(row[fits]), np.logaddexp.reduce(row[~fits])
             with np.errstate(divide="ignore"):

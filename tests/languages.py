@@ -109,15 +109,22 @@ def names_of(spec: AnswerGrammar):
 
 
 def spoken_in(
-    spec: AnswerGrammar, pieces: list[bytes], *, seed: int, depth: int, leak: float | None, sharpness: float = 2.0
+    spec: AnswerGrammar,
+    pieces: list[bytes],
+    *,
+    seed: int,
+    depth: int,
+    leak: float | None,
+    longest: int | None = None,
 ) -> Language:
+    """What a random model says in a grammar. `longest` are the bytes of its longest answer."""
     stops = {len(pieces)}
     try:
-        texts = ways(spec.pattern, names_of(spec), max(map(len, pieces)) * depth, most=1000)
+        texts = ways(spec.pattern, names_of(spec), longest or max(map(len, pieces)) * depth, most=3000)
     except TooManyWays:
         reject()
     if leak is None:
-        model = random_model(len(pieces) + 1, stops, seed=seed, depth=depth, sharpness=sharpness)
+        model = random_model(len(pieces) + 1, stops, seed=seed, depth=depth, sharpness=2.0)
     else:
         model = guided_model([*pieces, b""], stops, texts, seed=seed, depth=depth, leak=leak)
     return Language(spec, pieces, model, depth, texts, vocabulary(pieces))
@@ -126,6 +133,44 @@ def spoken_in(
 def language(name: str, tokens: str, *, seed: int, depth: int, leak: float | None) -> Language:
     return spoken_in(GRAMMARS[name], TOKENISATIONS[tokens], seed=seed, depth=depth, leak=leak)
 
+
+# The shapes of JSON, of lines and of free text at the end, in tokens that cut across their fields.
+SHAPES: dict[str, tuple[AnswerGrammar, list[bytes]]] = {
+    "json": (
+        grammar(
+            r'\{"U": "{verdict}"(, "C": "{category}(, {category})*")?\}',
+            category={"S1": ("Sex",), "S10": ("Sex (minor)",), "S2": ("Spam",)},
+        ),
+        [b'{"', b'U": "', b"s", b"u", b'"}', b'", "C": "', b"Sex", b" (", b"minor)", b')"}', b"Spam", b", ", b"x"],
+    ),
+    "lines": (
+        grammar(
+            r"Harm: {verdict}\nKinds:( {category}(, {category})?| None)(\nRefusal: {refusal})?",
+            verdict={"safe": ("no",), "unsafe": ("yes",), "n/a": ("N/A",)},
+            refusal={"yes": ("yes",), "no": ("no",)},
+        ),
+        [
+            b"Harm:",
+            b" ",
+            b" yes",
+            b" no",
+            b" N",
+            b"/A",
+            b"\nKinds:",
+            b" S",
+            b"1",
+            b"0",
+            b"S2",
+            b", ",
+            b" None",
+            b"\nRefusal:",
+        ],
+    ),
+    "free end": (
+        grammar(r"{verdict}\n...", verdict={"safe": ("No", "no"), "unsafe": ("Yes",), "n/a": ("Not",)}),
+        [b"No", b"N", b"o", b"t", b"n", b"Yes", b"Yes\n", b"\n", b"\nNo", b"No\nwhy"],
+    ),
+}
 
 leaks = st.sampled_from([None, 0.0, 0.01, 0.3])
 languages = st.builds(
@@ -183,3 +228,14 @@ def random_languages(draw) -> Language:
     return spoken_in(
         spec, draw(vocabularies), seed=draw(st.integers(0, 10**6)), depth=draw(st.integers(1, 3)), leak=draw(leaks)
     )
+
+
+def shaped(name: str, *, seed: int, depth: int) -> Language:
+    """A language of a guard's shape. All mass is on the grammar: off it there would be too much to enumerate."""
+    return spoken_in(*SHAPES[name], seed=seed, depth=depth, leak=0.0, longest=40)
+
+
+shapes = st.one_of(
+    st.builds(shaped, st.sampled_from(["json", "lines"]), seed=st.integers(0, 10**6), depth=st.integers(4, 7)),
+    st.builds(shaped, st.just("free end"), seed=st.integers(0, 10**6), depth=st.integers(1, 3)),
+)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from languages import CODES, GRAMMARS, TOKENISATIONS, Language, grammar, language, languages, random_languages
+from languages import CODES, GRAMMARS, TOKENISATIONS, Language, grammar, language, languages, random_languages, shapes
 from published import any_place
 
 from edgeguard.answers import UNSAFE, Answers
@@ -62,6 +62,18 @@ def test_joint_is_at_most_conditional_and_at_most_marginal(spoken, budget):
     assert (joint(tree) <= marginal(tree) + 1e-12).all()
     for estimate in ESTIMATORS.values():
         assert ((estimate(tree) >= 0) & (estimate(tree) <= 1)).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, budgets)
+def test_bounds_contain_the_truth_for_json_for_lines_and_for_free_text_behind_the_verdict(spoken, budget):
+    """`Sexual` begins `Sexual (minor)` inside a JSON text, and a token may end the label, the text and the object."""
+    tree = tree_of(spoken, *budget)
+    p, _ = spoken.truth()
+    lower, upper = bounds(tree).T
+    assert (lower <= p + FLOAT32).all()
+    assert (p <= upper + FLOAT32).all()
+    assert marginal(tree) == pytest.approx(lower, abs=0)
 
 
 @law

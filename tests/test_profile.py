@@ -111,7 +111,7 @@ MISTAKES = [
     ("[field.mood]", "[field.category]", "[field.category]", "the taxonomy's own field"),
     ("[field.mood]", "[fields.mood]", "[fields.mood]", "did you mean 'field'?"),
     ('sad = ["sad"]', 'sad = "sad"', 'sad = "sad"', "[field.mood] sad is \"sad\"; expected a list of texts"),
-    ('sad = ["sad"]', "sad = []", "sad = []", "expected at least one form"),
+    ('sad = ["sad"]', "sad = []", "sad = []", "expected the forms that {mood} stands for"),
     ('sad = ["sad"]', 'sad = [""]', 'sad = [""]', "empty text"),
     ('sad = ["sad"]', 'sad = ["sad", "sad"]', 'sad = ["sad"', '"sad" twice'),
     ('sad = ["sad"]', 'sad = ["glad"]', 'sad = ["glad"]', 'sad has "glad", which is also a form of glad'),
