@@ -93,7 +93,7 @@ class Answers:
         self.safe = self.labels.index("safe")
         self.stops: Ints = np.array(sorted(stops), dtype=np.int64)
         marks = _marks(self.labels, self._readout, self.strictness)
-        self._automaton = build(grammar.pattern, marks)
+        self._automaton = build(grammar.parsed, marks)
         self._verdicts = _marks_of(self._readout.verdict, grammar, marks)
         self._codes = _marks_of(self._readout.category, grammar, marks)
         # Some guards answer in control tokens (`<UNSAFE-S3>`): those that the pattern writes count as text.

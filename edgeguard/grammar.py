@@ -10,10 +10,11 @@ unsafe = ["unsafe"]
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from edgeguard.automaton import TooManyStates, ambiguity, build
 from edgeguard.errors import ProfileError, did_you_mean
@@ -62,6 +63,16 @@ class Readout:
             **dict.fromkeys(unsafe[strictness], "unsafe"),
         }
 
+    def row(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return {
+            "verdict": self.verdict,
+            "category": self.category,
+            "unsafe": {name: list(labels) for name, labels in self.unsafe},
+            "safe": list(self.safe),
+            "strictness": self.default,
+        }
+
     def is_said_by(self, field: Field) -> bool:
         """Is this the verdict's field, and safe or unsafe all that it says?"""
         return field.name == self.verdict and len(field.labels) == len(self.sides(self.default)) == 2
@@ -71,11 +82,14 @@ class Readout:
 class AnswerGrammar:
     """What the guard may answer, and how it is read.
 
+    pattern          as it is written
+    parsed           what it means
     fields           those of the pattern; `category` is the first where the answer names categories
     user, assistant  the readout where the last turn is the user's, and where it is the assistant's
     """
 
-    pattern: Node
+    pattern: str
+    parsed: Node = dataclasses.field(repr=False)
     fields: tuple[Field, ...]
     user: Readout
     assistant: Readout
@@ -83,6 +97,12 @@ class AnswerGrammar:
     def readout(self, judged: Judged) -> Readout:
         """How to read an answer that judges a turn of the user or of the assistant."""
         return self.user if judged == "user" else self.assistant
+
+    def row(self) -> dict[str, Any]:
+        """As one JSON object: the pattern, field → label → forms, and the readouts."""
+        fields = {field.name: {label.name: list(label.forms) for label in field.labels} for field in self.fields}
+        readouts = {judged: self.readout(judged).row() for judged in get_args(Judged)}
+        return {"pattern": self.pattern, "fields": fields, "readout": readouts}
 
 
 def read_grammar(top: TomlTable, codes: tuple[Label, ...]) -> AnswerGrammar:
@@ -95,11 +115,11 @@ def read_grammar(top: TomlTable, codes: tuple[Label, ...]) -> AnswerGrammar:
             table.fail(key, f"{key}: an answer is one pattern now; expected {_EXAMPLE} and a table [field.verdict]")
     table.only("pattern")
     fields = _read_fields(top, codes)
-    pattern = _read_pattern(table, {field.name: field for field in fields})
-    _check_places(top, pattern, fields)
+    parsed = _read_pattern(table, {field.name: field for field in fields})
+    _check_places(top, parsed, fields)
     user, assistant = _read_readouts(top, fields, codes)
-    _check_readings(table, pattern, fields, {user.verdict, assistant.verdict})
-    return AnswerGrammar(pattern, fields, user, assistant)
+    _check_readings(table, parsed, fields, {user.verdict, assistant.verdict})
+    return AnswerGrammar(table.text("pattern"), parsed, fields, user, assistant)
 
 
 def _read_fields(top: TomlTable, codes: tuple[Label, ...]) -> tuple[Field, ...]:

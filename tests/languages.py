@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,7 +39,7 @@ def grammar(pattern: str, **forms: Mapping[str, tuple[str, ...]]) -> AnswerGramm
     fields = tuple(Field(name, tuple(Label(label, f) for label, f in labels.items())) for name, labels in given.items())
     parsed = parse_pattern(pattern, {f.name: f for f in fields})
     readout = Readout("verdict", "category", (("strict", ("unsafe",)),), ("safe",), "strict")
-    return AnswerGrammar(parsed, fields, readout, readout)
+    return AnswerGrammar(pattern, parsed, fields, readout, readout)
 
 
 GRAMMARS: dict[str, AnswerGrammar] = {
@@ -120,7 +120,7 @@ def spoken_in(
     """What a random model says in a grammar. `longest` are the bytes of its longest answer."""
     stops = {len(pieces)}
     try:
-        texts = ways(spec.pattern, names_of(spec), longest or max(map(len, pieces)) * depth, most=3000)
+        texts = ways(spec.parsed, names_of(spec), longest or max(map(len, pieces)) * depth, most=3000)
     except TooManyWays:
         reject()
     if leak is None:
@@ -220,9 +220,9 @@ def random_languages(draw) -> Language:
         "verdict", "category", (("strict", ("unsafe", "maybe")), ("loose", ("unsafe",))), ("safe",), "strict"
     )
     readout = draw(st.sampled_from([strict, Readout("verdict", "category", strict.unsafe, ("safe",), "loose")]))
-    spec = AnswerGrammar(spec.pattern, spec.fields, readout, readout)
+    spec = replace(spec, user=readout, assistant=readout)
     labels = [(f.name, la.name) for f in spec.fields for la in f.labels]
-    made = build(spec.pattern, lambda of, label: 1 << labels.index((of.name, label.name)))
+    made = build(spec.parsed, lambda of, label: 1 << labels.index((of.name, label.name)))
     found = ambiguity(made)
     assume(made.start()[1] == 0 and not (found and found.open))  # a profile may not be so
     return spoken_in(

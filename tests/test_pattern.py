@@ -153,12 +153,12 @@ def test_an_answer_says_the_same_in_all_readings_unless_the_pattern_is_refused(p
     """Against all ways through the pattern, as far as one can write them down. What is shown does read in two ways."""
     spec: AnswerGrammar = grammar(pattern, mood=MOOD, verdict=VERDICT)
     labels = [f"{f.name}={la.name}" for f in spec.fields for la in f.labels]
-    made = build(spec.pattern, lambda of, label: 1 << labels.index(f"{of.name}={label.name}"))
+    made = build(spec.parsed, lambda of, label: 1 << labels.index(f"{of.name}={label.name}"))
     found = ambiguity(made)
     longest = len(found.text) if found else 5
     assume(longest < 9)
     try:
-        every = ways(spec.pattern, lambda of, label: [f"{of}={label}"], longest, most=3000)
+        every = ways(spec.parsed, lambda of, label: [f"{of}={label}"], longest, most=3000)
     except TooManyWays:
         assume(False)
     whole = [t for t in every if not t.cut and not t.open]

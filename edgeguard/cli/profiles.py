@@ -25,7 +25,8 @@ def profiles(name: str | None, toml: bool, as_json: bool) -> None:
             from dataclasses import asdict
 
             found = [load_profile(name)] if name else list_profiles()
-            click.echo(json.dumps([asdict(profile) for profile in found], ensure_ascii=False))
+            rows = [{**asdict(profile), "answer": profile.answer.row()} for profile in found]
+            click.echo(json.dumps(rows, ensure_ascii=False))
         elif name:
             from edgeguard.cli.screen.guards import print_categories
 
