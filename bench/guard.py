@@ -41,7 +41,7 @@ from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
-from edgeguard.rows.readers import read_records
+from edgeguard.rows.readers import read_fields, read_records
 from edgeguard.rows.record import Record
 
 RESAMPLINGS = 300
@@ -220,9 +220,10 @@ class TfIdf:
     """The baseline: one model for the verdict, one for each code."""
 
     def __init__(self, data: Path) -> None:
-        rows = [r for file in ("train.jsonl", "train_pairs.jsonl") for r in read_records(data / file)]
-        texts = [text_of(r) for r in rows]
-        codes = sorted({label for r in rows for label in r.labels or ()}, key=lambda code: int(code[1:]))
+        files = [data / file for file in ("train.jsonl", "train_pairs.jsonl")]
+        texts = [text_of(record) for file in files for record in read_records(file)]
+        labels = [fields["labels"] for file in files for _, fields in read_fields(file)]
+        codes = sorted({label for found in labels for label in found}, key=lambda code: int(code[1:]))
         self.codes = codes
         features = make_union(
             TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2),
@@ -230,9 +231,11 @@ class TfIdf:
         )
         self.features = features
         x = features.fit_transform(texts)
-        self.verdict = LogisticRegression(C=10, max_iter=300, solver="liblinear").fit(x, [bool(r.labels) for r in rows])
+        self.verdict = LogisticRegression(C=10, max_iter=300, solver="liblinear").fit(
+            x, [bool(found) for found in labels]
+        )
         self.by_code = [
-            LogisticRegression(C=10, max_iter=300, solver="liblinear").fit(x, [code in (r.labels or ()) for r in rows])
+            LogisticRegression(C=10, max_iter=300, solver="liblinear").fit(x, [code in found for found in labels])
             for code in codes
         ]
 

@@ -29,7 +29,7 @@ from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends.llama_cpp.model import model_params
 from edgeguard.builtin import base_model
 from edgeguard.guard import Guard, Search
-from edgeguard.rows.writer import to_json_line
+from edgeguard.rows.schema import to_json_line
 
 RUNTIME_CALLS = (
     "llama_decode", "llama_get_logits", "llama_tokenize", "llama_memory_seq_cp", "llama_memory_seq_rm",

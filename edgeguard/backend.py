@@ -46,10 +46,19 @@ class Prefix:
             here = here.parent
 
 
-def root_and_record(prefix: Prefix) -> tuple[Prefix, Prefix | None]:
-    """The first prefix of a path, and the second where there is one."""
-    *_, root = lineage = list(prefix.lineage())
-    return root, lineage[-2] if len(lineage) > 1 else None
+def by_record(prefixes: Sequence[Prefix]) -> dict[tuple[Prefix, Prefix | None], dict[Prefix, int]]:
+    """(root, record) → the prefixes on them, each with its place in `prefixes`, in order.
+
+    The root is the first prefix of a path, the record the second, None for the root itself. Raises ValueError for a
+    prefix that is there twice.
+    """
+    if len(set(prefixes)) < len(prefixes):
+        raise ValueError("the same prefix was passed twice in one call")
+    groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
+    for i, prefix in enumerate(prefixes):
+        *_, root = lineage = list(prefix.lineage())
+        groups.setdefault((root, lineage[-2] if len(lineage) > 1 else None), {})[prefix] = i
+    return groups
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,9 @@ from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimators import ESTIMATORS, bounds, label_scores, log_odds, marginal
 from edgeguard.profile import Profile, detect_profile, load_profile
 from edgeguard.prompt import compile_prompt
+from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
-from edgeguard.rows.stream import Input, judged
 from edgeguard.tree import Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]

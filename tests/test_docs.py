@@ -12,6 +12,7 @@ import pytest
 
 import edgeguard
 from edgeguard.backend import RuntimeOptions
+from edgeguard.pattern import Field, Label, parse_pattern
 from edgeguard.profile import list_profiles
 from edgeguard.selftest import self_test
 
@@ -77,13 +78,27 @@ def test_the_default_guard_knows_what_its_profile_s_two_texts_are():
 @pytest.mark.smollm2
 @pytest.mark.parametrize("profile", ["instruct", *sorted(str(p) for p in (ROOT / "examples").glob("*.toml"))])
 def test_profiles_for_chat_models_fit_the_default_model(profile):
-    with edgeguard.Guard.load(profile=profile, runtime=RuntimeOptions(context=2048)) as guard:
+    with edgeguard.Guard.load(profile=profile, runtime=RuntimeOptions(context=2048, threads=1)) as guard:
         assert self_test(guard).problems == ()
 
 
 @pytest.mark.smollm2
 def test_the_examples_can_be_scored():
-    with edgeguard.Guard.load(runtime=RuntimeOptions(context=2048), estimator="conditional") as guard:
+    with edgeguard.Guard.load(runtime=RuntimeOptions(context=2048, threads=1), estimator="conditional") as guard:
         results = list(guard.score_many(edgeguard.read_records(ROOT / "examples" / "messages.jsonl")))
     assert len(results) == 10
     assert all(isinstance(result, edgeguard.Score) for result in results)
+
+
+def test_the_patterns_in_the_docs_can_be_read():
+    labels = {
+        "verdict": ("safe", "unsafe", "controversial"),
+        "category": ("S1", "S10"),
+        **dict.fromkeys(("refusal", "request_harm", "response_harm", "confidence"), ("yes", "no")),
+    }
+    fields = {name: Field(name, tuple(Label(label, (label,)) for label in own)) for name, own in labels.items()}
+    text = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    patterns = re.findall(r"^pattern = '(.*)'$", text, re.MULTILINE)
+    assert len(patterns) > 5
+    for pattern in patterns:
+        parse_pattern(pattern, fields)

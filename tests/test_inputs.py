@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -23,10 +24,10 @@ from hypothesis import strategies as st
 import edgeguard
 from edgeguard.errors import InputError
 from edgeguard.rows import shapes
+from edgeguard.rows.judging import judged
 from edgeguard.rows.readers import Reading, count_records, peeked, read_fields, read_records
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import Fields
-from edgeguard.rows.stream import judged
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(
     str.strip
@@ -328,6 +329,14 @@ def test_a_batch_request_of_several_texts_is_an_error_for_one_record_is_one_row(
     assert isinstance(nothing, Failure) and nothing.kind == "missing_field"
 
 
+def test_a_field_called_conversation_may_be_no_chat() -> None:
+    assert said(only(jsonl({"text": "a", "conversation": "c-17", "conversations": 3}))) == "u:a"
+    alone = only(jsonl({"conversation": "c-17"}))
+    assert isinstance(alone, Failure) and alone.kind == "missing_field"
+    both = only(jsonl({"text": "a", "conversation": [{"from": "human", "value": "b"}]}))
+    assert isinstance(both, Failure) and both.kind == "ambiguous"
+
+
 def test_sharegpt_comes_in_parquet_too() -> None:
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     assert said(only(parquet(conversations=[turns], other=[1]))) == "u:a a:b"
@@ -411,6 +420,21 @@ def test_peeking_loses_no_record_and_one_good_one_is_enough() -> None:
     assert list(peeked(read_records(io.BytesIO(b"")))) == []
     (bad,) = peeked(read_records(io.BytesIO(b'{"id": 1}\n')))  # a record that lacks its text is one failed record
     assert isinstance(bad, Failure) and bad.kind == "missing_field"
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def documented() -> list[tuple[str, str]]:
+    """(format, text) of each file that docs/inputs.md shows."""
+    text = (Path(__file__).parents[1] / "docs" / "inputs.md").read_text(encoding="utf-8")
+    return re.findall(r"^```(jsonl|json|csv)\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize(("format", "text"), documented())
+def test_every_file_of_the_documentation_is_read(tmp_path: Path, format: str, text: str) -> None:
+    records = list(read_records(write(tmp_path / f"in.{format}", text)))
+    assert records and all(isinstance(record, Record) for record in records)
 
 
 # ---------------------------------------------------------------- raw fields, and the loop

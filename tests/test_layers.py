@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections import Counter
 from graphlib import TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,28 @@ def test_only_the_command_line_prints():
             assert "print" not in calls, path
 
 
+WHOLE_COMMANDS = re.compile(r"edgeguard convert|CMAKE_ARGS|llama-gguf-split")  # a cure to type, or another program's
+
+
+def test_no_message_of_the_library_names_an_option():
+    """Who uses it from Python has none: `cli/advice.py` adds what an option can do, by the error's kind."""
+    for path in modules():
+        if "cli" in path.parts or path.name == "pictures.py":  # CSS has names like options
+            continue
+        for line, text in texts(ast.parse(path.read_text(encoding="utf-8"))):
+            if re.search(r"(?<![\w-])--[a-z]", text):
+                assert WHOLE_COMMANDS.search(text), f"{path}:{line}: {text}"
+
+
+def texts(tree: ast.Module) -> list[tuple[int, str]]:
+    """(line, text) of the strings of a module, f-strings whole, docstrings left out."""
+    nodes = list(ast.walk(tree))
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    strings = (node for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant))
+    return [(node.lineno, ast.unparse(node)) for node in strings if id(node) not in parts | docs]
+
+
 def test_importing_the_package_imports_no_runtime():
     heavy = ("numpy", "llama_cpp", "onnx", "onnxruntime", "tokenizers", "jinja2", "rich")
     code = f"import sys, edgeguard; print([m for m in {heavy} if m in sys.modules])"
@@ -136,3 +160,18 @@ def test_all_is_what_can_be_imported():
         assert getattr(edgeguard, name).__module__.startswith("edgeguard.")
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         edgeguard.nothing_of_the_kind  # noqa: B018
+
+
+OUTSIDE = sorted(path for part in ("bench", "models", "docs") for path in (PACKAGE.parent / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+def test_benches_and_recipes_use_public_names_that_are_there(path):
+    """A bench that nobody ran since a name moved fails on the day its figures are asked for."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "edgeguard":
+            for alias in node.names:
+                module = import_module(node.module or "")
+                assert hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}"), alias.name
+                assert not alias.name.startswith("_")

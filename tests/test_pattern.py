@@ -6,7 +6,7 @@ import re
 
 import pytest
 from brute_force import TooManyWays, ways
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from languages import CODES, MOOD, VERDICT, grammar, patterns
 
@@ -157,6 +157,8 @@ def test_a_form_may_hold_a_separator_where_nothing_else_reads_so():
 
 @settings(deadline=None, max_examples=200)
 @given(patterns)
+@example(r"({mood})+({verdict=safe}a|{verdict=unsafe|maybe|n/a}(a|{mood}))")  # twice the same, in two readings
+@example(r"{mood:=sad}({verdict=safe}a|{verdict=unsafe|maybe|n/a}(b|{mood}))")
 def test_an_answer_says_the_same_in_all_readings_unless_the_pattern_is_refused(pattern):
     """Against all ways through the pattern, as far as one can write them down. What is shown does read in two ways."""
     spec: AnswerGrammar = grammar(pattern, mood=MOOD, verdict=VERDICT)

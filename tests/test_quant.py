@@ -35,7 +35,8 @@ from edgeguard.quant.scoring import Setting, joined, score
 from edgeguard.quant.study import StudyOptions
 from edgeguard.quant.study import study as make_study
 from edgeguard.quant.variants import as_float, made_float, make_variants, open_variant
-from edgeguard.rows.readers import read_records
+from edgeguard.rows.readers import Reading, read_records
+from edgeguard.rows.shapes import Fields
 
 WORDS = [
     "boil",
@@ -279,9 +280,11 @@ def test_other_records_models_or_settings_are_scored_anew(records, tiny_model, t
             (model, replace(setting, runtime=RuntimeOptions(threads=2, kv_cache="f32"))),
             (model, replace(setting, runtime=RuntimeOptions(threads=1, kv_cache="f16"))),
             (model, replace(setting, limit=5)),
+            (model, replace(setting, reading=Reading(fields=Fields(text="text")))),
+            (model, replace(setting, reading=Reading(strict=True))),
         )
     }
-    assert len(keys) == 7
+    assert len(keys) == 9
 
 
 def test_chunks_join_to_the_table_of_all(tiny_guard, records):

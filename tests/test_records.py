@@ -63,7 +63,7 @@ def text_of(record: Record | Failure) -> str:
 
 
 def test_a_text_is_one_user_turn() -> None:
-    assert read(jsonl({"id": "a", "text": "hello"})) == [Record((Message("user", "hello"),), "a", None, 1)]
+    assert read(jsonl({"id": "a", "text": "hello"})) == [Record((Message("user", "hello"),), "a", 1)]
 
 
 def test_a_prompt_may_have_a_response() -> None:
@@ -81,21 +81,10 @@ def test_messages_take_role_aliases_and_text_parts() -> None:
     assert record.messages == (Message("user", "one\ntwo"), Message("assistant", "b"))
 
 
-@pytest.mark.parametrize(
-    ("given_labels", "expected"),
-    [
-        (["S1", "S2"], ("S1", "S2")),
-        ("S1,S10", ("S1", "S10")),
-        ("S1; S10", ("S1", "S10")),
-        ("safe", ()),
-        (["safe"], ()),
-        ([], ()),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_labels_are_a_list_or_a_string(given_labels: object, expected: object) -> None:
-    assert make_record({"text": "t", "labels": given_labels}).labels == expected
+@pytest.mark.parametrize("labels", [["S1"], "safe", 1, {"hate": True}, [1, 0], [["S1"], None], "[not JSON"])
+def test_whatever_stands_under_labels_a_record_can_be_scored(labels: object) -> None:
+    """Ground truth is an evaluation's: of a file with odd labels every text was an error once."""
+    assert text_of(make_record({"text": "t", "labels": labels})) == "t"
 
 
 def test_an_id_keeps_its_type() -> None:
@@ -164,10 +153,6 @@ def test_a_record_without_text_misses_a_field() -> None:
         {"messages": [{"role": "user", "content": 1.5}]},
         {"messages": [{"role": "user", "content": [{"type": "smell", "text": "t"}]}]},
         {"messages": [{"role": "user", "content": ["c"]}]},
-        {"text": "t", "labels": 3},
-        {"text": "t", "labels": [3]},
-        {"text": "t", "labels": ["safe", "S1"]},
-        {"text": "t", "labels": "S1,,S2"},
         {"text": "t", "id": 1.5},
         {"text": "t", "id": True},
         {"text": "t", "id": []},
@@ -205,7 +190,6 @@ def test_a_blank_text_is_an_error_and_not_safe(fields: dict[str, object]) -> Non
 def test_a_lone_surrogate_or_a_nul_is_invalid_text() -> None:
     assert only_error(r'{"text": "a\ud800b"}').kind == "invalid_text"
     assert only_error(r'{"text": "a\u0000b"}').kind == "invalid_text"
-    assert only_error(r'{"text": "a", "labels": ["\udfff"]}').kind == "invalid_text"
     bad = only_error(r'{"text": "a", "id": "\udfff"}')
     assert (bad.kind, bad.id) == ("invalid_text", None)
     assert text_of(read(r'{"text": "\ud83d\ude00"}')[0]) == "😀"
@@ -392,9 +376,8 @@ def test_csv_reads_its_columns(tmp_path: Path) -> None:
     data = 'id,prompt,response,labels\n7,"a, ""b""\r\nc",,S1;S2\n8,p,r,"[""S3""]"\n\n9,p,r,\n'
     one, two, three = read_records(write(tmp_path / "a.csv", data))
     assert isinstance(one, Record) and isinstance(two, Record) and isinstance(three, Record)
-    assert one == Record((Message("user", 'a, "b"\r\nc'),), "7", ("S1", "S2"), 2)
-    assert (two.labels, two.line, len(two.messages)) == (("S3",), 4, 2)
-    assert (three.labels, three.line) == (None, 6)
+    assert one == Record((Message("user", 'a, "b"\r\nc'),), "7", 2)
+    assert (two.line, len(two.messages), three.line) == (4, 2, 6)
 
 
 def test_csv_has_messages_as_json(tmp_path: Path) -> None:
@@ -415,7 +398,7 @@ def test_tsv_is_csv_with_tabs(tmp_path: Path) -> None:
     [
         (
             "hello,world\n",
-            r'"text" is missing; .*; the columns are "hello", "world"; CSV needs a header row',
+            r'"text" is missing; .*; the columns are "hello", "world"',
         ),
         ("id,text,text\n", r'column "text" is there twice'),
         ('"text\n', r"header row cannot be read"),
@@ -483,8 +466,8 @@ def test_parquet_reads_its_columns_with_row_numbers(tmp_path: Path) -> None:
         id=[1, 2, None], messages=messages, text=[None, "t", None], labels=[["S1"], [], None], other=[1.0] * 3
     )
     one, two, bad = read_records(write(tmp_path / "a.parquet", data))
-    assert one == Record((Message("user", "hi"),), 1, ("S1",), 1)
-    assert two == Record((Message("user", "t"),), 2, (), 2)
+    assert one == Record((Message("user", "hi"),), 1, 1)
+    assert two == Record((Message("user", "t"),), 2, 2)
     assert isinstance(bad, Failure) and (bad.kind, bad.line) == ("missing_field", 3)
     assert ".parquet:3: " in bad.message
 
@@ -530,13 +513,15 @@ def test_without_pyarrow_parquet_says_what_to_install(monkeypatch: pytest.Monkey
 def test_make_record_checks_texts_mappings_and_records() -> None:
     assert make_record("hello").messages == (Message("user", "hello"),)
     assert make_record({"body": "b", "id": 3}, fields=Fields(text="body")) == Record((Message("user", "b"),), 3)
-    own = Record((Message("human", "a"), Message("assistant", "b")), "x", ("S1",), 7)
-    assert make_record(own) == Record((Message("user", "a"), Message("assistant", "b")), "x", ("S1",), 7)
+    own = Record((Message("human", "a"), Message("assistant", "b")), "x", 7)
+    assert make_record(own) == Record((Message("user", "a"), Message("assistant", "b")), "x", 7)
     with pytest.raises(RecordError, match=r'^"text" is "", expected some text$'):
         make_record("")
     with pytest.raises(RecordError, match="wizard") as caught:
         make_record({"messages": [{"role": "wizard", "content": "c"}]}, line=3)
     assert caught.value.kind == "unknown_role"
+    with pytest.raises(RecordError, match='"text" is missing'):
+        make_record({1: "a", None: "b"})  # Python's mappings have keys that JSON's have not
     for value in (None, ["a"], 3):
         with pytest.raises(TypeError, match="is no record; give a text, a mapping or a Record"):
             make_record(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgeguard.backend import Backend, Condition, Runtime, RuntimeOptions
 from edgeguard.errors import ModelError
-from edgeguard.formats.model_file import find_model
+from edgeguard.formats.model_file import find_model, to_be_converted
 
 
 def open_backend(path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> Backend:
@@ -56,4 +56,4 @@ def _find(path: str | Path) -> tuple[Runtime, Path]:
     for runtime in known:
         if model.kind in runtime.opens:
             return runtime, model.path
-    raise ModelError(f"{path} is a Hugging Face checkpoint; convert it first: edgeguard convert {path} --to onnx-fp32")
+    raise to_be_converted(path)

@@ -184,7 +184,7 @@ def _write(
     overwrite: bool,
     resume: bool,
 ) -> Tally:
-    from edgeguard.rows.stream import judged
+    from edgeguard.rows.judging import judged
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
@@ -281,8 +281,8 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
 
 def _show_table(guard: Guard, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
+    from edgeguard.rows.judging import judged
     from edgeguard.rows.record import Record
-    from edgeguard.rows.stream import judged
 
     tally, lines, began = Tally(), [], time.perf_counter()
     for record, result in judged(records, guard.score, where=_name_of(source)):

@@ -19,9 +19,9 @@ from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import InputError
 from edgeguard.estimators import ESTIMATORS, first_label, label_scores, log_odds
 from edgeguard.guard import Guard
+from edgeguard.rows.judging import judged
 from edgeguard.rows.record import Failure, Id, Record
 from edgeguard.rows.results import read_rows
-from edgeguard.rows.stream import judged
 from edgeguard.tree import Tree
 
 Floats = npt.NDArray[np.float64]

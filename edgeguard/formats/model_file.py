@@ -30,6 +30,11 @@ def find_model(path: str | Path) -> ModelPath:
         raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def to_be_converted(path: Path) -> ModelError:
+    """The error for a checkpoint where a model is to be opened."""
+    return ModelError(f"{path} is a Hugging Face checkpoint; convert it first: edgeguard convert {path} --to onnx-fp32")
+
+
 def _in_folder(path: Path) -> ModelPath:
     files = sorted(p for p in path.iterdir() if p.is_file())
     graphs = [p for p in files if p.suffix == ".onnx"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard.formats.bounded_json import find_object
+from edgeguard.formats.model_file import to_be_converted
 from edgeguard.formats.model_folder import read_settings
 from edgeguard.formats.safetensors import read_entries, weight_files
 from edgeguard.formats.tokenizer import read_chat_template
@@ -20,9 +21,7 @@ from edgeguard.inspection.types import Adapter, Inspection, ModelShape, Quantiza
 def inspect_checkpoint(folder: Path, hashes: Hashes) -> Inspection:
     """What a checkpoint's configurations and the headers of its weights say. Raises ModelError."""
     config = find_object(folder / "config.json") or {}
-    problems = Problems(
-        [f"{folder} is a Hugging Face checkpoint; convert it first: edgeguard convert {folder} --to onnx-fp32"]
-    )
+    problems = Problems([str(to_be_converted(folder))])
     tensors = tuple(t for path in weight_files(folder) for t in _tensors(path))
     settings = problems.of(lambda: read_settings(folder))
     shape = config_shape(config)

@@ -13,7 +13,7 @@ from edgeguard.convert import TYPES, Options, convert
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256_of_all
-from edgeguard.formats.model_file import find_model
+from edgeguard.formats.model_file import find_model, to_be_converted
 from edgeguard.formats.onnx_graph import read_graph
 
 FLOAT = "-float"  # onnx-int8-float: the same blocks, what they are multiplied with not rounded
@@ -47,9 +47,7 @@ def open_variant(path: Path, *, name: str = "", notices: Sequence[str] = ()) -> 
     """A model file as a variant; `name` "" for the file's or the folder's own. Raises ModelError."""
     found = find_model(path)
     if found.kind == "checkpoint":
-        raise ModelError(
-            f"{path} is a Hugging Face checkpoint; convert it first: edgeguard convert {path} --to onnx-fp32"
-        )
+        raise to_be_converted(path)
     if found.kind == "gguf":
         files, kind = [found.path], gguf.quantization(gguf.read_header(found.path))
         own = found.path.stem

@@ -21,7 +21,7 @@ from itertools import dropwhile, groupby
 
 from edgeguard.errors import RecordError
 from edgeguard.rows.record import Message
-from edgeguard.rows.values import parse_json, shown, text_of
+from edgeguard.rows.values import checked_text, parse_json, shown
 
 _JUDGED = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -107,7 +107,7 @@ def _turn(item: object, what: str, *, strict: bool) -> _Turn:
     if strict and turn.other:
         raise RecordError(f"{what} holds {turn.other[0]}; only text can be judged", kind="invalid_type")
     if not turn.text and not turn.other and (strict or role == "user"):
-        text_of(turn.text, f'"{holds}" of {what}')  # raises: it is empty
+        checked_text(turn.text, f'"{holds}" of {what}')  # raises: it is empty
     return turn
 
 
@@ -148,7 +148,7 @@ def _content(item: Mapping[str, object], role: str, holds: str, what: str) -> _T
 
 def _text_or_nothing(value: object, what: str) -> str:
     """The text, checked; "" for a blank one."""
-    return "" if isinstance(value, str) and not value.strip() else text_of(value, what)
+    return "" if isinstance(value, str) and not value.strip() else checked_text(value, what)
 
 
 def _part(part: object, what: str) -> tuple[str, str]:

@@ -9,9 +9,10 @@ A new format is a module beside this one that gives a `Row` for each record, and
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -39,6 +40,8 @@ _ACCEPTED = (
     "JSONL (.jsonl, .ndjson), a JSON array (.json), CSV (.csv), TSV (.tsv) or Parquet (.parquet), "
     "each also with .gz, .bz2, .xz or .zst"
 )
+_REQUEST = ("custom_id", "body")  # of OpenAI's Batch
+_BESIDE = ("id", *_REQUEST)  # what a record may have besides its content
 _OBJECT_WITH_LIST = re.compile(rb'\s*\{\s*"([^"\\]{1,100})"\s*:\s*\[\s*(?:\{|$)')
 _PEEKED = 10  # records that must all have the same trouble with names before the file is said to have it
 _OF_NAMES = ("no_such_field", "unnamed_field", "unnamed_pair")  # kinds that are as a rule a whole file's
@@ -66,7 +69,10 @@ def read_records(
     """
     with ExitStack() as stack:
         file, kind = _opened(source, format, encoding, stack)
-        records = (_record(row, file.where, fields, strict) for row in _rows(file, kind, stack, fields))
+        rows = _rows(file, kind, stack, partial(_record_columns, file.where, fields))
+        if kind in ("csv", "tsv"):
+            rows = (row._replace(fields=_without_empty_cells(row.fields, fields)) for row in rows)
+        records = (_record(row, file.where, fields, strict) for row in rows)
         yield from islice(without_duplicates(records, file.where), limit)
 
 
@@ -105,7 +111,7 @@ def read_fields(
     """
     with ExitStack() as stack:
         file, kind = _opened(source, format, encoding, stack)
-        for row in _rows(file, kind, stack, names):
+        for row in _rows(file, kind, stack, lambda columns: [c for c in columns if names is None or c in names]):
             if row.error is None:
                 yield row.line, row.fields
             else:
@@ -206,30 +212,21 @@ def _beginning(head: bytes) -> str:
     return shown(head[:60].decode("utf-8", "replace"))
 
 
-def _rows(file: Opened, kind: str, stack: ExitStack, wanted: Fields | Collection[str] | None) -> Iterator[Row]:
-    """The rows of an open file.
-
-    wanted  the fields of a record, whose columns are checked and whose empty cells are nothing; else names, None for
-            all, and cells as they are
-    """
-    if kind == "jsonl":
-        return jsonl.rows(file.stream, encoding=file.encoding)
-    if kind == "json":
-        return json_array.rows(file.stream, file.where, encoding=file.encoding)
-    if kind == "parquet":
-        table = stack.enter_context(parquet.opened_table(file.plain or file.stream, file.where))
-        columns = parquet.columns_of(table)
-        if isinstance(wanted, Fields):
-            _check_columns(columns, file.where, wanted)
-            columns = [name for name in columns if _is_of_a_record(name, wanted)]
-        elif wanted is not None:
-            columns = [name for name in columns if name in wanted]
-        return parquet.rows(table, columns, file.where)
-    cells = csv.read(file.stream, file.where, encoding=file.encoding, delimiter="\t" if kind == "tsv" else None)
-    if not isinstance(wanted, Fields):
-        return cells.rows
-    _check_columns(cells.columns, file.where, wanted, hint="; CSV needs a header row")
-    return (row._replace(fields=_without_empty_cells(row.fields, wanted)) for row in cells.rows)
+def _rows(file: Opened, kind: str, stack: ExitStack, choose: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+    """The rows of an open file. `choose` is shown the columns of a table, and says which of them are wanted."""
+    match kind:
+        case "jsonl":
+            return jsonl.rows(file.stream, encoding=file.encoding)
+        case "json":
+            return json_array.rows(file.stream, file.where, encoding=file.encoding)
+        case "parquet":
+            table = stack.enter_context(parquet.opened_table(file.plain or file.stream, file.where))
+            return parquet.rows(table, choose(parquet.columns_of(table)), file.where)
+        case _:
+            delimiter = "\t" if kind == "tsv" else None
+            cells = csv.read(file.stream, file.where, encoding=file.encoding, delimiter=delimiter)
+            choose(cells.columns)
+            return cells.rows
 
 
 # ---------------------------------------------------------------- records
@@ -244,35 +241,26 @@ def _record(row: Row, where: str, fields: Fields, strict: bool) -> Record | Fail
         return failure_of(error, id_of(row.fields, fields), where=where, line=row.line)
 
 
-def _content_names(fields: Fields) -> tuple[str, ...]:
-    """The fields of which a record has at least one."""
-    named = fields.text or fields.messages or fields.prompt or (fields.response and "prompt")
-    return (named,) if named else tuple(name for name in CONTENT if name != "response")
+def _record_columns(where: str, fields: Fields, columns: list[str]) -> list[str]:
+    """The columns that records are made of, or that could be meant to be theirs. Raises InputError where none are."""
+    _check_columns(columns, where, fields)
+    tops = {name.partition(".")[0] for name in fields.named.values()}
+    wanted = {*CONTENT, *_BESIDE, *fields.named.values(), *tops}
+    return [name for name in columns if name in wanted or lookalike("response", [name]) is not None]
 
 
-def _is_of_a_record(column: str, fields: Fields) -> bool:
-    """Whether a record is made of this column, or could be meant to be."""
-    named = fields.named.values()
-    return (
-        column in {*CONTENT, "id", "labels", "custom_id", "body"}
-        or any(name == column or name.startswith(f"{column}.") for name in named)
-        or lookalike("response", [column]) is not None
-    )
-
-
-def _check_columns(columns: list[str], where: str, fields: Fields, *, hint: str = "") -> None:
+def _check_columns(columns: list[str], where: str, fields: Fields) -> None:
     """Raises InputError where no column can hold a record's content, or two have one name."""
     inside = {name for name in fields.named.values() if name.partition(".")[0] in columns}  # as far as columns tell
-    content = {"text", "prompt", "response", "messages"} & fields.named.keys()
     try:
         check_names(dict.fromkeys((*columns, *inside), ""), fields)
-        if not content and not {"custom_id", "body"} <= set(columns):  # a Batch's requests
+        if not fields.names_content and not set(_REQUEST) <= set(columns):
             check_usual_names(columns)
     except RecordError as error:
         has = ", ".join(map(shown, columns[:8])) + (", …" if len(columns) > 8 else "")
         kind = "no_content_column" if error.kind == "missing_field" else error.kind
-        raise InputError(f"{where}: {error}; the columns are {has or 'none'}{hint}", kind=kind, **error.data) from None
-    for name in (*CONTENT, "id", "labels", *fields.named.values()):
+        raise InputError(f"{where}: {error}; the columns are {has or 'none'}", kind=kind, **error.data) from None
+    for name in (*CONTENT, *_BESIDE, *fields.named.values()):
         if columns.count(name) > 1:
             raise InputError(f"{where}: the column {shown(name)} is there twice; rename or remove one")
 
@@ -280,7 +268,8 @@ def _check_columns(columns: list[str], where: str, fields: Fields, *, hint: str 
 def _without_empty_cells(cells: Mapping[str, object], fields: Fields) -> dict[str, object]:
     """CSV has no null, so an empty cell is one; but a row without any content has an empty text."""
     found: dict[str, object] = {name: cell if cell != "" else None for name, cell in cells.items()}
-    content = [name for name in _content_names(fields) if name in cells]
+    named = fields.text or fields.messages or fields.prompt or ("prompt" if fields.response else None)
+    content = [name for name in ((named,) if named else CONTENT) if name in cells and name != "response"]
     if content and all(found[name] is None for name in content):
         found[content[0]] = ""
     return found

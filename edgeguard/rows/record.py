@@ -24,7 +24,6 @@ class Record:
     """One conversation to judge, the last message being the one judged.
 
     messages  from a user's on, the two roles in turn
-    labels    ground truth where the input has it, as given; () is "safe", None is "not given"
     line      1-based line where it starts (JSONL, JSON, CSV), 1-based row (Parquet), 0 if made in Python
     skipped   turns, and parts of turns, that were left out: guards do not judge them
     checked   made by `make_record` or a reader, so that it need not be looked at again. A copy is not
@@ -32,7 +31,6 @@ class Record:
 
     messages: tuple[Message, ...]
     id: Id = None
-    labels: tuple[str, ...] | None = None
     line: int = 0
     skipped: int = 0
     checked: bool = field(default=False, init=False, repr=False, compare=False)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from edgeguard.errors import OutputError
 from edgeguard.rows import csv
 from edgeguard.rows.record import Id
-from edgeguard.rows.schema import IDENTITY, Row, columns, flatten, to_json_line, typed, unflatten
+from edgeguard.rows.schema import IDENTITY, ResultRow, columns, flatten, to_json_line, typed, unflatten
 
 
 class SeenRow(NamedTuple):
@@ -45,8 +45,8 @@ class Encoding:
     header: bytes
     opening: bytes
     quoted: bool
-    encode: Callable[[Row], bytes]
-    decode: Callable[[bytes], Row]
+    encode: Callable[[ResultRow], bytes]
+    decode: Callable[[bytes], ResultRow]
 
 
 def as_json() -> Encoding:
@@ -72,13 +72,13 @@ def as_csv(labels: Sequence[str]) -> Encoding:
     )
 
 
-def json_bytes(row: Row) -> bytes:
+def json_bytes(row: ResultRow) -> bytes:
     """One line of JSON with its end."""
     # backslashreplace: a lone surrogate becomes \udc80, which is its JSON escape
     return to_json_line(row).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def seen(row: Row) -> SeenRow:
+def seen(row: ResultRow) -> SeenRow:
     """What a row that is there already tells. ValueError where it is no result row."""
     if "id" not in row or not ("error" in row or row.keys() >= set(IDENTITY)):
         raise ValueError("not a result row")
@@ -88,21 +88,21 @@ def seen(row: Row) -> SeenRow:
     return SeenRow(row["id"], False, identity, row.get("flagged") is True, row.get("unsafe"))
 
 
-def _json_row(data: bytes) -> Row:
+def _json_row(data: bytes) -> ResultRow:
     row = json.loads(data.decode("utf-8"))
     if not isinstance(row, Mapping):
         raise ValueError("not an object")
     return row
 
 
-def _journal_row(names: Sequence[str], data: bytes) -> Row:
+def _journal_row(names: Sequence[str], data: bytes) -> ResultRow:
     flat = _json_row(data)
     if list(flat) != names:
         raise ValueError("not a row with these columns")
     return unflatten(flat)
 
 
-def _csv_row(names: Sequence[str], data: bytes) -> Row:
+def _csv_row(names: Sequence[str], data: bytes) -> ResultRow:
     return unflatten(typed(dict(zip(names, csv.cells_of(data), strict=True))))
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Row = Mapping[str, Any]
+ResultRow = Mapping[str, Any]
 
 KEYS = (  # of a scored row, in order
     *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "unexplored", "off_grammar"),
@@ -23,7 +23,7 @@ _TOKENS = ("prompt", "reused", "answer")
 _ERROR = ("type", "message", "line")
 
 
-def to_json_line(row: Row) -> str:
+def to_json_line(row: ResultRow) -> str:
     """The row as one line of JSON, without its end; floats as they are. ValueError for NaN and infinity."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
@@ -71,7 +71,7 @@ def is_result(row: object) -> bool:
     return isinstance(row, Mapping) and ("category_scores" in row or {"id", "error"} == row.keys())
 
 
-def flatten(row: Row, labels: Sequence[str]) -> dict[str, Any]:
+def flatten(row: ResultRow, labels: Sequence[str]) -> dict[str, Any]:
     """Column → value, None where the row has none. The id becomes a string, the categories `S1;S10`.
 
     ValueError where the row scores a label that is not among `labels`.
@@ -92,7 +92,7 @@ def flatten(row: Row, labels: Sequence[str]) -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Row) -> dict[str, Any]:
+def unflatten(flat: ResultRow) -> dict[str, Any]:
     """The row that was flattened. A column that is not there is as one that is None."""
     if flat.get("error_type") is not None:
         return {"id": flat.get("id"), "error": {part: flat.get(f"error_{part}") for part in _ERROR}}

@@ -1,7 +1,8 @@
 """The shapes of fields that become a record: a text, a prompt and its response, or a chat.
 
 A record has exactly one of `text`, `prompt` (with an optional `response`) or `messages`; ShareGPT's `conversations` and
-the `body` of an OpenAI Batch request are chats too. `Fields` names others. It may have an `id` and `labels`.
+the `body` of an OpenAI Batch request are chats too. `Fields` names others. It may have an `id`.
+What else a line holds is not looked at: ground truth is `evaluation/truth.py`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from edgeguard.errors import RecordError
 from edgeguard.rows.chats import conversation
 from edgeguard.rows.record import Id, Message, Record, as_checked
-from edgeguard.rows.values import checked_id, encodable, parse_json, readable_id, shown, text_of
+from edgeguard.rows.values import checked_id, checked_text, readable_id, shown
 
 CHATS = ("messages", "conversations", "conversation")  # OpenAI; ShareGPT; LMSYS-Chat and WildChat
 CONTENT = ("text", "prompt", "response", *CHATS)
@@ -30,6 +31,7 @@ _ALIKE = {
     ),
     "messages": ("chat", "dialog", "dialogue", "turns", "history"),
 }
+_LISTS = CHATS[1:]  # words that files have for other things too, so that a text there is no chat
 _ABSENT = object()
 
 
@@ -63,6 +65,11 @@ class Fields:
         """What each is called, where one is named."""
         return {kind: name for kind, name in vars(self).items() if name is not None}
 
+    @property
+    def names_content(self) -> bool:
+        """Whether it says what a record's content is called."""
+        return any(kind != "id" for kind in self.named)
+
 
 USUAL = Fields()
 
@@ -85,7 +92,7 @@ def make_record(value: object, *, fields: Fields = USUAL, strict: bool = False, 
     if isinstance(value, Mapping):
         id_ = checked_id(_value(value, _id_name(value, fields)))
         messages, skipped = _conversation(value, fields, strict=strict)
-        return as_checked(Record(messages, id_, labels_of(value.get("labels")), line, skipped))
+        return as_checked(Record(messages, id_, line, skipped))
     raise TypeError(f"{type(value).__name__} is no record; give a text, a mapping or a Record")
 
 
@@ -94,37 +101,11 @@ def id_of(value: object, fields: Fields = USUAL) -> Id:
     return readable_id(_value(value, _id_name(value, fields))) if isinstance(value, Mapping) else None
 
 
-def labels_of(value: object) -> tuple[str, ...] | None:
-    """Ground truth: None where not given, () for "safe". Raises RecordError."""
-    if isinstance(value, str):
-        is_json = value.lstrip().startswith(("[", "{"))
-        value = parse_json(value, '"labels"', "write a JSON list or object") if is_json else re.split("[,;|]", value)
-        if value == [""]:
-            return None
-    if value is None:
-        return None
-    if isinstance(value, Mapping):  # of names, each with whether it holds
-        value = [name for name, holds in value.items() if holds]
-    if not isinstance(value, list | tuple) or not all(isinstance(label, str) for label in value):
-        raise RecordError(
-            f'"labels" is {shown(value)}, expected a list of strings, or a string like "safe" or "S1,S2"',
-            kind="invalid_type",
-        )
-    labels = tuple(encodable(label.strip(), '"labels"') for label in value)
-    if "" in labels or ("safe" in labels and len(labels) > 1):
-        raise RecordError(
-            f'"labels" is {shown(", ".join(labels))}, expected "safe" alone, or labels that are not empty',
-            kind="invalid_type",
-        )
-    return () if labels == ("safe",) else labels
-
-
 def _remade(record: Record, *, strict: bool) -> Record:
     """A record made by hand, in the form of one that was read."""
     turns = [{"role": message.role, "content": message.content} for message in record.messages]
     messages, skipped = conversation(turns, "messages", strict=strict)
-    labels = labels_of(None if record.labels is None else list(record.labels))
-    return as_checked(Record(messages, checked_id(record.id), labels, record.line, record.skipped + skipped))
+    return as_checked(Record(messages, checked_id(record.id), record.line, record.skipped + skipped))
 
 
 def _conversation(fields: Mapping[str, object], names: Fields, *, strict: bool) -> tuple[tuple[Message, ...], int]:
@@ -136,7 +117,7 @@ def _conversation(fields: Mapping[str, object], names: Fields, *, strict: bool) 
         return conversation(_value(fields, names.messages), names.messages, strict=strict)
     if names.prompt is not None or names.response is not None:
         return _pair(fields, names.prompt or "prompt", names.response or "response"), 0
-    present = {name for name, value in fields.items() if value is not None}
+    present = {name for name, value in fields.items() if value is not None and (name not in _LISTS or _is_list(value))}
     given = [name for name in CONTENT if name in present]
     if not given and isinstance(body := fields.get("body"), Mapping):
         return _batch_request(body, strict=strict)
@@ -153,15 +134,19 @@ def _conversation(fields: Mapping[str, object], names: Fields, *, strict: bool) 
             raise RecordError(f"{both} are both given; {EXPECTED}", kind="ambiguous")
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("["))
+
+
 def _one(value: object, what: str) -> tuple[Message, ...]:
     if value is None:
         raise RecordError(f"{what} is null, expected some text", kind="missing_field")
-    return (Message("user", text_of(value, what)),)
+    return (Message("user", checked_text(value, what)),)
 
 
 def _pair(fields: Mapping[str, object], prompt: str, response: str) -> tuple[Message, ...]:
     asked, answer = _one(_value(fields, prompt), shown(prompt)), _value(fields, response)
-    return asked if answer is None else (*asked, Message("assistant", text_of(answer, shown(response))))
+    return asked if answer is None else (*asked, Message("assistant", checked_text(answer, shown(response))))
 
 
 def _batch_request(body: Mapping[str, object], *, strict: bool) -> tuple[tuple[Message, ...], int]:
@@ -243,7 +228,7 @@ def check_usual_names(present: Collection[str]) -> None:
 
 def lookalike(kind: str, names: Collection[str]) -> str | None:
     """One of `names` that may be the field meant: another word for it, or it spelt otherwise."""
-    plain = {_plain(name): name for name in names if name != kind}
+    plain = {_plain(name): name for name in names if isinstance(name, str) and name != kind}
     return next((plain[_plain(word)] for word in (kind, *_ALIKE[kind]) if _plain(word) in plain), None)
 
 
@@ -287,6 +272,6 @@ def _unnamed_pair(prompt: str, response: str, message: str) -> RecordError:
 
 
 def _no_such_field(kind: str, name: str, fields: Mapping[str, object]) -> RecordError:
-    found = get_close_matches(name, [key for key in fields if key != name], n=1, cutoff=0.6)
+    found = get_close_matches(name, [key for key in fields if isinstance(key, str)], n=1)
     hint = f"; did you mean {shown(found[0])}?" if found else f"; it is to hold the {kind}"
     return RecordError(f"{shown(name)} is missing{hint}", kind="no_such_field")

@@ -11,7 +11,7 @@ MAX_RECORD = 16 * 2**20  # bytes of one line, row or element; characters of one 
 _SHOWN = 60  # characters of a value that a message quotes
 
 
-def text_of(value: object, what: str) -> str:
+def checked_text(value: object, what: str) -> str:
     """A text that can be judged: not blank, not too long, valid Unicode without NUL. Raises RecordError."""
     if not isinstance(value, str):
         raise RecordError(f"{what} is {shown(value)}, expected a string", kind="invalid_type")

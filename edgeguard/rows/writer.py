@@ -22,7 +22,7 @@ from typing import Any
 
 from edgeguard.errors import OutputError
 from edgeguard.rows.resuming import Encoding, Found, SeenRow, as_csv, as_journal, as_json, json_bytes, scan, seen, split
-from edgeguard.rows.schema import Row, columns, types_of
+from edgeguard.rows.schema import ResultRow, columns, types_of
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -103,7 +103,7 @@ class Writer:
         """Rows in the output now, the resumed ones included."""
         return self._sink.n_rows
 
-    def write(self, row: Row) -> None:
+    def write(self, row: ResultRow) -> None:
         """Append one row, whole. Raises OutputError, and BrokenPipeError where a reader has gone."""
         self._sink.append(self._encoding.encode(row))
         self._sink.n_rows += 1

@@ -36,9 +36,9 @@ from edgeguard.backend import (
     RuntimeOptions,
     Vocabulary,
     available_cores,
+    by_record,
     context_for,
     log_softmax,
-    root_and_record,
 )
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import gguf
@@ -152,14 +152,9 @@ class LlamaCpp:
 
     def logits(self, prefixes: Sequence[Prefix]) -> Rows:
         """What they are the log-softmax of: (n, n_vocab) float32."""
-        if len(set(prefixes)) < len(prefixes):
-            raise ValueError("the same prefix was passed twice in one call")
         self._check_open()
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
-        groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
-        for i, prefix in enumerate(prefixes):
-            groups.setdefault(root_and_record(prefix), {})[prefix] = i
-        for (root, record), wanted in groups.items():
+        for (root, record), wanted in by_record(prefixes).items():
             self._evaluate(root, record, wanted, rows)
         return rows
 

@@ -38,9 +38,9 @@ from edgeguard.backend import (
     RuntimeOptions,
     Vocabulary,
     available_cores,
+    by_record,
     context_for,
     log_softmax,
-    root_and_record,
 )
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import onnx_graph
@@ -138,15 +138,10 @@ class OnnxRuntime:
 
     def logits(self, prefixes: Sequence[Prefix]) -> Rows:
         """What they are the log-softmax of: (n, n_vocab) float32."""
-        if len(set(prefixes)) < len(prefixes):
-            raise ValueError("the same prefix was passed twice in one call")
         if self._session is None:
             raise ValueError("the model is closed")
         rows = np.empty((len(prefixes), self._interface.n_vocab), dtype=np.float32)
-        groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
-        for i, prefix in enumerate(prefixes):
-            groups.setdefault(root_and_record(prefix), {})[prefix] = i
-        for (root, record), wanted in groups.items():
+        for (root, record), wanted in by_record(prefixes).items():
             self._evaluate(root, record, wanted, rows)
         return rows
 
