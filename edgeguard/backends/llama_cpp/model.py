@@ -75,9 +75,10 @@ class LlamaCpp:
 
     Tolerance of the seam's law against plain recomputation of each path: for F32 weights 1e-3 nats with F32 KV,
     1e-2 where a norm behind each layer carries a last bit on (Gemma 2 and 3), 0.02 with F16 KV, where a sum's last bit
-    may tip a key to its next float16. For quantized weights llama.cpp rounds activations to 8 bits, and the company in a batch (a record's own branches, always the same) may tip a rounding.
-    How far that moves a probability depends on the model and the processor's kernels: no further than twice what
-    rounding moves it by, which the tests measure where they run, against the same weights as F32.
+    may tip a key to its next float16. For quantized weights llama.cpp rounds activations to 8 bits, and the company in
+    a batch (a record's own branches, always the same) may tip a rounding. How far that moves a probability depends on
+    the model and the processor's kernels: no further than twice what rounding moves it by, which the tests measure
+    where they run, against the same weights as F32.
     """
 
     def __init__(self, path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> None:
