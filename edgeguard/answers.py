@@ -68,10 +68,8 @@ class Answers:
 
     Two equal grammars over two vocabularies give different moves and the same labels.
 
-    labels      "unsafe", the codes, "safe", then "field=label" for all that the other fields may say
-    safe        the place of "safe" among them: the labels of a decision are those before it
-    fields      what answers say beside the decision: field → label → its place in `labels`
-    strictness  which of the profile's meanings of "unsafe" is used; "" where it has one only
+    labels  "unsafe", the codes, "safe", then "field=label" for all that the other fields may say
+    safe    the place of "safe" among them: the labels of a decision are those before it
     """
 
     def __init__(
@@ -81,18 +79,13 @@ class Answers:
         stops: frozenset[int],
         *,
         judged: Judged = "user",
-        strictness: str | None = None,
     ) -> None:
-        """Compile the answers that judge a turn of the user or the assistant; strictness None is the profile's own.
-
-        Raises ProfileError for a strictness that the profile has not.
-        """
+        """Compile the answers that judge a turn of the user or the assistant."""
         self._readout = grammar.readout(judged)
-        self.strictness = self._readout.strictness(strictness)
-        self.labels, self.fields = _labels(grammar, self._readout)
+        self.labels = _labels(grammar, self._readout)
         self.safe = self.labels.index("safe")
         self.stops: Ints = np.array(sorted(stops), dtype=np.int64)
-        marks = _marks(self.labels, self._readout, self.strictness)
+        marks = _marks(self.labels, self._readout)
         self._automaton = build(grammar.parsed, marks)
         self._verdicts = _marks_of(self._readout.verdict, grammar, marks)
         self._codes = _marks_of(self._readout.category, grammar, marks)
@@ -318,22 +311,17 @@ class Answers:
         return None
 
 
-def _labels(grammar: AnswerGrammar, readout: Readout) -> tuple[tuple[str, ...], Mapping[str, Mapping[str, int]]]:
-    """All labels in order, and the places of those beside the decision: field → label → place."""
+def _labels(grammar: AnswerGrammar, readout: Readout) -> tuple[str, ...]:
+    """All labels in order."""
     codes = [label.name for field in grammar.fields if field.name == readout.category for label in field.labels]
-    labels = ["unsafe", *codes, "safe"]
-    fields: dict[str, dict[str, int]] = {}
-    for field in grammar.fields:
-        if field.name != readout.category and not readout.is_said_by(field):
-            fields[field.name] = {label.name: len(labels) + i for i, label in enumerate(field.labels)}
-            labels += [f"{field.name}={label.name}" for label in field.labels]
-    return tuple(labels), fields
+    further = [f"{field.name}={label.name}" for field in grammar.reported for label in field.labels]
+    return ("unsafe", *codes, "safe", *further)
 
 
-def _marks(labels: Sequence[str], readout: Readout, strictness: str) -> Marks:
+def _marks(labels: Sequence[str], readout: Readout) -> Marks:
     """Which places of `labels` a label of a field names, as bits."""
     bit = {label: 1 << i for i, label in enumerate(labels)}
-    sides = readout.sides(strictness)
+    sides = readout.sides(readout.default)
 
     def marks(field: Field, label: Label) -> int:
         bits = bit.get(f"{field.name}={label.name}", 0)

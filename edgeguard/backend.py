@@ -28,10 +28,15 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A place in a token trie. Identity, not value: two equal runs are two places."""
+    """A place in a token trie. Identity, not value: two equal runs are two places.
+
+    ask  whether it is the rest of one of several prompts about the record that it stands on: what is asked of one of
+         them is evaluated as if the others were not there
+    """
 
     tokens: tuple[int, ...]
     parent: Prefix | None = None
+    ask: bool = False
 
     def path(self) -> tuple[int, ...]:
         """All token ids from the root to here."""
@@ -46,19 +51,33 @@ class Prefix:
             here = here.parent
 
 
-def by_record(prefixes: Sequence[Prefix]) -> dict[tuple[Prefix, Prefix | None], dict[Prefix, int]]:
-    """(root, record) → the prefixes on them, each with its place in `prefixes`, in order.
+@dataclass(frozen=True)
+class Stem:
+    """What the prefixes of one call stand on.
 
-    The root is the first prefix of a path, the record the second, None for the root itself. Raises ValueError for a
-    prefix that is there twice.
+    root      the first prefix of their paths: the preamble
+    record    the second; None for the root itself
+    question  the third where a record is asked several, else None
+    """
+
+    root: Prefix
+    record: Prefix | None = None
+    question: Prefix | None = None
+
+
+def by_record(prefixes: Sequence[Prefix]) -> list[tuple[Stem, dict[Prefix, int]]]:
+    """The prefixes on each stem, each with its place in `prefixes`, in order.
+
+    Raises ValueError for a prefix that is there twice.
     """
     if len(set(prefixes)) < len(prefixes):
         raise ValueError("the same prefix was passed twice in one call")
-    groups: dict[tuple[Prefix, Prefix | None], dict[Prefix, int]] = {}
+    groups: dict[tuple[Prefix | None, ...], dict[Prefix, int]] = {}
     for i, prefix in enumerate(prefixes):
-        *_, root = lineage = list(prefix.lineage())
-        groups.setdefault((root, lineage[-2] if len(lineage) > 1 else None), {})[prefix] = i
-    return groups
+        root, *after = reversed(list(prefix.lineage()))
+        question = after[1] if len(after) > 1 and after[1].ask else None
+        groups.setdefault((root, after[0] if after else None, question), {})[prefix] = i
+    return [(Stem(root, *rest), wanted) for (root, *rest), wanted in groups.items() if root is not None]
 
 
 @dataclass(frozen=True, eq=False)

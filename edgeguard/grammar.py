@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from edgeguard.automaton import TooManyStates, ambiguity, build
@@ -97,6 +97,22 @@ class AnswerGrammar:
     def readout(self, judged: Judged) -> Readout:
         """How to read an answer that judges a turn of the user or of the assistant."""
         return self.user if judged == "user" else self.assistant
+
+    @property
+    def reported(self) -> tuple[Field, ...]:
+        """What answers say beside the decision: all but what one of the readouts says wholly, whoever is judged."""
+        return tuple(
+            field
+            for field in self.fields
+            if not all(field.name == r.category or r.is_said_by(field) for r in (self.user, self.assistant))
+        )
+
+    def judging(self, strictness: str) -> AnswerGrammar:
+        """The same answers with one meaning of "unsafe". Raises ProfileError for one that there is not."""
+        user, assistant = (
+            replace(readout, default=readout.strictness(strictness)) for readout in (self.user, self.assistant)
+        )
+        return replace(self, user=user, assistant=assistant)
 
     def row(self) -> dict[str, Any]:
         """As one JSON object: the pattern, field → label → forms, and the readouts."""

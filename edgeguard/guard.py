@@ -21,9 +21,10 @@ from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
-from edgeguard.estimators import ESTIMATORS, bounds, label_scores, log_odds, marginal
+from edgeguard.estimates import Estimates, Trees, estimate, fields_of
+from edgeguard.estimators import ESTIMATORS, log_odds
 from edgeguard.profile import Profile, detect_profile, load_profile
-from edgeguard.prompt import compile_prompt
+from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
@@ -58,15 +59,18 @@ class Score:
     """One record's probabilities. All masses and probabilities in [0, 1], margins in nats.
 
     flagged          unsafe, or any category, is at or over its threshold
-    unsafe           P(the answer says unsafe), summed over all answers looked into, by every estimator
+    unsafe           P(the answer says unsafe), summed over all answers looked into, by every estimator; with a question
+                     for each category that of the umbrella question, or the largest (`estimates` says why)
     margin           log P(unsafe) - log P(safe), the model's own, calibrated or not
     categories       codes at or over their threshold
-    category_scores  every code of the taxonomy → the estimator's probability
+    category_scores  every code that was asked about → the estimator's probability
     bounds           "unsafe" and every code → certified [lower, upper] of P(the answer names it), through the
-                     calibration's map where there is one
-    unexplored       mass of the answers not looked into
-    off_grammar      mass seen to leave the profile's grammar
-    tokens           prompt: its length; reused: of these, the shared preamble; answer: tokens tried
+                     calibration's map where there is one; and "field=label" of the further fields
+    fields           what the answer says besides, such as {"refusal": {"yes": 0.2, "no": 0.8}}: field → label → the
+                     estimator's probability
+    unexplored       mass of the answers not looked into; of several questions the largest
+    off_grammar      mass seen to leave the profile's grammar; of several questions the largest
+    tokens           prompt: its length; reused: of these, those that others share; answer: tokens tried; of all questions
     skipped          turns, and parts of turns, of the record that were left out: guards do not judge them
     """
 
@@ -77,6 +81,7 @@ class Score:
     categories: tuple[str, ...]
     category_scores: Mapping[str, float]
     bounds: Mapping[str, tuple[float, float]]
+    fields: Mapping[str, Mapping[str, float]]
     unexplored: float
     off_grammar: float
     estimator: str
@@ -97,6 +102,7 @@ class Score:
             "categories": list(self.categories),
             "category_scores": {code: _digits(p) for code, p in self.category_scores.items()},
             "bounds": {label: [_digits(low), _digits(high)] for label, (low, high) in self.bounds.items()},
+            "fields": {name: {label: _digits(p) for label, p in said.items()} for name, said in self.fields.items()},
             "unexplored": _digits(self.unexplored),
             "off_grammar": _digits(self.off_grammar),
             "estimator": self.estimator,
@@ -160,12 +166,12 @@ class Guard:
         self.backend, self.profile, self.estimator = backend, profile, estimator
         self.search, self.calibration, self._name = search, calibration, name
         self.thresholds = thresholds_for(calibration, thresholds)
-        if unknown := set(self.thresholds.labels) - {"unsafe", *(c.code for c in profile.categories)}:
+        if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
             raise ProfileError(
                 f"a threshold is given for {', '.join(sorted(unknown))}, which profile {profile.name} has not; "
-                f"its labels are unsafe, {', '.join(c.code for c in profile.categories)}"
+                f"its labels are {', '.join(('unsafe', *self.codes))}"
             )
-        if calibration and (unknown := set(calibration.maps) - {"unsafe", *(c.code for c in profile.categories)}):
+        if calibration and (unknown := set(calibration.maps) - {"unsafe", *self.codes}):
             raise ProfileError(
                 f"{calibration.source or 'the calibration'} has a map for {', '.join(sorted(unknown))}, "
                 f"which profile {profile.name} has not"
@@ -246,8 +252,19 @@ class Guard:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The taxonomy's, in order. What a guard decides is "unsafe" and these."""
-        return self._answers.labels[1 : self._answers.safe]
+        """Those of the taxonomy that are asked about, in order. What a guard decides is "unsafe" and these."""
+        return tuple(category.code for category in self.profile.asked)
+
+    @property
+    def field_labels(self) -> tuple[str, ...]:
+        """What rows report besides, as "field=label"; "code.field=label" where each code has its own question."""
+        further = [f"{field.name}={label.name}" for field in self.profile.answer.reported for label in field.labels]
+        return tuple(label if code is None else f"{code}.{label}" for code in self.questions for label in further)
+
+    @property
+    def questions(self) -> tuple[str | None, ...]:
+        """The codes that are asked about, a prompt for each; (None,) for one prompt about all of them."""
+        return self._prompter.questions
 
     @property
     def answers(self) -> Answers:
@@ -258,41 +275,67 @@ class Guard:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
         record = make_record(record)
         with self._in_use():
-            tree, tokens, _ = self._explore(record.messages)
-            return self._score(record, tree, tokens)
+            prompts = self._prompts(record.messages)
+            trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
+        return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
         return (result for _, result in judged(records, self.score))
 
-    def explore(self, record: str | Mapping[str, Any] | Record) -> Tree:
-        """The explored tree of answers to a record. Raises RecordError."""
-        record = make_record(record)
-        with self._in_use():
-            return self._explore(record.messages)[0]
+    def explore(self, record: str | Mapping[str, Any] | Record, question: str | None = None) -> Tree:
+        """The explored tree of answers to a record. Raises RecordError.
 
-    def explore_with_evidence(self, record: str | Mapping[str, Any] | Record) -> tuple[Tree, float]:
-        """The tree, and the log-sum-exp of the model's logits where it is about to write the first label.
-
-        The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
-        several tokens gets one too. Raises RecordError.
+        question  one of `questions`; ValueError for none where there are several
         """
         record = make_record(record)
         with self._in_use():
-            tree, _, prompt = self._explore(record.messages)
-            way = self._judging(record.messages).way_to_label
-            logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
-        return tree, float(np.logaddexp.reduce(logits))
+            return self._explore(self._prompt(record, question), record.messages)
 
-    def prompt(self, record: str | Mapping[str, Any] | Record) -> Prefix:
-        """What the model reads of a record: its own tokens, on the preamble as the parent, which others share."""
+    def explore_all(self, record: str | Mapping[str, Any] | Record) -> Trees:
+        """The explored trees of the answers to all questions about a record. Raises RecordError."""
         record = make_record(record)
         with self._in_use():
-            return self._prompt(record.messages)
+            prompts = self._prompts(record.messages)
+            return {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
 
-    def prompt_ids(self, record: str | Mapping[str, Any] | Record) -> tuple[int, ...]:
+    def explore_with_evidence(self, record: str | Mapping[str, Any] | Record) -> tuple[Trees, float]:
+        """The trees, and the log-sum-exp of the model's logits where it is about to write the first label.
+
+        The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
+        several tokens gets one too. Raises RecordError, and ProfileError where an answer names no codes.
+        """
+        if self.profile.answer.readout("user").category is None:
+            raise ProfileError(
+                f"the answers of profile {self.profile.name} name no codes; there is no first label whose logit could "
+                "be evidence",
+                kind="no_list",
+            )
+        record = make_record(record)
+        with self._in_use():
+            prompt = self._prompt(record, None)
+            tree = self._explore(prompt, record.messages)
+            way = self._judging(record.messages).way_to_label
+            logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
+        return {None: tree}, float(np.logaddexp.reduce(logits))
+
+    @property
+    def umbrella(self) -> str | None:
+        """The code whose question decides "unsafe", where each has its own and one of them does."""
+        return None if self.profile.questions is None else self.profile.questions.umbrella
+
+    def prompt(self, record: str | Mapping[str, Any] | Record, question: str | None = None) -> Prefix:
+        """What the model reads of a record: its own tokens, on the preamble as the parent, which others share.
+
+        question  one of `questions`; ValueError for none where there are several
+        """
+        record = make_record(record)
+        with self._in_use():
+            return self._prompt(record, question)
+
+    def prompt_ids(self, record: str | Mapping[str, Any] | Record, question: str | None = None) -> tuple[int, ...]:
         """The token ids of a record's whole prompt."""
-        return self.prompt(record).path()
+        return self.prompt(record, question).path()
 
     def piece(self, token: int) -> str:
         """What a token writes, as text."""
@@ -327,60 +370,81 @@ class Guard:
                 raise ValueError("the guard is closed")
             yield
 
-    def _prompt(self, messages: tuple[Message, ...]) -> Prefix:
-        preamble, rest = self._prompter.split(messages)
-        return Prefix(rest, self._roots.setdefault(preamble, Prefix(preamble)))
+    def _prompts(self, messages: tuple[Message, ...]) -> dict[str | None, Prefix]:
+        """Question → its prompt, on what it has in common with others. Raises ContextOverflow."""
+        parts = self._prompter.parts(messages)
+        prompts: dict[str | None, Prefix] = {}
+        texts: dict[Ids, Prefix] = {}  # preamble → the record on it, where the questions come after it
+        for question, (preamble, rest) in parts.asked.items():
+            begin = self._roots.setdefault(preamble, Prefix(preamble))
+            if parts.shared:
+                begin = texts.setdefault(preamble, Prefix(parts.shared, begin))
+            prompts[question] = Prefix(rest, begin, ask=bool(parts.shared))
+        longest = max(len(prompt.path()) for prompt in prompts.values())
+        if longest + ANSWER_ROOM > self.backend.n_ctx:
+            raise ContextOverflow(longest + ANSWER_ROOM, self.backend.n_ctx)
+        return prompts
+
+    def _prompt(self, record: Record, question: str | None) -> Prefix:
+        prompts = self._prompts(record.messages)
+        if question not in prompts:
+            raise ValueError(
+                f"question is {question!r}; profile {self.profile.name} asks about "
+                f"{', '.join(map(str, prompts)) if None not in prompts else 'all codes at once, which is question None'}"
+            )
+        return prompts[question]
 
     def _judging(self, messages: tuple[Message, ...]) -> Answers:
         """The answers as they are read where the last of these turns is judged."""
         return self._answers_on_response if messages[-1].role == "assistant" else self._answers
 
-    def _explore(self, messages: tuple[Message, ...]) -> tuple[Tree, dict[str, int], Prefix]:
-        prompt = self._prompt(messages)
-        n_shared = len(prompt.parent.tokens) if prompt.parent else 0
-        n_prompt = n_shared + len(prompt.tokens)
-        if n_prompt + ANSWER_ROOM > self.backend.n_ctx:
-            raise ContextOverflow(n_prompt + ANSWER_ROOM, self.backend.n_ctx)
-        tree = explore(
+    def _explore(self, prompt: Prefix, messages: tuple[Message, ...]) -> Tree:
+        return explore(
             self.backend.logprobs,
             self._judging(messages),
             prompt,
             tolerance=self.search.tolerance if self.estimator == "marginal" else None,
             max_rows=self.search.max_nodes,
         )
-        return tree, {"prompt": n_prompt, "reused": n_shared, "answer": tree.n_rows - 1}, prompt
 
-    def _score(self, record: Record, tree: Tree, tokens: dict[str, int]) -> Score:
-        mass = 1 - tree.off_grammar
+    def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
+        mass = 1 - found.off_grammar
         if mass < self._min_mass:
             raise OffGrammar(
                 f"{mass:.3g} of the probability lies on answers that profile {self.profile.name} can read, "
                 f"at least {self._min_mass:g} is needed; `edgeguard check` tells whether profile and model fit"
             )
-        margin = log_odds(tree)
-        if not np.isfinite(margin):
+        if not np.isfinite(found.margin):
             raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
-        labels = tree.labels[: tree.safe]
+        labels = found.labels[: found.safe]
         decided = decide(
-            np.array([margin]),
-            label_scores(tree, self.estimator)[None],
+            np.array([found.margin]),
+            found.scores[None, : found.safe],
             labels=labels,
             calibration=self.calibration,
             thresholds=self.thresholds,
-            bounds=bounds(tree)[None, : tree.safe + 1],
+            bounds=found.bounds[None, : found.safe + 1],
         )
         assert decided.bounds is not None
         p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()
+        limits = [*decided.bounds[0].tolist(), *found.bounds[found.safe + 1 :].tolist()]
         return Score(
             id=record.id,
             flagged=counts[UNSAFE],
             unsafe=p[UNSAFE],
-            margin=margin,
+            margin=found.margin,
             categories=tuple(compress(labels[1:], counts[1:])),
             category_scores=dict(zip(labels[1:], p[1:], strict=True)),
-            bounds={label: (low, high) for label, (low, high) in zip(labels, decided.bounds[0].tolist(), strict=True)},
-            unexplored=tree.unexplored,
-            off_grammar=tree.off_grammar,
+            bounds={
+                label: (low, high)
+                for label, (low, high) in zip((*labels, *found.labels[found.safe + 1 :]), limits, strict=True)
+            },
+            fields={
+                field: {name: float(found.scores[i]) for name, i in places.items()}
+                for field, places in fields_of(found.labels).items()
+            },
+            unexplored=found.unexplored,
+            off_grammar=found.off_grammar,
             estimator=self.estimator,
             calibrated=self.calibration is not None,
             guard=self.name,
@@ -391,18 +455,38 @@ class Guard:
         )
 
     def _judge(self, text: str) -> SelfTestResult:
+        messages = (Message("user", text),)
         with self._in_use():
-            tree, _, prompt = self._explore((Message("user", text),))
-            row = np.exp(self.backend.logprobs([prompt])[0].astype(np.float64))
+            prompts = self._prompts(messages)
+            trees = {question: self._explore(prompt, messages) for question, prompt in prompts.items()}
+            found = estimate(trees, self.estimator, umbrella=self.umbrella)
+            # Of several questions, the one whose answer decides.
+            shown = self.umbrella or max(trees, key=lambda question: log_odds(trees[question]))
+            row = np.exp(self.backend.logprobs([prompts[shown]])[0].astype(np.float64))
         likeliest = np.argsort(-row, kind="stable")[:5]
         names = {i: name for name, i in self.backend.vocabulary.control.items()}
         return SelfTestResult(
             text=text,
-            grammar_mass=1 - tree.off_grammar,
-            unsafe=float(marginal(tree)[UNSAFE]),
-            margin=log_odds(tree),
+            grammar_mass=1 - found.off_grammar,
+            unsafe=float(found.scores[UNSAFE]),
+            margin=found.margin,
             first_tokens=tuple((names.get(int(t)) or self.piece(int(t)), float(row[t])) for t in likeliest),
         )
+
+
+def _tokens(prompts: Mapping[str | None, Prefix], trees: Trees) -> dict[str, int]:
+    """How many tokens the prompts have, how many of these are evaluated for others too, and how many answers' were tried."""
+    seen: set[Prefix] = set()
+    reused = 0
+    for prompt in prompts.values():
+        *between, root = [*prompt.lineage()][1:] or [Prefix(())]
+        reused += len(root.tokens) + sum(len(p.tokens) for p in between if p in seen)
+        seen.update(between)
+    return {
+        "prompt": sum(len(prompt.path()) for prompt in prompts.values()),
+        "reused": reused,
+        "answer": sum(tree.n_rows - 1 for tree in trees.values()),
+    }
 
 
 def _detected(backend: Backend) -> Profile:

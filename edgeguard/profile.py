@@ -5,12 +5,13 @@ A profile is a TOML file. Every mistake in it is a ProfileError that names the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from edgeguard.errors import ProfileError, did_you_mean
 from edgeguard.grammar import AnswerGrammar, read_grammar
@@ -21,17 +22,22 @@ MAX_CATEGORIES = 1000
 RESERVED = ("safe", "unsafe")  # labels every taxonomy has beside its categories
 
 Template = Literal["own", "model"]
-Value = str | int | float | bool
+Verified = Literal["maker", "copies", "copy", "unknown"]
 
 
 @dataclass(frozen=True)
 class Category:
-    """One label of the taxonomy. `forms` are its surface forms in the answer, the first is canonical."""
+    """One label of the taxonomy. `forms` are its surface forms in the answer, the first is canonical.
+
+    description           what belongs to it
+    response_description  the same where a response is judged; "" for no other words
+    """
 
     code: str
     name: str
     description: str = ""
     forms: tuple[str, ...] = ()
+    response_description: str = ""
 
     def __post_init__(self) -> None:
         if not self.forms:
@@ -51,11 +57,14 @@ class PromptSpec:
     """How the guard is asked.
 
     template   "own": `text` is the whole prompt; "model": the chat template in the model file
-    text       own: Jinja over messages, categories and roles, control tokens spelled out
-    control    own: the control tokens that `text` spells
+    text       Jinja over messages, categories and roles, control tokens spelled out, and over the category that is
+               asked about, where there is a question for each. "model": what the guard's own template is known to
+               write, for files that carry none or another one; "" where it is not known
+    control    the control tokens that `text` spells
     ends_with  what the rendered prompt must end with; "" where anything may
     messages   model: messages around the conversation; () passes the conversation itself
-    variables  model: further variables of the chat template, such as enable_thinking
+    variables  model: further variables of the chat template, such as enable_thinking: TOML values, in whose texts
+               {{ category.code }} is the code that is asked about
     user, assistant  display names of the roles
     """
 
@@ -64,9 +73,34 @@ class PromptSpec:
     control: tuple[str, ...] = ()
     ends_with: str = ""
     messages: tuple[PromptMessage, ...] = ()
-    variables: tuple[tuple[str, Value], ...] = ()
+    variables: tuple[tuple[str, Any], ...] = ()
     user: str = "User"
     assistant: str = "Agent"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """One prompt for each category, the answers being verdicts.
+
+    asked     codes, in the taxonomy's order
+    umbrella  the code whose question decides `unsafe`; None: any of them does
+    """
+
+    asked: tuple[str, ...]
+    umbrella: str | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Where something that a profile says is from, and how sure it is.
+
+    verified  "maker": read in the maker's own source; "copies": several independent public copies agree; "copy": one
+              public copy; "unknown": nobody has seen it, and the model file must say it
+    """
+
+    about: str
+    source: str
+    verified: Verified
 
 
 @dataclass(frozen=True)
@@ -112,8 +146,10 @@ class Detect:
 class Profile:
     """A guard, as data.
 
+    questions         a prompt for each category; None for one prompt about all of them
     stop              control tokens that end an answer; () for the model file's own
     min_grammar_mass  in [0, 1]: a record with less mass on the grammar is an error, never "safe"
+    facts             where what it says is from
     source            the file it came from
     """
 
@@ -125,18 +161,69 @@ class Profile:
     categories: tuple[Category, ...]
     answer: AnswerGrammar
     prompt: PromptSpec
+    questions: Questions | None = None
     stop: tuple[str, ...] = ()
     min_grammar_mass: float = 0.5
     self_test: SelfTest | None = None
     detect: Detect = Detect()
+    facts: tuple[Fact, ...] = ()
     source: str = ""
+
+    @property
+    def asked(self) -> tuple[Category, ...]:
+        """The categories that get a probability, in order."""
+        asked = None if self.questions is None else self.questions.asked
+        return tuple(c for c in self.categories if asked is None or c.code in asked)
+
+    def asking(self, codes: Sequence[str]) -> Profile:
+        """This profile with some of its questions alone: another guard, with another name.
+
+        Raises ProfileError for a code that it has not, and where it has one question about all of them.
+        """
+        if self.questions is None:
+            raise ProfileError(
+                f"profile {self.name} asks one question about all of its categories; none can be left out",
+                kind="no_questions",
+            )
+        known = [c.code for c in self.categories]
+        if unknown := next((code for code in codes if code not in known), None):
+            raise ProfileError(
+                f"profile {self.name} has no question {unknown!r}{did_you_mean(unknown, known)}; "
+                f"it has {', '.join(known)}"
+            )
+        asked = tuple(code for code in known if code in codes)
+        if not asked:
+            raise ProfileError(f"no question is left to ask; profile {self.name} has {', '.join(known)}")
+        if asked == self.questions.asked:
+            return self
+        umbrella = self.questions.umbrella if self.questions.umbrella in asked else None
+        return replace(self, name=f"{self.name}:{'+'.join(asked)}", questions=Questions(asked, umbrella))
+
+    def judging(self, strictness: str) -> Profile:
+        """This profile with one of its meanings of "unsafe"; one that is not its default has another name.
+
+        Raises ProfileError for a strictness that it has not.
+        """
+        answer = self.answer.judging(strictness)
+        return self if answer == self.answer else replace(self, name=f"{self.name}:{strictness}", answer=answer)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A guard that is known and gets no scores, and why. Its file has `refused` in place of a prompt."""
+
+    name: str
+    description: str
+    refused: str
+    detect: Detect
+    facts: tuple[Fact, ...]
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
     """A built-in profile by its name, or a profile file by its path. Raises ProfileError."""
     builtin = _builtin_files()
     if isinstance(name_or_path, str) and name_or_path in builtin:
-        return _load_builtin(name_or_path)
+        return _scored(_read_builtin(name_or_path))
     path = Path(name_or_path)
     try:
         with path.open("rb") as file:
@@ -164,18 +251,29 @@ def profile_text(name_or_path: str | Path) -> str:
 
 def list_profiles() -> list[Profile]:
     """The built-in profiles, by name."""
-    return [_load_builtin(name) for name in _builtin_files()]
+    return [found for name in _builtin_files() if isinstance(found := _read_builtin(name), Profile)]
+
+
+def list_refused() -> list[Refused]:
+    """The guards that are known and not scored, by name."""
+    return [found for name in _builtin_files() if isinstance(found := _read_builtin(name), Refused)]
 
 
 def detect_profile(*, architecture: str, name: str, chat_template: str | None) -> str | None:
-    """The name of the one built-in profile that fits a model file's metadata, or None if not certain."""
+    """The name of the one built-in profile that fits a model file's metadata, or None if not certain.
+
+    Raises ProfileError for a guard that is known and refused.
+    """
+    for refused in list_refused():
+        if refused.detect.matches(architecture, name, chat_template):
+            raise _refusal(refused)
     fits = [p.name for p in list_profiles() if p.detect.matches(architecture, name, chat_template)]
     return fits[0] if len(fits) == 1 else None
 
 
 def parse_profile(data: bytes, source: str) -> Profile:
     """A profile from the bytes of a TOML file. `source` is named in errors. Raises ProfileError."""
-    return _read_profile(read_toml(data, source))
+    return _scored(_read_file(read_toml(data, source)))
 
 
 @lru_cache(maxsize=1)
@@ -189,8 +287,18 @@ def _builtin_file(name: str) -> Traversable:
 
 
 @lru_cache(maxsize=64)
-def _load_builtin(name: str) -> Profile:
-    return parse_profile(_builtin_file(name).read_bytes(), f"edgeguard/profiles/{name}.toml")
+def _read_builtin(name: str) -> Profile | Refused:
+    return _read_file(read_toml(_builtin_file(name).read_bytes(), f"edgeguard/profiles/{name}.toml"))
+
+
+def _scored(found: Profile | Refused) -> Profile:
+    if isinstance(found, Refused):
+        raise _refusal(found)
+    return found
+
+
+def _refusal(refused: Refused) -> ProfileError:
+    return ProfileError(f"{refused.name} gets no scores: {refused.refused}", kind="guard_refused")
 
 
 def _plain(name: str) -> str:
@@ -200,12 +308,29 @@ def _plain(name: str) -> str:
 # The profile's tables
 
 
+def _read_file(top: TomlTable) -> Profile | Refused:
+    return _read_refused(top) if "refused" in top.values else _read_profile(top)
+
+
+def _read_refused(top: TomlTable) -> Refused:
+    top.only("name", "description", "refused", "detect", "fact")
+    return Refused(
+        name=top.printable("name"),
+        description=top.text("description", "", empty=True),
+        refused=top.printable("refused"),
+        detect=_read_detect(top.table("detect")),
+        facts=_read_facts(top),
+    )
+
+
 def _read_profile(top: TomlTable) -> Profile:
     top.only(
-        "name", "version", "description", "taxonomy", "taxonomy_version", "stop", "min_grammar_mass",
-        "answer", "field", "readout", "prompt", "roles", "self_test", "detect", "category",
+        "name", "version", "description", "taxonomy", "taxonomy_version", "stop", "min_grammar_mass", "questions",
+        "answer", "field", "readout", "prompt", "roles", "self_test", "detect", "category", "fact",
     )  # fmt: skip
     categories = _read_categories(top)
+    questions = _read_questions(top, categories)
+    codes = () if questions else tuple(Label(c.code, c.forms) for c in categories)
     return Profile(
         name=top.printable("name"),
         version=top.printable("version", "1"),
@@ -213,14 +338,37 @@ def _read_profile(top: TomlTable) -> Profile:
         taxonomy=top.printable("taxonomy"),
         taxonomy_version=top.printable("taxonomy_version", "1"),
         categories=categories,
-        answer=read_grammar(top, tuple(Label(c.code, c.forms) for c in categories)),
+        answer=read_grammar(top, codes),
         prompt=_read_prompt(top),
+        questions=questions,
         stop=top.texts("stop", ()),
         min_grammar_mass=top.share("min_grammar_mass", 0.5),
         self_test=_read_self_test(top.table("self_test")),
         detect=_read_detect(top.table("detect")),
+        facts=_read_facts(top),
         source=top.source.name,
     )
+
+
+def _read_questions(top: TomlTable, categories: Sequence[Category]) -> Questions | None:
+    table = top.table("questions")
+    if table is None:
+        return None
+    table.only("umbrella")
+    if not categories:
+        table.fail(None, "there is nothing to ask about; expected a [[category]] for each question")
+    asked = tuple(c.code for c in categories)
+    return Questions(asked, table.one_of("umbrella", asked) if "umbrella" in table.values else None)
+
+
+def _read_facts(top: TomlTable) -> tuple[Fact, ...]:
+    facts = []
+    for table in top.tables("fact"):
+        table.only("about", "source", "verified")
+        verified = cast(Verified, table.one_of("verified", get_args(Verified)))
+        source = table.printable("source", "") if verified == "unknown" else table.printable("source")
+        facts.append(Fact(table.printable("about"), source, verified))
+    return tuple(facts)
 
 
 def _read_categories(top: TomlTable) -> tuple[Category, ...]:
@@ -243,7 +391,7 @@ def _read_categories(top: TomlTable) -> tuple[Category, ...]:
 
 
 def _read_category(table: TomlTable) -> Category:
-    table.only("code", "name", "description", "forms")
+    table.only("code", "name", "description", "response_description", "forms")
     code = table.printable("code")
     if code in RESERVED:
         table.fail("code", f"code is {show(code)}, which every taxonomy has already; choose another")
@@ -252,7 +400,13 @@ def _read_category(table: TomlTable) -> Category:
     forms = table.texts("forms", (code,))
     if not forms:
         table.fail("forms", "forms is an empty list; expected at least one form, or no such key")
-    return Category(code, table.printable("name"), table.text("description", "", empty=True), forms)
+    return Category(
+        code,
+        table.printable("name"),
+        table.text("description", "", empty=True),
+        forms,
+        table.text("response_description", "", empty=True),
+    )
 
 
 def _read_prompt(top: TomlTable) -> PromptSpec:
@@ -260,12 +414,16 @@ def _read_prompt(top: TomlTable) -> PromptSpec:
     if table is None:
         top.fail(None, "[prompt] is missing; it says how the guard is asked")
     template = cast(Template, table.one_of("template", get_args(Template)))
-    foreign = ("message", "variables") if template == "own" else ("text", "control")
-    for key in foreign:
-        if key in table.values:
-            table.fail(key, f'{key} has no place where template is "{template}"')
     table.only("template", "text", "control", "ends_with", "message", "variables")
-    if template == "own":
+    for key in ("message", "variables") if template == "own" else ():
+        if key in table.values:
+            table.fail(key, f'{key} has no place where template is "own"')
+    for key in ("text", "control"):
+        if key in table.values and "message" in table.values:
+            table.fail(key, f"{key} has no place beside [[prompt.message]]: a prompt is the one or the other")
+    if "control" in table.values and "text" not in table.values:
+        table.fail("control", "control has no place without a text that spells its tokens")
+    if template == "own" or "text" in table.values:
         table.text("text")
         table.check_jinja("text")
     roles = _read_roles(top.table("roles"))
@@ -296,13 +454,19 @@ def _read_message(table: TomlTable) -> PromptMessage:
     return PromptMessage(role, text)
 
 
-def _read_variables(table: TomlTable | None) -> tuple[tuple[str, Value], ...]:
+def _read_variables(table: TomlTable | None) -> tuple[tuple[str, Any], ...]:
     if table is None:
         return ()
     for key, value in table.values.items():
-        if not isinstance(value, str | int | float | bool):
-            table.fail(key, f"{key} is {show(value)}; expected a text, a number, true or false")
+        if bad := next((v for v in _leaves(value) if not isinstance(v, str | int | float | bool)), None):
+            table.fail(key, f"{key} is {show(bad)}; expected texts, numbers, true or false, and tables or lists of them")
     return tuple(table.values.items())
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The values in tables and lists inside one another."""
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return [value] if inside is None else [leaf for v in inside for leaf in _leaves(v)]
 
 
 def _read_roles(table: TomlTable | None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
@@ -26,10 +26,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, RecordError
-from edgeguard.profile import Profile
+from edgeguard.profile import Category, Profile
 from edgeguard.rows.record import Message
 
 Ids = tuple[int, ...]
+WrittenBy = Literal["file", "profile"]
 
 MAX_RENDERED = 1 << 20  # characters; a template from a stranger may loop
 MAX_SHAPES = 64  # sequences of roles kept rendered
@@ -76,48 +77,81 @@ class Shape:
     forbidden: Mapping[int, str]  # id → spelling
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The prompts about one record, cut where others begin alike: each is preamble + shared + rest.
+
+    shared  what the prompts of all questions begin with behind their preamble, where the text stands before the
+            question; () where it does not, and where there is one question
+    asked   the code that is asked about, None for a question about all → (preamble, rest)
+    """
+
+    shared: Ids
+    asked: Mapping[str | None, tuple[Ids, Ids]]
+
+
 @dataclass(frozen=True, eq=False)
 class Prompter:
     """Writes a guard's prompts. Made by `compile_prompt`.
 
-    stops  ids that end the guard's answer
+    stops       ids that end the guard's answer
+    questions   the codes that are asked about, one prompt for each; (None,) for one prompt about all
+    written_by  whose template writes the prompts: the model file's, or the profile's own text
     """
 
     profile: Profile
     vocabulary: Vocabulary = field(repr=False)
     stops: frozenset[int]
-    _shape: Callable[[tuple[str, ...]], Shape] = field(repr=False)
-    _preamble: Callable[[tuple[str, ...]], Ids] = field(repr=False)
+    questions: tuple[str | None, ...]
+    written_by: WrittenBy
+    _shape: Callable[[tuple[str, ...], str | None], Shape] = field(repr=False)
+    _preamble: Callable[[tuple[str, ...], str | None], Ids] = field(repr=False)
+    _text_first: Callable[[tuple[str, ...]], bool] = field(repr=False)
 
-    def encode(self, messages: Sequence[Message]) -> Ids:
-        """Token ids of the whole prompt. No text adds a control token. Raises RecordError."""
-        shape = self._shape_of(tuple(m.role for m in messages))
+    def encode(self, messages: Sequence[Message], question: str | None = None) -> Ids:
+        """Token ids of a whole prompt. No text adds a control token. Raises RecordError.
+
+        question  the code that is asked about, where there is a question for each
+        """
+        shape = self._shape_of(tuple(m.role for m in messages), question)
         return _fill(shape, [m.content for m in messages], self.vocabulary)
 
-    def preamble(self, roles: Sequence[str]) -> Ids:
+    def preamble(self, roles: Sequence[str], question: str | None = None) -> Ids:
         """The ids that prompts with these roles begin with: the policy, as a rule. Cached.
 
-        It is found with probe texts, so a tokenizer may begin a strange text otherwise: see `split`.
+        It is found with probe texts, so a tokenizer may begin a strange text otherwise: see `parts`.
         """
-        self._shape_of(tuple(roles))
-        return self._preamble(tuple(roles))
+        self._shape_of(tuple(roles), question)
+        return self._preamble(tuple(roles), question)
 
-    def split(self, messages: Sequence[Message]) -> tuple[Ids, Ids]:
-        """The prompt as (preamble, rest): together they are `encode(messages)`.
+    def parts(self, messages: Sequence[Message]) -> Parts:
+        """The prompts about one record. Which of a profile's questions are asked changes nothing about the others.
 
-        The preamble is () where this very text does not begin with its roles' preamble.
+        A preamble is () where this very text does not begin with it.
         """
-        ids = self.encode(messages)
-        preamble = self._preamble(tuple(m.role for m in messages))
-        if ids[: len(preamble)] == preamble:
-            return preamble, ids[len(preamble) :]
-        return (), ids
+        roles = tuple(m.role for m in messages)
+        codes = [c.code for c in self.profile.categories] if self.questions != (None,) else [None]
+        prompts = {code: self.encode(messages, code) for code in codes}
+        preambles = {code: self._preamble(roles, code) for code in codes}
+        shared: Ids = ()
+        if self._text_first(roles):
+            preambles = dict.fromkeys(codes, _common_prefix([*preambles.values()]))
+            # What is left of a prompt must be something: its last token is what the answer follows.
+            shared = _common_prefix([ids[:-1] for ids in prompts.values()])[len(preambles[codes[0]]) :]
+        begun = {code: ids[: len(preambles[code])] == preambles[code] for code, ids in prompts.items()}
+        if shared and not all(begun.values()):
+            shared = _common_prefix([ids[:-1] for ids in prompts.values()])
+        asked = {}
+        for code in self.questions:
+            preamble = preambles[code] if begun[code] and (all(begun.values()) or not shared) else ()
+            asked[code] = preamble, prompts[code][len(preamble) + len(shared) :]
+        return Parts(shared, asked)
 
-    def _shape_of(self, roles: tuple[str, ...]) -> Shape:
+    def _shape_of(self, roles: tuple[str, ...], question: str | None) -> Shape:
         if not roles:
             raise RecordError("the conversation has no messages; nothing could be judged")
         try:
-            return self._shape(roles)
+            return self._shape(roles, question)
         except ProfileError as error:
             raise RecordError(f"roles {', '.join(roles)}: {error}", kind="invalid_roles") from error
 
@@ -127,27 +161,69 @@ def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Voca
 
     chat_template  the model file's own, needed where the profile says template = "model"
     """
-    names = _control_names(profile, vocabulary)
-    render = _renderer(profile, chat_template, vocabulary, names)
+    written_by = _written_by(profile, chat_template)
+    names = _control_names(profile, vocabulary, written_by)
+    categories = {c.code: c for c in profile.categories} if profile.questions else {}
+    codes: list[str | None] = [*categories] or [None]
+    renderers = {
+        code: _renderer(profile, written_by, chat_template, vocabulary, names, categories.get(code or ""))
+        for code in codes
+    }
+
+    @lru_cache(maxsize=MAX_SHAPES * len(codes))
+    def shape(roles: tuple[str, ...], code: str | None) -> Shape:
+        return _make_shape(profile, renderers[code], roles, names, vocabulary, written_by)
+
+    def probed(roles: tuple[str, ...], code: str | None, probe: str) -> Ids:
+        return _fill(shape(roles, code), [probe] * len(roles), vocabulary)
+
+    @lru_cache(maxsize=MAX_SHAPES * len(codes))
+    def preamble(roles: tuple[str, ...], code: str | None) -> Ids:
+        return _common_prefix([probed(roles, code, p) for p in PROBES])
 
     @lru_cache(maxsize=MAX_SHAPES)
-    def shape(roles: tuple[str, ...]) -> Shape:
-        return _make_shape(profile, render, roles, names, vocabulary)
+    def text_first(roles: tuple[str, ...]) -> bool:
+        begun = {_common_prefix([probed(roles, code, p) for code in codes]) for p in PROBES}
+        return len(codes) > 1 and len(begun) > 1  # what all questions begin with differs from text to text
 
-    @lru_cache(maxsize=MAX_SHAPES)
-    def preamble(roles: tuple[str, ...]) -> Ids:
-        return _common_prefix([_fill(shape(roles), [p] * len(roles), vocabulary) for p in PROBES])
+    for code in codes:  # a profile's mistakes show here, before the first record
+        shape(("user",), code)
+    asked = profile.questions.asked if profile.questions else (None,)
+    stops = _stops(profile, vocabulary)
+    return Prompter(profile, vocabulary, stops, asked, written_by, shape, preamble, text_first)
 
-    shape(("user",))  # a profile's mistakes show here, before the first record
-    return Prompter(profile, vocabulary, _stops(profile, vocabulary), shape, preamble)
+
+def _written_by(profile: Profile, chat_template: str | None) -> WrittenBy:
+    """Whose template writes the prompts. Raises ProfileError where neither can."""
+    spec = profile.prompt
+    if spec.template == "own":
+        return "profile"
+    if spec.messages and chat_template:
+        return "file"
+    # Without messages of its own, the profile leaves the policy to the model's template: it must be there.
+    if chat_template and profile.detect.fits_template(chat_template):
+        return "file"
+    if spec.text:
+        return "profile"
+    if not chat_template:
+        raise ProfileError(
+            f"{profile.source}: the model file carries no chat template (tokenizer.chat_template), and this "
+            "profile asks through it; convert the model with its template, or write a profile with "
+            'template = "own"'
+        )
+    wanted = ", ".join(repr(text) for text in profile.detect.template_contains)
+    raise ProfileError(
+        f"{profile.source}: the chat template in the model file is not this guard's: it should hold {wanted}; "
+        "use the original model's template, or another profile"
+    )
 
 
 # Control tokens
 
 
-def _control_names(profile: Profile, vocabulary: Vocabulary) -> dict[str, int]:
+def _control_names(profile: Profile, vocabulary: Vocabulary, written_by: WrittenBy) -> dict[str, int]:
     """Spelling → id of each control token that the template may hold."""
-    if profile.prompt.template == "own":
+    if written_by == "profile":
         return {name: _control_id(profile, "[prompt] control", name, vocabulary) for name in profile.prompt.control}
     # Some files declare the token that ends a turn as ordinary text.
     ends = {_text(vocabulary, i): i for i in vocabulary.eog if vocabulary.pieces[i]}
@@ -219,50 +295,79 @@ def _raise_exception(message: object) -> None:
     raise jinja2.TemplateError(str(message))
 
 
-def _renderer(profile: Profile, chat_template: str | None, vocabulary: Vocabulary, names: Mapping[str, int]) -> Render:
+def _renderer(
+    profile: Profile,
+    written_by: WrittenBy,
+    chat_template: str | None,
+    vocabulary: Vocabulary,
+    names: Mapping[str, int],
+    category: Category | None,
+) -> Render:
+    """What writes a prompt; `category` is what it asks about, None for all of them."""
     spec = profile.prompt
     texts = [spec.text, *(m.text for m in spec.messages)]
     _refuse_private(profile, [*texts, spec.user, spec.assistant, *_category_texts(profile)])
-    # A profile's names and descriptions are data: a control token spelled there stays text.
-    guard = _keep_text({*names, *vocabulary.control})
-    data = {
-        "categories": [
-            {"code": guard(c.code), "name": guard(c.name), "description": guard(c.description)}
-            for c in profile.categories
-        ],
-        "roles": {"user": guard(spec.user), "assistant": guard(spec.assistant)},
-    }
     strict = _environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     own = [_compile(profile, strict, text, "the profile's text") for text in texts]
+    # A profile's names and descriptions are data: a control token spelled there stays text.
+    guard = _keep_text({*names, *vocabulary.control})
+
+    def data(roles: tuple[str, ...]) -> dict[str, Any]:
+        described = [_described(c, roles[-1], guard) for c in profile.categories]
+        asked = {} if category is None else {"category": _described(category, roles[-1], guard)}
+        return {"categories": described, "roles": {"user": guard(spec.user), "assistant": guard(spec.assistant)}, **asked}
 
     def render_own(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
         messages = [{"role": role, "content": text(i)} for i, role in enumerate(roles)]
-        return _run(profile, own[0], {"messages": messages, **data}, "[prompt] text")
+        return _run(profile, own[0], {"messages": messages, **data(roles)}, "[prompt] text")
 
-    if spec.template == "own":
+    if written_by == "profile":
         return _try_once(profile.source, render_own)
-    template = _model_template(profile, chat_template)
+    assert chat_template is not None
+    _refuse_private(profile, [chat_template])
+    template = _compile(profile, _environment(), chat_template, "the chat template")
     variables: dict[str, Any] = {
         "bos_token": _name_of(vocabulary, vocabulary.bos),
         "eos_token": _name_of(vocabulary, min(vocabulary.eog, default=None)),
         "add_generation_prompt": True,
         "tools": None,
         "documents": None,
-        **dict(spec.variables),
     }
 
     def render_model(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
-        messages = [(role, text(i)) for i, role in enumerate(roles)]
+        messages, inner = [(role, text(i)) for i, role in enumerate(roles)], data(roles)
         if spec.messages:
-            inner = {"messages": [{"role": r, "content": t} for r, t in messages], **data}
+            inner["messages"] = [{"role": r, "content": t} for r, t in messages]
             messages = [
                 (message.role, _run(profile, compiled, inner, f"[[prompt.message]] {n}"))
                 for n, (message, compiled) in enumerate(zip(spec.messages, own[1:], strict=True), 1)
             ]
         chat = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in messages]
-        return _run(profile, template, {"messages": chat, **variables}, "the chat template")
+        filled = {key: _filled(profile, strict, value, inner) for key, value in spec.variables}
+        return _run(profile, template, {"messages": chat, **variables, **filled}, "the chat template")
 
     return _try_both(profile.source, render_model)
+
+
+def _described(category: Category, judged: str, guard: Callable[[str], str]) -> dict[str, str]:
+    """A category as templates see it, in the words for whose turn is judged."""
+    by_response = judged == "assistant" and category.response_description
+    return {
+        "code": guard(category.code),
+        "name": guard(category.name),
+        "description": guard(category.response_description if by_response else category.description),
+    }
+
+
+def _filled(profile: Profile, strict: ImmutableSandboxedEnvironment, value: Any, data: Mapping[str, Any]) -> Any:
+    """A variable's value for a chat template: texts in it, however deep, are Jinja over the profile's data."""
+    if isinstance(value, Mapping):
+        return {key: _filled(profile, strict, inner, data) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(profile, strict, inner, data) for inner in value]
+    if not isinstance(value, str) or "{" not in value:
+        return value
+    return _run(profile, _compile(profile, strict, value, "[prompt.variables]"), data, "[prompt.variables]")
 
 
 def _try_once(source: str, render: Render) -> Render:
@@ -311,27 +416,8 @@ def _dropped(source: str, what: str, message: int) -> str:
     )
 
 
-def _model_template(profile: Profile, chat_template: str | None) -> jinja2.Template:
-    if not chat_template:
-        raise ProfileError(
-            f"{profile.source}: the model file carries no chat template (tokenizer.chat_template), and this "
-            "profile asks through it; convert the model with its template, or write a profile with "
-            'template = "own"'
-        )
-    _refuse_private(profile, [chat_template])
-    # Without messages of its own, the profile leaves the policy to the model's template: it must be there.
-    if not profile.prompt.messages and not profile.detect.fits_template(chat_template):
-        wanted = ", ".join(repr(text) for text in profile.detect.template_contains)
-        raise ProfileError(
-            f"{profile.source}: the chat template in the model file is not this guard's: "
-            f"it should hold {wanted}; "
-            "use the original model's template, or another profile"
-        )
-    return _compile(profile, _environment(), chat_template, "the chat template")
-
-
 def _category_texts(profile: Profile) -> list[str]:
-    return [text for c in profile.categories for text in (c.code, c.name, c.description)]
+    return [text for c in profile.categories for text in (c.code, c.name, c.description, c.response_description)]
 
 
 def _refuse_private(profile: Profile, texts: Iterable[str]) -> None:
@@ -399,7 +485,12 @@ def _name_of(vocabulary: Vocabulary, token: int | None) -> str:
 
 
 def _make_shape(
-    profile: Profile, render: Render, roles: tuple[str, ...], names: Mapping[str, int], vocabulary: Vocabulary
+    profile: Profile,
+    render: Render,
+    roles: tuple[str, ...],
+    names: Mapping[str, int],
+    vocabulary: Vocabulary,
+    written_by: WrittenBy,
 ) -> Shape:
     rendered = render(roles, _sentinel)
     if not rendered.endswith(profile.prompt.ends_with):
@@ -408,7 +499,7 @@ def _make_shape(
             f"{profile.source}: the prompt ends with {tail!r}; [prompt] ends_with is {profile.prompt.ends_with!r}"
         )
     template_text = _SENTINEL.sub("\n", rendered)
-    if profile.prompt.template == "own":
+    if written_by == "profile":
         _refuse_unlisted(profile, template_text, names, vocabulary)
     spelled = _atomic(vocabulary, {*_LOOKS_SPECIAL.findall(template_text)} - names.keys())
     names = {**names, **spelled}

@@ -28,6 +28,7 @@ LAYERS = [
     {"answers", "backends", "convert"},
     {"tree", "prompt", "inspection"},
     {"estimators"},
+    {"estimates"},
     {"guard"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},

@@ -350,7 +350,8 @@ def test_no_text_becomes_a_control_token_and_every_text_is_in_the_prompt(
     assert show(ids, vocabulary) == (
         f"<bos><|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{agent}<|im_end|>\n<|im_start|>assistant\n<think>"
     )
-    assert prompter.split(chat(user, agent))[0] + prompter.split(chat(user, agent))[1] == ids
+    preamble, rest = prompter.parts(chat(user, agent)).asked[None]
+    assert preamble + rest == ids
 
 
 def test_the_preamble_is_what_all_prompts_of_these_roles_begin_with() -> None:
@@ -359,7 +360,7 @@ def test_the_preamble_is_what_all_prompts_of_these_roles_begin_with() -> None:
     assert show(user, llama3).endswith("<BEGIN CONVERSATION>\n\nUser: ")
     assert user != both
     assert prompter.preamble(["user"]) is user
-    assert prompter.split(chat("Hi"))[0] == user
+    assert prompter.parts(chat("Hi")).asked[None][0] == user
 
 
 def test_a_text_that_merges_with_the_policy_has_no_preamble() -> None:
@@ -375,8 +376,8 @@ def test_a_text_that_merges_with_the_policy_has_no_preamble() -> None:
 
     vocabulary = replace(chatml, pieces=[*chatml.pieces, b": zz"], encode=encode)
     prompter = compile_prompt(own("Text: {{ messages[0].content }}"), None, vocabulary)
-    assert prompter.split(chat("zz")) == ((), prompter.encode(chat("zz")))
-    assert prompter.split(chat("ab")) == (tuple(b"Text: "), tuple(b"ab"))
+    assert prompter.parts(chat("zz")).asked[None] == ((), prompter.encode(chat("zz")))
+    assert prompter.parts(chat("ab")).asked[None] == (tuple(b"Text: "), tuple(b"ab"))
 
 
 # The real tokenizer
@@ -469,7 +470,7 @@ def test_a_prompt_in_pieces_is_the_whole_prompt_as_llama_cpp_reads_it(profile: P
     for messages in (chat(text), chat("Hello.", text), chat(text, "Sure", text)):
         whole = official(profile, real.chat_template, messages)
         assert list(prompter.encode(messages)) == real.special(whole)
-        preamble, _ = prompter.split(messages)
+        preamble, _ = prompter.parts(messages).asked[None]
         assert preamble
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from edgeguard import Guard, Search
 from edgeguard.answers import START, Answers
+from edgeguard.estimates import fields_of
 from edgeguard.profile import Profile, load_profile, parse_profile
 from edgeguard.testing import FakeBackend, vocabulary
 
@@ -23,8 +24,10 @@ def shape(name: str) -> Profile:
     return load_profile(SHAPES / f"{name}.toml")
 
 
-def answers(name: str, **options) -> Answers:
-    return Answers(shape(name).answer, vocabulary(BYTES, control=CONTROL), frozenset({256}), **options)
+def answers(name: str, strictness: str | None = None, **options) -> Answers:
+    grammar = shape(name).answer
+    grammar = grammar if strictness is None else grammar.judging(strictness)
+    return Answers(grammar, vocabulary(BYTES, control=CONTROL), frozenset({256}), **options)
 
 
 def named(compiled: Answers, text: str) -> set[str] | None:
@@ -78,25 +81,32 @@ READ = [
         "Harmful request: yes\nResponse refusal: N/A\nHarmful response: N/A",
         {"request_harm=yes", "refusal=n/a", "response_harm=n/a"},  # neither safe nor unsafe
     ),
-    ("polyguard", {}, POLY, {"unsafe", "S1", "S10", "refusal=no", "response_harm=no"}),
+    (
+        "polyguard",
+        {},
+        POLY,
+        {"unsafe", "S1", "S10", "request_harm=yes", "category=S1", "category=S10", "refusal=no", "response_harm=no"},
+    ),
     (
         "polyguard",
         {"judged": "assistant"},
         POLY,
-        {"safe", "request_harm=yes", "category=S1", "category=S10", "refusal=no"},
+        {
+            *("safe", "request_harm=yes", "category=S1", "category=S10", "refusal=no", "response_harm=no"),
+        },
     ),
-    ("nemotron", {}, json.dumps({"User Safety": "safe"}), {"safe"}),
+    ("nemotron", {}, json.dumps({"User Safety": "safe"}), {"safe", "verdict=safe"}),
     (
         "nemotron",
         {},
         json.dumps({"User Safety": "unsafe", "Safety Categories": "Sexual, Threat"}),
-        {"unsafe", "S2", "S11"},
+        {"unsafe", "S2", "S11", "verdict=unsafe"},
     ),
     (
         "nemotron",
         {"judged": "assistant"},
         json.dumps({"User Safety": "unsafe", "Response Safety": "safe", "Safety Categories": "Sexual (minor)"}),
-        {"safe", "S7", "verdict=unsafe"},
+        {"safe", "S7", "verdict=unsafe", "response=safe"},
     ),
     ("shieldgemma", {}, "Yes", {"unsafe"}),
     ("shieldgemma", {}, "No, because the text is harmless. Yes?", {"safe"}),
@@ -150,12 +160,11 @@ def test_labels_of_the_decision_come_first_and_those_of_other_fields_after_safe(
     strict = answers("qwen3guard")
     codes = [c.code for c in shape("qwen3guard").categories]
     assert strict.labels[: strict.safe + 1] == ("unsafe", *codes, "safe")
-    assert {name: [strict.labels[i] for i in places.values()] for name, places in strict.fields.items()} == {
+    assert {name: [strict.labels[i] for i in places.values()] for name, places in fields_of(strict.labels).items()} == {
         "verdict": ["verdict=safe", "verdict=unsafe", "verdict=controversial"],
         "refusal": ["refusal=yes", "refusal=no"],
     }
-    assert strict.strictness == "strict"
-    assert answers("llama-guard").fields == {}
+    assert fields_of(answers("llama-guard").labels) == {}
 
 
 def test_where_the_last_turn_is_the_assistant_s_its_own_field_is_the_verdict():

@@ -17,12 +17,12 @@ from edgeguard.calibration.decide import Decisions, decide, label_log_odds
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import InputError
-from edgeguard.estimators import ESTIMATORS, first_label, label_scores, log_odds
+from edgeguard.estimates import Trees, estimate
+from edgeguard.estimators import ESTIMATORS, first_label
 from edgeguard.guard import Guard
 from edgeguard.rows.judging import judged
 from edgeguard.rows.record import Failure, Id, Record
 from edgeguard.rows.results import read_rows
-from edgeguard.tree import Tree
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -37,7 +37,8 @@ class ScoreTable:
     places  (n,) 0-based place of each record in the input, failed ones counted too
     margin  (n,) log P(unsafe) - log P(safe), nats
     scores  estimator → (n, n_labels) probabilities; P(unsafe) is the same by all of them
-    first   (n, n_codes) P(a code is the first one named); None where the scores came from a file
+    first   (n, n_codes) P(a code is the first one named); None where the scores came from a file, or where each code
+            has a question of its own
     off     (n,) mass off the grammar
     truth   (n, n_labels) whether a label holds; (n, 1) where only safe or unsafe is known; None where nothing is
     evidence  (n,) log-sum-exp of the logits where the first label is written; None where it was not asked for
@@ -87,14 +88,17 @@ def score_records(
     """
     scored: list[tuple[int, Id, dict[str, Any]]] = []
     failed: list[Failure] = []
-    judge = guard.explore_with_evidence if evidence else lambda record: (guard.explore(record), np.nan)
+
+    def judge(record: Record) -> tuple[Trees, float]:
+        return guard.explore_with_evidence(record) if evidence else (guard.explore_all(record), np.nan)
+
     for place, (record, result) in enumerate(judged(records, judge)):
         advance()
         if isinstance(result, Failure):
             failed.append(result)
         else:
-            tree, size = result
-            scored.append((place, record.id, _row(tree) | {"evidence": size}))
+            trees, size = result
+            scored.append((place, record.id, _row(trees, guard.umbrella) | {"evidence": size}))
 
     def column(name: str, *shape: int) -> Floats:
         return np.array([row[name] for _, _, row in scored], dtype=np.float64).reshape(-1, *shape)
@@ -106,20 +110,22 @@ def score_records(
         places=np.array([place for place, _, _ in scored], dtype=np.int64),
         margin=column("margin"),
         scores={name: column(name, 1 + n_codes) for name in ESTIMATORS},
-        first=column("first", n_codes),
+        first=column("first", n_codes) if guard.questions == (None,) else None,
         off=column("off"),
         evidence=column("evidence") if evidence else None,
         failed=tuple(failed),
     )
 
 
-def _row(tree: Tree) -> dict[str, Any]:
+def _row(trees: Trees, umbrella: str | None) -> dict[str, Any]:
     """What a table keeps of a record."""
+    read = {name: estimate(trees, name, umbrella=umbrella) for name in ESTIMATORS}
+    found = next(iter(read.values()))
     return {
-        "margin": log_odds(tree),
-        "first": first_label(tree)[1 : tree.safe],
-        "off": tree.off_grammar,
-        **{name: label_scores(tree, name) for name in ESTIMATORS},
+        "margin": found.margin,
+        "first": first_label(trees[None])[1 : found.safe] if None in trees else None,
+        "off": found.off_grammar,
+        **{name: one.scores[: found.safe] for name, one in read.items()},
     }
 
 

@@ -111,7 +111,8 @@ def joined(tables: Sequence[ScoreTable], chunk: int) -> ScoreTable:
     one = tables[0]
     stacked: dict[str, Any] = {}
     for name in ("margin", "off", "first"):
-        stacked[name] = np.concatenate([getattr(t, name) for t in tables])
+        arrays = [getattr(t, name) for t in tables]
+        stacked[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
     return ScoreTable(
         labels=one.labels,
         ids=tuple(i for t in tables for i in t.ids),

@@ -6,6 +6,8 @@ How a record is evaluated, and why so:
   it, in one batch with the first forced tokens of the answer, and cut off again when the next record
   comes. So a record always meets the same cells, the same batches and the same company: its own. With
   flash attention off that makes its scores bit-identical, whatever was scored before.
+- Where a record is asked several questions behind its text, the text is evaluated once, alone, and each question
+  begins in the cell after it, the others cut off: its scores do not depend on which others are asked.
 - Branches of one record's answer share its cells: each gets a sequence of its own that begins as a
   copy of its parent's (a label on cells, no data moves), and all branches of a call are one batch.
 - Another root (a policy about the other role) swaps its KV with host memory, bytes unchanged.
@@ -34,6 +36,7 @@ from edgeguard.backend import (
     Prefix,
     Rows,
     RuntimeOptions,
+    Stem,
     Vocabulary,
     available_cores,
     by_record,
@@ -46,7 +49,7 @@ from edgeguard.formats.hashes import Digest
 
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
-N_ROOTS = 4  # preambles kept in host memory besides the current one
+ROOT_BYTES = 1 << 30  # of preambles kept in host memory besides the current one; a policy may have one for each question
 _COMPANY = 24  # tokens of a stranger in a batch, where noise is measured
 GGML_TYPE = {"f32": 0, "f16": 1}
 _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
@@ -112,7 +115,7 @@ class LlamaCpp:
         self._vocabulary = _read_vocabulary(lc.llama_model_get_vocab(self._model), self._encode)
         self._header, self._n_ctx_train = header, trained
         self._root: Prefix | None = None  # in sequence 0 from position 0
-        self._record: Prefix | None = None  # the root's child that the other held prefixes stand on
+        self._stem: Stem | None = None  # what the other held prefixes stand on
         self._held: dict[Prefix, _Held] = {}
         self._tip: dict[int, int] = {}  # sequence → positions taken
         self._cells = 0
@@ -155,8 +158,8 @@ class LlamaCpp:
         """What they are the log-softmax of: (n, n_vocab) float32."""
         self._check_open()
         rows = np.empty((len(prefixes), len(self._vocabulary)), dtype=np.float32)
-        for (root, record), wanted in by_record(prefixes).items():
-            self._evaluate(root, record, wanted, rows)
+        for stem, wanted in by_record(prefixes):
+            self._evaluate(stem, wanted, rows)
         return rows
 
     def close(self) -> None:
@@ -250,29 +253,35 @@ class LlamaCpp:
 
     # Evaluation
 
-    def _evaluate(self, root: Prefix, record: Prefix | None, wanted: dict[Prefix, int], rows: Rows) -> None:
-        """Write the rows of `wanted` prefixes, all on one root and record, to rows[wanted[prefix]]."""
+    def _evaluate(self, stem: Stem, wanted: dict[Prefix, int], rows: Rows) -> None:
+        """Write the rows of `wanted` prefixes, all on one stem, to rows[wanted[prefix]]."""
         longest = max(sum(len(p.tokens) for p in prefix.lineage()) for prefix in wanted)
         if longest > self._n_ctx:
             raise ContextOverflow(longest, self._n_ctx)
-        if record is None:
+        if stem.record is None:
             self._clear()
-            self._decode([root], wanted, rows)
-            self._root = root
+            self._decode([stem.root], wanted, rows)
+            self._root = stem.root
             return
-        self._bring_root(root)
-        if self._record is not record or any(prefix in self._held for prefix in wanted):
-            self._cut_to_root()
-            self._record = record
+        self._bring_root(stem.root)
+        base = stem.root
+        if stem.question is not None:
+            base = stem.record
+            if self._stem is None or self._stem.record is not base or self._stem.question is None:
+                self._cut_to(stem.root)
+                self._decode([base], {}, rows)
+        if self._stem != stem or any(prefix in self._held for prefix in wanted):
+            self._cut_to(base)
+            self._stem = stem
         new = self._missing(wanted)
         if not self._fits(new):
-            self._cut_to_root()
+            self._cut_to(base)
             new = self._missing(wanted)
         if self._fits(new):
             self._decode(new, wanted, rows)
             return
         for prefix, row in wanted.items():  # more branches than there is room for: one after the other
-            self._cut_to_root()
+            self._cut_to(base)
             self._decode(self._missing([prefix]), {prefix: row}, rows)
 
     def _bring_root(self, root: Prefix) -> None:
@@ -280,9 +289,9 @@ class LlamaCpp:
         if self._root is root:
             return
         if self._root is not None and self._can_be_saved(self._root):
-            self._cut_to_root()
+            self._cut_to(self._root)
             self._saved_roots[self._root] = self._save()
-            while len(self._saved_roots) > N_ROOTS:
+            while sum(map(len, self._saved_roots.values())) > ROOT_BYTES:
                 self._saved_roots.popitem(last=False)
         self._clear()
         if root in self._saved_roots:
@@ -310,18 +319,17 @@ class LlamaCpp:
 
     def _clear(self) -> None:
         lc.llama_memory_clear(self._memory, False)
-        self._root = self._record = None
+        self._root = self._stem = None
         self._held, self._tip, self._cells = {}, {}, 0
 
-    def _cut_to_root(self) -> None:
-        """Drop all but the root. Always the same cells are free after it."""
-        assert self._root is not None
-        root = self._held[self._root]
+    def _cut_to(self, base: Prefix) -> None:
+        """Drop all but the root, or the root and the record. Always the same cells are free after it."""
+        kept = {prefix: self._held[prefix] for prefix in base.lineage()}
+        end = kept[base].end
         lc.llama_memory_seq_keep(self._memory, 0)
-        if not lc.llama_memory_seq_rm(self._memory, 0, root.end, -1):
+        if not lc.llama_memory_seq_rm(self._memory, 0, end, -1):
             raise ModelError(f"{self._path}: llama.cpp cannot cut this model's memory; edgeguard needs that")
-        self._record = None
-        self._held, self._tip, self._cells = {self._root: root}, {0: root.end}, root.end
+        self._held, self._tip, self._cells = kept, {0: end}, end
 
     def _missing(self, prefixes: Iterable[Prefix]) -> list[Prefix]:
         """Prefixes not held, parents first: those given, and those they stand on."""

@@ -3,7 +3,8 @@
 How a record is evaluated, and why so:
 
 - The policy preamble (the root prefix) is evaluated once and its keys and values are kept; so are those
-  of the record at hand. A call's past is one of the two, never that of another record.
+  of the record at hand. A call's past is one of the two, never that of another record. Where a record is asked several
+  questions behind its text, those of the text are kept too, and the question is what the answers stand on.
 - A graph made by `edgeguard convert` takes a mask of what each token sees. So a record and the branches of
   its answer are one row of one call, however long each branch is: nothing is padded.
 - Other graphs take rows. A record is a row of its own, then its branches are rows on a copy of its past,
@@ -36,6 +37,7 @@ from edgeguard.backend import (
     Prefix,
     Rows,
     RuntimeOptions,
+    Stem,
     Vocabulary,
     available_cores,
     by_record,
@@ -52,7 +54,7 @@ Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, hea
 Ints = npt.NDArray[np.int64]
 
 N_BATCH = 512  # tokens a call; longer prompts go in chunks, or attention over all at once takes gigabytes
-N_ROOTS = 4  # preambles whose keys and values are kept
+ROOT_BYTES = 1 << 30  # of keys and values of preambles; a policy may have one for each question
 N_CELLS = 1 << 14  # places of keys and values that the rows of one call have together
 
 _CUDA = "CUDAExecutionProvider"
@@ -66,6 +68,11 @@ class _Memory:
     keys: Keys
     columns: Mapping[Prefix, slice]
     size: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all layers' keys and values."""
+        return sum(int(np.prod(value.shape())) for value in self.keys.values()) * 4
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ class OnnxRuntime:
         self._session: Any = _open_session(file, options.threads or available_cores(), options.device)
         self._device = "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
         self._roots: OrderedDict[Prefix, _Memory] = OrderedDict()
-        self._record: tuple[Prefix, _Memory] | None = None
+        self._text: tuple[Prefix, _Memory] | None = None  # the record, where it is asked several questions
+        self._asked: tuple[Prefix, _Memory] | None = None  # what the answers at hand stand on: a record, or a question
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -141,13 +149,13 @@ class OnnxRuntime:
         if self._session is None:
             raise ValueError("the model is closed")
         rows = np.empty((len(prefixes), self._interface.n_vocab), dtype=np.float32)
-        for (root, record), wanted in by_record(prefixes).items():
-            self._evaluate(root, record, wanted, rows)
+        for stem, wanted in by_record(prefixes):
+            self._evaluate(stem, wanted, rows)
         return rows
 
     def close(self) -> None:
         """Free the model's memory. Calling it twice is fine."""
-        self._session = self._record = None
+        self._session = self._text = self._asked = None
         self._roots.clear()
 
     # Evaluation
@@ -157,34 +165,46 @@ class OnnxRuntime:
         """Whether a record and its branches go into one row."""
         return self._interface.mask == "tree" and not self._interface.one_row
 
-    def _evaluate(self, root: Prefix, record: Prefix | None, wanted: Mapping[Prefix, int], rows: Rows) -> None:
-        """Write the rows of `wanted` prefixes, all on one root and record, to rows[wanted[prefix]]."""
+    def _evaluate(self, stem: Stem, wanted: Mapping[Prefix, int], rows: Rows) -> None:
+        """Write the rows of `wanted` prefixes, all on one stem, to rows[wanted[prefix]]."""
         longest = max(len(prefix.path()) for prefix in wanted)
         if longest > self._n_ctx:
             raise ContextOverflow(longest, self._n_ctx)
         if not all(prefix.tokens for prefix in wanted):
             raise ValueError("an empty prefix has no next-token row")
-        if record is None:
-            self._keep_root(root, wanted, rows)
+        if stem.record is None:
+            self._keep_root(stem.root, wanted, rows)
             return
-        if root not in self._roots:
-            self._keep_root(root, {}, rows)
-        self._roots.move_to_end(root)
-        if self._record is None or self._record[0] is not record or record in wanted:
-            self._record = None  # its memory goes before the next one's comes
-            first = _between(record, wanted) if self._packs else [record]
-            self._record = record, self._extend(self._roots[root], first, wanted, rows, keep=True)
+        past = self._bring(stem, rows)
+        asked = stem.question or stem.record
+        if self._asked is None or self._asked[0] is not asked or asked in wanted:
+            self._asked = None  # its memory goes before the next one's comes
+            first = _between(asked, wanted) if self._packs else [asked]
+            self._asked = asked, self._extend(past, first, wanted, rows, keep=True)
             wanted = {prefix: row for prefix, row in wanted.items() if prefix not in first}
-        memory = self._record[1]
+        memory = self._asked[1]
         if wanted and self._packs:
-            self._extend(memory, _between(record, wanted)[1:], wanted, rows, keep=False)
+            self._extend(memory, _between(asked, wanted)[1:], wanted, rows, keep=False)
         elif wanted:
-            self._branch(memory, record, wanted, rows)
+            self._branch(memory, asked, wanted, rows)
+
+    def _bring(self, stem: Stem, rows: Rows) -> _Memory:
+        """The keys and values that the record stands on; those of its text, where it is asked several questions."""
+        if stem.root not in self._roots:
+            self._keep_root(stem.root, {}, rows)
+        self._roots.move_to_end(stem.root)
+        if stem.question is None or stem.record is None:
+            self._text = None
+            return self._roots[stem.root]
+        if self._text is None or self._text[0] is not stem.record:
+            self._text = self._asked = None
+            self._text = stem.record, self._extend(self._roots[stem.root], [stem.record], {}, rows, keep=True)
+        return self._text[1]
 
     def _keep_root(self, root: Prefix, wanted: Mapping[Prefix, int], rows: Rows) -> None:
         self._roots.pop(root, None)
         self._roots[root] = self._extend(self._nothing(), [root], wanted, rows, keep=True)
-        while len(self._roots) > N_ROOTS:
+        while len(self._roots) > 1 and sum(memory.n_bytes for memory in self._roots.values()) > ROOT_BYTES:
             self._roots.popitem(last=False)
 
     def _nothing(self) -> _Memory:

@@ -1,0 +1,103 @@
+"""What the explored answers to one record say together: of one prompt, or of a question for each category.
+
+With a question for each category nothing is known of how the answers depend on one another. So of "any of them is
+unsafe", with p_i = P(the answer to question i says unsafe), no more is certain than Fréchet's bounds,
+max p_i ≤ P ≤ min(1, Σ p_i), and the lower one is the score; unless the guard has an umbrella question of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeguard.answers import UNSAFE
+from edgeguard.estimators import ESTIMATORS, bounds, label_scores, log_odds
+from edgeguard.tree import Floats, Tree
+
+Trees = Mapping[str | None, Tree]  # the code that was asked about, None for a question about all → the answers
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """What is known of one record, before any calibration. Masses and probabilities in [0, 1].
+
+    labels       (n_labels,) "unsafe", the codes, "safe", then "field=label" of what answers say besides
+    scores       (n_labels,) by the estimator
+    bounds       (n_labels, 2) certified [lower, upper] of the targets
+    margin       log P(unsafe) - log P(safe), nats; ±inf where one of them has none
+    unexplored   mass of the answers not looked into; of several questions the largest
+    off_grammar  mass seen to leave the grammar; of several questions the largest
+    """
+
+    labels: tuple[str, ...]
+    scores: Floats
+    bounds: Floats
+    margin: float
+    unexplored: float
+    off_grammar: float
+
+    @property
+    def safe(self) -> int:
+        """The place of "safe" among the labels; those before it are what a guard decides."""
+        return self.labels.index("safe")
+
+
+def estimate(trees: Trees, estimator: str, *, umbrella: str | None = None) -> Estimates:
+    """Read the answers to one record by the estimator of that name.
+
+    umbrella  the question whose answer is "unsafe" and "safe", where each question is about one category
+
+    By all estimators P(unsafe) is the marginal, and so is what an answer to a category's own question says of it: for
+    them a 0 wherever the likeliest answer is "no" would throw the score away.
+    """
+    if None in trees:
+        return _of_one(trees[None], estimator)
+    return _of_questions({code: tree for code, tree in trees.items() if code is not None}, estimator, umbrella)
+
+
+def _of_one(tree: Tree, estimator: str) -> Estimates:
+    scores = ESTIMATORS[estimator](tree)
+    scores[: tree.safe] = label_scores(tree, estimator)
+    return Estimates(tree.labels, scores, bounds(tree), log_odds(tree), tree.unexplored, tree.off_grammar)
+
+
+def _of_questions(trees: Mapping[str, Tree], estimator: str, umbrella: str | None) -> Estimates:
+    each = [_of_one(tree, estimator) for tree in trees.values()]
+    scores = np.array([[e.scores[UNSAFE], e.scores[e.safe]] for e in each])  # (n_questions, 2)
+    limits = np.array([[e.bounds[UNSAFE], e.bounds[e.safe]] for e in each])  # (n_questions, 2, 2)
+    if umbrella is None:
+        decided = int(np.argmax([e.margin for e in each]))
+        any_unsafe, all_safe = _frechet(limits)
+        verdict, certain = (scores[:, 0].max(), scores[:, 1].min()), np.stack([any_unsafe, all_safe])
+    else:
+        decided = [*trees].index(umbrella)
+        verdict, certain = (scores[decided, 0], scores[decided, 1]), limits[decided]
+    further = [f"{code}.{label}" for code, e in zip(trees, each, strict=True) for label in e.labels[e.safe + 1 :]]
+    return Estimates(
+        labels=("unsafe", *trees, "safe", *further),
+        scores=np.concatenate([verdict[:1], scores[:, 0], verdict[1:], *(e.scores[e.safe + 1 :] for e in each)]),
+        bounds=np.concatenate([certain[:1], limits[:, 0], certain[1:], *(e.bounds[e.safe + 1 :] for e in each)]),
+        margin=each[decided].margin,
+        unexplored=max(e.unexplored for e in each),
+        off_grammar=max(e.off_grammar for e in each),
+    )
+
+
+def _frechet(limits: Floats) -> tuple[Floats, Floats]:
+    """[lower, upper] of P(any answer says unsafe) and of P(all say safe), from those of each: (n, 2, 2)."""
+    unsafe, safe = limits[:, 0], limits[:, 1]
+    any_unsafe = np.array([unsafe[:, 0].max(), min(1.0, unsafe[:, 1].sum())])
+    all_safe = np.array([max(0.0, 1.0 - (1.0 - safe[:, 0]).sum()), safe[:, 1].min()])
+    return any_unsafe, all_safe
+
+
+def fields_of(labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """What answers say besides the decision: field → label → its place in `labels`."""
+    fields: dict[str, dict[str, int]] = {}
+    for i, label in enumerate(labels):
+        field, equals, name = label.partition("=")
+        if equals:
+            fields.setdefault(field, {})[name] = i
+    return fields
