@@ -60,6 +60,14 @@ guard-figures: .venv/test.done
 
 .venv/test.done: .venv/demo.done
 	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report]' --group test --group lint --group bench
+	$(MAKE) --no-print-directory .venv/vocabularies.done
+	@touch $@
+
+# Real vocabularies for the tests, out of llama.cpp's source; the version is the one whose list they know.
+.venv/vocabularies.done: tests/vocabularies.py
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 -d .venv/source
+	$(BIN)/python tests/vocabularies.py .venv/source/llama_cpp_python-0.3.36.tar.gz .venv/vocabularies
+	rm -r .venv/source
 	@touch $@
 
 clean:

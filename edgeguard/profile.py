@@ -459,7 +459,9 @@ def _read_variables(table: TomlTable | None) -> tuple[tuple[str, Any], ...]:
         return ()
     for key, value in table.values.items():
         if bad := next((v for v in _leaves(value) if not isinstance(v, str | int | float | bool)), None):
-            table.fail(key, f"{key} is {show(bad)}; expected texts, numbers, true or false, and tables or lists of them")
+            table.fail(
+                key, f"{key} is {show(bad)}; expected texts, numbers, true or false, and tables or lists of them"
+            )
     return tuple(table.values.items())
 
 

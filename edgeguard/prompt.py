@@ -315,7 +315,11 @@ def _renderer(
     def data(roles: tuple[str, ...]) -> dict[str, Any]:
         described = [_described(c, roles[-1], guard) for c in profile.categories]
         asked = {} if category is None else {"category": _described(category, roles[-1], guard)}
-        return {"categories": described, "roles": {"user": guard(spec.user), "assistant": guard(spec.assistant)}, **asked}
+        return {
+            "categories": described,
+            "roles": {"user": guard(spec.user), "assistant": guard(spec.assistant)},
+            **asked,
+        }
 
     def render_own(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
         messages = [{"role": role, "content": text(i)} for i, role in enumerate(roles)]

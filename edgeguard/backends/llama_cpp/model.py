@@ -49,7 +49,9 @@ from edgeguard.formats.hashes import Digest
 
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
-ROOT_BYTES = 1 << 30  # of preambles kept in host memory besides the current one; a policy may have one for each question
+ROOT_BYTES = (
+    1 << 30
+)  # of preambles kept in host memory besides the current one; a policy may have one for each question
 _COMPANY = 24  # tokens of a stranger in a batch, where noise is measured
 GGML_TYPE = {"f32": 0, "f16": 1}
 _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
