@@ -121,7 +121,9 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
     """One variant against the reference."""
     left, right = drift.aligned(reference.table, one.table)
     estimators = {name: _estimator(left, right, name, choices) for name in left.scores}
-    verdicts, firsts = (drift.verdicts(t) for t in (left, right)), (drift.first_labels(t) for t in (left, right))
+    verdicts = (drift.verdicts(t) for t in (left, right))
+    firsts = None if left.first is None else (drift.first_labels(t) for t in (left, right))
+    moved = {label: np.abs(right.fields[label] - p) for label, p in left.fields.items()}
     return {
         **_described(one.variant),
         "records": len(left),
@@ -131,7 +133,10 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
         if one.in_floats is None
         else _weights_or_runtime(left, right, one.in_floats, choices),
         "verdict": _distance(*verdicts),
-        "first_label": _distance(*firsts),
+        "first_label": None if firsts is None else _distance(*firsts),
+        "fields": {
+            label: {"mean": d.mean(), "p99": np.quantile(d, 0.99), "max": d.max()} for label, d in moved.items()
+        },
         "off_grammar": {"reference": float(left.off.mean()), "variant": float(right.off.mean())},
         "estimators": estimators,
         "points": points(left, right),
