@@ -270,7 +270,7 @@ def _window(numbers: _Numbers, n_layer: int, head: int, arch: _Architecture) -> 
             "convert the model again"
         )
     layers = tuple(every == 0 or i % every < every - 1 for i in range(n_layer))
-    if not size or not any(layers):
+    if not size:
         return None
     if arch.window:  # Gemma 2: its layers differ by the window alone; llama.cpp stretches these for any scaling type
         base, factor = numbers.real("rope.freq_base", 10000.0), _factor(numbers)

@@ -235,7 +235,7 @@ class OnnxRuntime:
                 seen[i, : past + len(row.tokens)] = True
             if len(group) == 1:
                 seen = np.tri(longest, past + longest, past, dtype=np.bool_)
-            depth = np.broadcast_to(np.arange(past + longest), seen.shape)
+            depth = np.broadcast_to(np.arange(past + longest), (len(group), past + longest))
             keys = _repeated(memory.keys, len(group))
             self._run(keys, tokens, depth, seen, [row.wanted for row in group], rows, keep=False)
 
