@@ -268,7 +268,8 @@ def assert_within_rounding(backend: Backend, folder: Path, records: list[Asked])
 
 def broken(backend: Backend, records: list[Asked]) -> Iterator[tuple[str, np.ndarray]]:
     """The adapter's own rows with a fault inside it."""
-    wrong = in_llama_cpp() if backend.info.path.suffix == ".gguf" else in_onnx_runtime()
+    windowed = backend.info.architecture.startswith("gemma")
+    wrong = in_llama_cpp() if backend.info.path.suffix == ".gguf" else in_onnx_runtime(windowed)
     for fault, (module, name, function) in wrong.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, name, function)
@@ -287,8 +288,8 @@ def in_llama_cpp() -> dict[str, tuple[Any, str, Any]]:
     return {"mask": (model.lc, "llama_memory_seq_cp", half)}
 
 
-def in_onnx_runtime() -> dict[str, tuple[Any, str, Any]]:
-    """A branch sees those before it in the row, or stands one place further on."""
+def in_onnx_runtime(windowed: bool) -> dict[str, tuple[Any, str, Any]]:
+    """A branch sees those before it in the row, or stands one place further on; a window is twice as long."""
     from edgeguard.backends.onnx_runtime import model
 
     right = model._depths
@@ -300,7 +301,11 @@ def in_onnx_runtime() -> dict[str, tuple[Any, str, Any]]:
         on = [len(list(prefix.lineage())) > 3 for prefix in new]  # root, record, chain: and what stands on it
         return right(new) + np.repeat(on, [len(prefix.tokens) for prefix in new])
 
-    return {"mask": (model, "_seen", seen), "position": (model, "_depths", depths)}
+    def near(new, depth, window):
+        return new[:, None] - depth[None, :] < 2 * window
+
+    wrong = {"mask": (model, "_seen", seen), "position": (model, "_depths", depths)}
+    return {**wrong, "window": (model, "_near", near)} if windowed else wrong
 
 
 def asked_again(one: Asked) -> Asked:

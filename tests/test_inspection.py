@@ -25,6 +25,7 @@ from tiny_gguf import (
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
+from edgeguard.convert import convert
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256, sha256_of_all

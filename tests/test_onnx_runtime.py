@@ -33,8 +33,10 @@ def converted(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory):
-    """Gemma 2: one of two layers has a window of 16 tokens."""
-    source = write_tiny_llama(tmp_path_factory.mktemp("windowed") / "tiny.gguf", seed=2, arch="gemma2", tied=True)
+    """The first of two layers has a window of 16 tokens."""
+    pattern = {"llama.attention.sliding_window_pattern": 2}
+    source = tmp_path_factory.mktemp("windowed") / "tiny.gguf"
+    write_tiny_llama(source, seed=2, arch="gemma3", metadata=pattern)
     return convert(source, source.parent / "onnx", to="onnx-fp32").path
 
 
