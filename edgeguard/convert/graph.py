@@ -59,8 +59,8 @@ def write_graph(
     decoder = read_decoder(weights)
     if precision == "fp16" and decoder.norms_behind:
         raise ModelError(
-            f"{weights.header.path}: what layers of {weights.header.architecture} models add goes beyond what float16 "
-            "holds, 65504; convert it with float32 or quantized weights"
+            f"{weights.header.path}: what layers of {weights.header.architecture} models add may go beyond what "
+            "float16 holds, 65504; convert it with float32 or quantized weights"
         )
     if decoder.window:
         metadata = {**metadata, WINDOW: str(decoder.window.size)}
