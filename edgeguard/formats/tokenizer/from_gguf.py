@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from edgeguard.errors import ModelError, shown
@@ -124,19 +124,48 @@ def _sentencepiece_parts(header: gguf.Header, tokens: Tokens) -> dict[str, Any]:
 
 
 def _merges_by_score(header: gguf.Header, tokens: Tokens) -> list[tuple[str, str]]:
-    """Every way to make a token of two, best score first: SentencePiece has no list of merges, only scores."""
+    """Every way to make a token of two, best score first: SentencePiece has no list of merges, only scores.
+
+    Raises ModelError where two tokens that are made so have the same score: llama.cpp merges the leftmost of them,
+    which no order of merges says.
+    """
     scores = _read_scores(header, len(tokens.ids))
     parts = {name for name, i in tokens.ids.items() if i not in tokens.control | tokens.unused}
+    made = [name for name in parts if not _is_taken_out(name, tokens.ids[name] in tokens.user)]
     merges: list[tuple[str, str]] = []
-    for name in sorted(parts, key=lambda name: (-scores[tokens.ids[name]], tokens.ids[name])):
-        for at in range(1, len(name)):
-            left, right = name[:at], name[at:]
-            if left in parts and right in parts:
-                merges.append((left, right))
-            elif (left in parts or at == 1) and (right in parts or at == len(name) - 1):
-                lost = right if left in parts else left
-                raise contradiction(header, f"token {shown(name)} is built of {shown(lost)}, which is no token")
+    made_of: dict[float, str] = {}
+    for name in sorted(made, key=lambda name: (-scores[tokens.ids[name]], tokens.ids[name])):
+        pairs = _pairs(header, name, parts)
+        other = made_of.setdefault(scores[tokens.ids[name]], name) if pairs else name
+        if other != name:
+            raise contradiction(
+                header,
+                f"tokens {shown(other)} and {shown(name)} have the same score, so it does not say which of them a text "
+                "is made of",
+            )
+        merges += pairs
     return merges
+
+
+def _is_taken_out(name: str, user: bool) -> bool:
+    """Whether no merge ever meets a token's text: its spaces are ▁ by then, and user-defined tokens are found before.
+
+    One with ▁ in its name is found before only where a text itself has ▁, and not where it has spaces.
+    """
+    return " " in name or (user and "▁" not in name)
+
+
+def _pairs(header: gguf.Header, name: str, parts: Set[str]) -> list[tuple[str, str]]:
+    """The pairs of tokens that a token can be made of. Raises ModelError for a character that is no token."""
+    found = []
+    for at in range(1, len(name)):
+        left, right = name[:at], name[at:]
+        if left in parts and right in parts:
+            found.append((left, right))
+        elif (left in parts or at == 1) and (right in parts or at == len(name) - 1):
+            lost = right if left in parts else left
+            raise contradiction(header, f"token {shown(name)} is built of {shown(lost)}, which is no token")
+    return found
 
 
 def _read_scores(header: gguf.Header, n: int) -> list[float]:
