@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML, write_tiny_llama
+from vocabularies import FOLDER, real
 
 from edgeguard.backend import RuntimeOptions, Vocabulary
 from edgeguard.backends import open_backend
@@ -593,3 +594,15 @@ def test_a_chat_template_that_is_no_text_is_an_error(tmp_path, value):
     (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": {value}}}', encoding="utf-8")
     with pytest.raises(ModelError, match=r"tokenizer_config\.json: "):
         read_chat_template(tmp_path)
+
+
+def test_llama_s_own_vocabulary_has_llama_cpp_s_ids() -> None:
+    """Its runs of spaces share one score: that alone is no reason to refuse it, which an earlier check did."""
+    from tokenizers import Tokenizer
+
+    vocabulary = real("llama-spm")
+    files = tokenizer_files(gguf.read_header(FOLDER / "ggml-vocab-llama-spm.gguf"))
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    for n in range(80):
+        for text in (" " * n, f"a{' ' * n}b", f"\n{' ' * n}x \n"):
+            assert tokenizer.encode(text, add_special_tokens=False).ids == vocabulary.encode(text), text
