@@ -206,6 +206,9 @@ def test_a_study_compares_such_guards(run: Run, options, shape: str, labelled: P
     (variant,) = json.loads((tmp_path / "study" / "report.json").read_text(encoding="utf-8"))["variants"]
     assert (variant["first_label"] is None) == (shape != "fields")
     assert ("refusal=yes" in variant["fields"]) == (shape == "fields")
+    page = (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    assert ("What else the answers say" in page) == (shape == "fields")
+    assert ("The three estimators" in page) == (shape == "fields")
     assert list(variant["estimators"]["marginal"]["labels"]) == (
         ["unsafe"] if shape == "fields" else ["unsafe", "harm", "violence", "theft"]
     )
