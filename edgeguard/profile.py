@@ -19,6 +19,7 @@ from edgeguard.pattern import Label
 from edgeguard.tomlfile import MAX_BYTES, TomlTable, read_toml, show
 
 MAX_CATEGORIES = 1000
+CONVERSATION = "conversation"  # the role of a prompt's message that stands for the turns themselves
 RESERVED = ("safe", "unsafe")  # labels every taxonomy has beside its categories
 
 Template = Literal["own", "model"]
@@ -46,7 +47,10 @@ class Category:
 
 @dataclass(frozen=True)
 class PromptMessage:
-    """A chat message around the conversation. `text` is Jinja over messages, categories and roles."""
+    """A chat message around the conversation. `text` is Jinja over messages, categories and roles.
+
+    With the role "conversation" it is no message but the place of the conversation itself, turn by turn.
+    """
 
     role: str
     text: str
@@ -454,7 +458,11 @@ def _read_control(table: TomlTable) -> tuple[str, ...]:
 
 def _read_message(table: TomlTable) -> PromptMessage:
     table.only("role", "text")
-    role = table.one_of("role", ("system", "user", "assistant"))
+    role = table.one_of("role", ("system", "user", "assistant", CONVERSATION))
+    if role == CONVERSATION:
+        if "text" in table.values:
+            table.fail("text", "text has no place where the role is the conversation, whose turns stand there")
+        return PromptMessage(role, "")
     text = table.text("text")
     table.check_jinja("text")
     return PromptMessage(role, text)

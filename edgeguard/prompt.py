@@ -26,7 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, RecordError
-from edgeguard.profile import Category, Profile
+from edgeguard.profile import CONVERSATION, Category, Profile
 from edgeguard.rows.record import Message
 
 Ids = tuple[int, ...]
@@ -341,11 +341,12 @@ def _renderer(
     def render_model(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
         messages, inner = [(role, text(i)) for i, role in enumerate(roles)], data(roles)
         if spec.messages:
-            inner["messages"] = [{"role": r, "content": t} for r, t in messages]
-            messages = [
-                (message.role, _run(profile, compiled, inner, f"[[prompt.message]] {n}"))
-                for n, (message, compiled) in enumerate(zip(spec.messages, own[1:], strict=True), 1)
-            ]
+            turns = messages
+            inner["messages"] = [{"role": r, "content": t} for r, t in turns]
+            messages = []
+            for n, (message, compiled) in enumerate(zip(spec.messages, own[1:], strict=True), 1):
+                written = _run(profile, compiled, inner, f"[[prompt.message]] {n}")
+                messages += turns if message.role == CONVERSATION else [(message.role, written)]
         chat = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in messages]
         filled = {key: _filled(profile, strict, value, inner) for key, value in spec.variables}
         return _run(profile, template, {"messages": chat, **variables, **filled}, "the chat template")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import tarfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def real(name: str):
         return ids[: max(n, 0)]
 
     return _read_vocabulary(vocab, encode)
+
+
+def with_control(vocabulary, names, *, eog, bos=None):
+    """The vocabulary with a model's own control tokens behind its tokens: test files carry those of another model."""
+    first = len(vocabulary.pieces)
+    control = {**vocabulary.control, **{name: first + i for i, name in enumerate(names)}}
+    pieces = [*vocabulary.pieces, *(b"" for _ in names)]
+    begin = None if bos is None else control[bos]
+    return replace(vocabulary, pieces=pieces, control=control, eog=frozenset({control[eog]}), bos=begin)
+
+
+def spelled(ids, vocabulary) -> str:
+    """Ids as text, control tokens by their names."""
+    names = {i: name.encode() for name, i in vocabulary.control.items()}
+    return b"".join(names.get(i) or vocabulary.pieces[i] for i in ids).decode(errors="replace")
 
 
 def extract(sdist: Path, folder: Path) -> None:

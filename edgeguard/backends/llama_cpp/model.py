@@ -194,10 +194,11 @@ class LlamaCpp:
 
     def _open_context(self, threads: int, kv_cache: KvCache) -> None:
         params = lc.llama_context_default_params()
-        params.n_ctx = self._n_ctx
+        # A batch smaller than the number of sequences aborts the process, and so does a context: ours may be smaller.
+        params.n_ctx = max(self._n_ctx, N_SEQ)
         n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
         self._company = [7 * i % n_vocab for i in range(_COMPANY if self._condition.company else 0)]
-        params.n_batch = params.n_ubatch = min(N_BATCH, self._n_ctx)
+        params.n_batch = params.n_ubatch = min(N_BATCH, params.n_ctx)
         self._n_batch = min(
             self._condition.batch or N_BATCH, self._n_ctx - len(self._company), N_BATCH - len(self._company)
         )
