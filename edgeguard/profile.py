@@ -20,6 +20,7 @@ from edgeguard.tomlfile import MAX_BYTES, TomlTable, read_toml, show
 
 MAX_CATEGORIES = 1000
 CONVERSATION = "conversation"  # the role of a prompt's message that stands for the turns themselves
+JUDGED = ("user", "assistant")  # who may have said what is judged
 RESERVED = ("safe", "unsafe")  # labels every taxonomy has beside its categories
 
 Template = Literal["own", "model"]
@@ -69,6 +70,7 @@ class PromptSpec:
     messages   model: messages around the conversation; () passes the conversation itself
     variables  model: further variables of the chat template, such as enable_thinking: TOML values, in whose texts
                {{ category.code }} is the code that is asked about
+    judges     whose turn may be the last: a guard of responses alone has nothing to say about a prompt
     user, assistant  display names of the roles
     """
 
@@ -78,6 +80,7 @@ class PromptSpec:
     ends_with: str = ""
     messages: tuple[PromptMessage, ...] = ()
     variables: tuple[tuple[str, Any], ...] = ()
+    judges: tuple[str, ...] = JUDGED
     user: str = "User"
     assistant: str = "Agent"
 
@@ -119,8 +122,9 @@ class SelfTest:
 class Detect:
     """By what a model file is known to be this guard. Names are compared without case, spaces, - and _.
 
-    A file matches by its name (one of name_contains, none of name_lacks) or by its chat template (all of
-    template_contains, none of template_lacks); `architectures`, where given, must hold its architecture.
+    A file matches by its name (one of name_contains) or by its chat template (all of template_contains, none of
+    template_lacks). One whose name holds any of name_lacks does not, whatever its template: a guard that was made
+    from another one may carry that one's. `architectures`, where given, must hold its architecture.
     """
 
     name_contains: tuple[str, ...] = ()
@@ -134,9 +138,9 @@ class Detect:
         if self.architectures and architecture not in self.architectures:
             return False
         plain = _plain(name)
-        by_name = any(_plain(part) in plain for part in self.name_contains) and not any(
-            _plain(part) in plain for part in self.name_lacks
-        )
+        if any(_plain(part) in plain for part in self.name_lacks):
+            return False
+        by_name = any(_plain(part) in plain for part in self.name_contains)
         return by_name or (bool(self.template_contains) and self.fits_template(chat_template or ""))
 
     def fits_template(self, chat_template: str) -> bool:
@@ -424,7 +428,7 @@ def _read_prompt(top: TomlTable) -> PromptSpec:
     if table is None:
         top.fail(None, "[prompt] is missing; it says how the guard is asked")
     template = cast(Template, table.one_of("template", get_args(Template)))
-    table.only("template", "text", "control", "ends_with", "message", "variables")
+    table.only("template", "text", "control", "ends_with", "judges", "message", "variables")
     for key in ("message", "variables") if template == "own" else ():
         if key in table.values:
             table.fail(key, f'{key} has no place where template is "own"')
@@ -444,8 +448,17 @@ def _read_prompt(top: TomlTable) -> PromptSpec:
         ends_with=table.text("ends_with", "", empty=True),
         messages=tuple(_read_message(t) for t in table.tables("message")),
         variables=_read_variables(table.table("variables")),
+        judges=_read_judges(table),
         **roles,
     )
+
+
+def _read_judges(table: TomlTable) -> tuple[str, ...]:
+    judges = table.texts("judges", JUDGED)
+    if not judges or not set(judges) <= set(JUDGED):
+        said = ", ".join(map(show, judges))
+        table.fail("judges", f'judges is [{said}]; expected "user", "assistant" or both, or no such key')
+    return judges
 
 
 def _read_control(table: TomlTable) -> tuple[str, ...]:

@@ -150,6 +150,8 @@ class Prompter:
     def _shape_of(self, roles: tuple[str, ...], question: str | None) -> Shape:
         if not roles:
             raise RecordError("the conversation has no messages; nothing could be judged")
+        if roles[-1] not in self.profile.prompt.judges:
+            raise RecordError(_not_judged(self.profile), kind="invalid_roles")
         try:
             return self._shape(roles, question)
         except ProfileError as error:
@@ -186,11 +188,24 @@ def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Voca
         begun = {_common_prefix([probed(roles, code, p) for code in codes]) for p in PROBES}
         return len(codes) > 1 and len(begun) > 1  # what all questions begin with differs from text to text
 
+    first = ("user",) if "user" in profile.prompt.judges else ("user", "assistant")
     for code in codes:  # a profile's mistakes show here, before the first record
-        shape(("user",), code)
+        shape(first, code)
     asked = profile.questions.asked if profile.questions else (None,)
     stops = _stops(profile, vocabulary)
     return Prompter(profile, vocabulary, stops, asked, written_by, shape, preamble, text_first)
+
+
+def _not_judged(profile: Profile) -> str:
+    if "user" in profile.prompt.judges:
+        return (
+            f"the last turn is the assistant's, and {profile.name} judges what a user says; "
+            "give it the conversation up to the user's last turn, or use another guard"
+        )
+    return (
+        f"the last turn is the user's, and {profile.name} judges what an assistant answers; "
+        "give it the response too, or use another guard"
+    )
 
 
 def _written_by(profile: Profile, chat_template: str | None) -> WrittenBy:
