@@ -97,7 +97,8 @@ def names_no_code(tree: Tree) -> Floats:
     may_end_so = leaf & ~ends_so & (unsafe | tree.reach[:, UNSAFE])
     mass = np.exp(tree.logp)
     found = mass @ ends_so + tree.off @ (none_yet & unsafe)
-    return np.minimum(1.0, np.array([found, found + mass @ may_end_so]))
+    limits: Floats = np.minimum(1.0, np.array([found, found + mass @ may_end_so]))
+    return limits
 
 
 def _first_naming(tree: Tree) -> Bools:

@@ -27,7 +27,7 @@ LAYERS = [
     {"builtin"},
     {"answers", "backends", "convert"},
     {"tree", "prompt", "inspection"},
-    {"estimators"},
+    {"estimators", "ports"},
     {"estimates"},
     {"guard"},
     {"evaluation", "explanation", "selftest"},

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from edgeguard.errors import printable
 from edgeguard.profile import Profile
-from edgeguard.selftest import SelfTestPair
 
 if TYPE_CHECKING:
     from edgeguard.builtin import BuiltIn, BuiltInFile
@@ -58,23 +57,3 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
         facts.add_row("sha256", f"{guard.model_sha256} (of both, the model_sha256 of its scores)")
         facts.add_row("card", Text(printable(str(guard.card))))
         console.print(facts)
-
-
-def print_self_test(test: SelfTestPair) -> None:
-    """The self-test pair side by side, and what is wrong."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("text")
-    for name in ("on the grammar", "P(unsafe)", "log-odds"):
-        table.add_column(name, justify="right")
-    table.add_column("likeliest first tokens")
-    for kind, result in (("safe", test.safe), ("unsafe", test.unsafe)):
-        first = "  ".join(f"{printable(repr(t)[1:-1])} {p:.2f}" for t, p in result.first_tokens[:4])
-        figures = f"{result.grammar_mass:.4f}", f"{result.unsafe:.4f}", f"{result.margin:+.2f}"
-        table.add_row(f"known {kind}", *figures, Text(first))
-    console = Console()
-    console.print(Text(f"{printable(test.guard)} with profile {printable(test.profile)}"), soft_wrap=True)
-    console.print(table)
-    for problem in test.problems:
-        console.print(Text(f"✗ {problem}", "bold red"))
-    if not test.problems:
-        console.print(Text("✓ the profile fits the model", "bold green"))
