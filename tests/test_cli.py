@@ -25,7 +25,7 @@ from conftest import TINY_PROFILE, Run, RunProcess
 from tiny_gguf import truncated, write_tiny_llama
 
 from edgeguard.cli import main
-from edgeguard.profile import list_profiles, parse_profile
+from edgeguard.profile import list_profiles, list_refused, parse_profile
 from edgeguard.rows.results import read_rows
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -870,7 +870,7 @@ def test_profiles_lists_shows_and_prints_them(run: Run, tmp_path: Path) -> None:
         assert parse_profile(toml, profile.source) == profile
         as_json = json.loads(run("profiles", profile.name, "--json").stdout)
         assert [c["code"] for c in as_json[0]["categories"]] == [c.code for c in profile.categories]
-    assert len(json.loads(run("profiles", "--json").stdout)) == len(list_profiles())
+    assert len(json.loads(run("profiles", "--json").stdout)) == len(list_profiles()) + len(list_refused())
     for extra in ((), ("--toml",), ("--json",)):
         result = run("profiles", "instrukt", *extra)
         assert result.exit_code == 1 and "did you mean" in one_line(result.stderr)

@@ -54,14 +54,14 @@ def _mark(console: Console, mark: str, text: str, style: str = "") -> None:
 def _print_finding(console: Console, finding: Finding) -> None:
     line = Table.grid(padding=(0, 1))
     line.add_row("-", Text(printable(finding.text)))
-    console.print(Padding(line, (0, 0, 0, 2)))
+    console.print(Padding(line, (0, 0, 0, 2), expand=False))
     if finding.published or finding.ported:
         both = Table.grid(padding=(0, 1))
         both.add_column(style="dim", no_wrap=True)
         both.add_column(overflow="fold")
         both.add_row("published", Text(finding.published or "nothing"))
         both.add_row("the file", Text(finding.ported or "nothing"))
-        console.print(Padding(both, (0, 0, 0, 4)))
+        console.print(Padding(both, (0, 0, 0, 4), expand=False))
 
 
 # Tables

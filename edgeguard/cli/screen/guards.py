@@ -1,4 +1,4 @@
-"""The guards and profiles that edgeguard knows, and whether one fits a model."""
+"""The guards that come with edgeguard."""
 
 from __future__ import annotations
 
@@ -10,34 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeguard.errors import printable
-from edgeguard.profile import Profile
 
 if TYPE_CHECKING:
     from edgeguard.builtin import BuiltIn, BuiltInFile
-
-
-def print_profiles(profiles: Sequence[Profile]) -> None:
-    """One line a profile."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("name", no_wrap=True)
-    table.add_column("taxonomy", no_wrap=True)
-    table.add_column("labels", justify="right")
-    table.add_column("what it is")
-    for profile in profiles:
-        taxonomy = f"{profile.taxonomy} v{profile.taxonomy_version}"
-        table.add_row(profile.name, taxonomy, str(len(profile.categories)), Text(printable(profile.description)))
-    Console().print(table)
-
-
-def print_categories(profile: Profile) -> None:
-    """The taxonomy of one profile."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
-    for name in ("code", "name", "description"):
-        table.add_column(name)
-    for category in profile.categories:
-        table.add_row(*(Text(printable(t)) for t in (category.code, category.name, category.description)))
-    Console().print(Text(printable(f"{profile.name}: {profile.description}")))
-    Console().print(table)
 
 
 def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> None:
