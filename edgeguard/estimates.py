@@ -49,12 +49,14 @@ def estimate(trees: Trees, estimator: str, *, umbrella: str | None = None) -> Es
 
     umbrella  the question whose answer is "unsafe" and "safe", where each question is about one category
 
-    By all estimators P(unsafe) is the marginal, and so is what an answer to a category's own question says of it: for
-    them a 0 wherever the likeliest answer is "no" would throw the score away.
+    By all estimators P(unsafe) is the marginal. So is what the answer to a category's own question says of it: by the
+    others it would be 0 wherever the likeliest answer is "no". Raises ValueError for another estimator there.
     """
     if None in trees:
         return _of_one(trees[None], estimator)
-    return _of_questions({code: tree for code, tree in trees.items() if code is not None}, estimator, umbrella)
+    if estimator != "marginal":
+        raise ValueError(f"estimator is {estimator!r}; answers that list no codes have the marginal alone")
+    return _of_questions({code: tree for code, tree in trees.items() if code is not None}, umbrella)
 
 
 def _of_one(tree: Tree, estimator: str) -> Estimates:
@@ -63,8 +65,8 @@ def _of_one(tree: Tree, estimator: str) -> Estimates:
     return Estimates(tree.labels, scores, bounds(tree), log_odds(tree), tree.unexplored, tree.off_grammar)
 
 
-def _of_questions(trees: Mapping[str, Tree], estimator: str, umbrella: str | None) -> Estimates:
-    each = [_of_one(tree, estimator) for tree in trees.values()]
+def _of_questions(trees: Mapping[str, Tree], umbrella: str | None) -> Estimates:
+    each = [_of_one(tree, "marginal") for tree in trees.values()]
     scores = np.array([[e.scores[UNSAFE], e.scores[e.safe]] for e in each])  # (n_questions, 2)
     limits = np.array([[e.bounds[UNSAFE], e.bounds[e.safe]] for e in each])  # (n_questions, 2, 2)
     if umbrella is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -24,7 +24,7 @@ from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
-from edgeguard.profile import Profile, detect_profile, load_profile
+from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
@@ -71,7 +71,7 @@ class Score:
                      estimator's probability
     unexplored       mass of the answers not looked into; of several questions the largest
     off_grammar      mass seen to leave the profile's grammar; of several questions the largest
-    tokens           prompt: its length; reused: of these, those that others share; answer: tokens tried; of all questions
+    tokens           prompt: its length; reused: of these, those that others share; answer: tokens tried
     skipped          turns, and parts of turns, of the record that were left out: guards do not judge them
     """
 
@@ -200,6 +200,12 @@ class Guard:
         """
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
+        if profile.questions is not None and estimator != "marginal":
+            raise ProfileError(
+                f"profile {profile.name} has a question for each category, and answers that name no codes; estimator "
+                f"{estimator!r} is for answers that list codes, expected 'marginal'",
+                kind="no_list",
+            )
         self.backend, self.profile, self.estimator = backend, profile, estimator
         self.search, self.calibration, self._name = search, calibration, name
         self.thresholds = thresholds_for(calibration, thresholds)
@@ -230,6 +236,8 @@ class Guard:
         model: str | Path | None = None,
         *,
         profile: str | Path | Profile | None = None,
+        policies: Sequence[str] | None = None,
+        strictness: str | None = None,
         estimator: EstimatorName = "marginal",
         runtime: RuntimeOptions = RuntimeOptions(),
         search: Search = Search(),
@@ -241,6 +249,8 @@ class Guard:
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name; None for the default guard.
                      With a `profile` that is not the default guard's, None is the model that it stands on
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
+        policies     the codes to ask about, of a profile with a question for each; None: all
+        strictness   what counts as unsafe, of a profile that leaves it open; None: the profile's default
         runtime      how to open the model
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
@@ -259,7 +269,7 @@ class Guard:
         assert model is not None
         backend = open_backend(model, runtime)
         try:
-            given = given or _detected(backend)
+            given = variant_of(given or _detected(backend), policies, strictness)
             if built is not None and runtime.lora == built.adapter_path:
                 built.check(backend.info.sha256)
                 calibration = built.calibration(estimator) if calibration is True else calibration
@@ -304,6 +314,11 @@ class Guard:
         return self._prompter.questions
 
     @property
+    def lists_codes(self) -> bool:
+        """Whether an answer lists codes, as the paper's guards do: its baselines are for these alone."""
+        return self.profile.answer.user.category is not None
+
+    @property
     def answers(self) -> Answers:
         """The profile's answers as an automaton over this model's tokens, for `tree.explore`."""
         return self._answers
@@ -342,7 +357,7 @@ class Guard:
         The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
         several tokens gets one too. Raises RecordError, and ProfileError where an answer names no codes.
         """
-        if self.profile.answer.readout("user").category is None:
+        if not self.lists_codes:
             raise ProfileError(
                 f"the answers of profile {self.profile.name} name no codes; there is no first label whose logit could "
                 "be evidence",
@@ -425,10 +440,8 @@ class Guard:
     def _prompt(self, record: Record, question: str | None) -> Prefix:
         prompts = self._prompts(record.messages)
         if question not in prompts:
-            raise ValueError(
-                f"question is {question!r}; profile {self.profile.name} asks about "
-                f"{', '.join(map(str, prompts)) if None not in prompts else 'all codes at once, which is question None'}"
-            )
+            expected = "None, all codes at once" if None in prompts else ", ".join(map(str, prompts))
+            raise ValueError(f"question is {question!r}; profile {self.profile.name} asks about {expected}")
         return prompts[question]
 
     def _judging(self, messages: tuple[Message, ...]) -> Answers:
@@ -544,7 +557,7 @@ class Guard:
 
 
 def _tokens(prompts: Mapping[str | None, Prefix], trees: Trees) -> dict[str, int]:
-    """How many tokens the prompts have, how many of these are evaluated for others too, and how many answers' were tried."""
+    """Tokens of all prompts, those of them that are evaluated for others too, and those that were tried for answers."""
     seen: set[Prefix] = set()
     reused = 0
     for prompt in prompts.values():

@@ -208,6 +208,12 @@ class Profile:
         return self if answer == self.answer else replace(self, name=f"{self.name}:{strictness}", answer=answer)
 
 
+def variant_of(profile: Profile, policies: Sequence[str] | None, strictness: str | None) -> Profile:
+    """The profile with some of its questions, and with a meaning of "unsafe"; None leaves them. Raises ProfileError."""
+    profile = profile if policies is None else profile.asking(policies)
+    return profile if strictness is None else profile.judging(strictness)
+
+
 @dataclass(frozen=True)
 class Refused:
     """A guard that is known and gets no scores, and why. Its file has `refused` in place of a prompt."""

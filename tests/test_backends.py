@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,13 @@ TINY = (
     "onnx-fp16",
     "onnx-int8",
     "onnx-int4",
+    "onnx-gemma2",
+    "onnx-gemma3",
     "optimum",
     "genai",
     "genai-pruned",
 )
+GEMMA = {"tied": True, "n_layer": 7, "head": 16}
 SMOLLM2 = ("gguf", "onnx", "onnx-fp32", "onnx-int8", "onnx-int4")
 
 
@@ -91,11 +94,12 @@ def tiny(request, tmp_path_factory):
     if kind in ("optimum", "genai", "genai-pruned"):
         path = request.getfixturevalue(kind.replace("-", "_"))
     else:
-        arch = {"gguf-gemma2": "gemma2", "gguf-gemma3": "gemma3"}.get(kind)  # windows shorter than prompts
-        more = {"arch": arch, "tied": True, "n_layer": 7} if arch else {}
+        runtime, _, arch = kind.partition("-")
+        more = {"arch": arch, **GEMMA} if arch.startswith("gemma") else {}  # windows shorter than prompts
         path = write_tiny_llama(folder / f"{kind}.gguf", seed=1, **more)
-        if not kind.startswith("gguf"):  # float activations: rounded ones are held to the looser bound below
-            path = convert(path, folder / kind, to=kind, options=Options(activations="float")).path
+        if runtime == "onnx":  # float activations: rounded ones are held to the looser bound below
+            to = "onnx-fp32" if more else kind
+            path = convert(path, folder / kind, to=to, options=Options(activations="float")).path
     backend = open_tiny(kind, path)
     yield backend
     backend.close()
@@ -176,16 +180,16 @@ def test_a_record_gets_the_same_bits_whatever_came_before(tiny, before, tokens, 
     np.testing.assert_array_equal(evaluate(tiny, root, tokens), alone)
 
 
+@pytest.mark.parametrize("runtime", ["gguf", "onnx"])
 @pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
-def test_a_window_that_is_ignored_lies_far_beyond_the_tolerance(tmp_path, arch):
+def test_a_window_that_is_ignored_lies_far_beyond_the_tolerance(tmp_path, arch, runtime):
     """The same weights under a window that holds the whole prompt: what an adapter that saw too much would give."""
-    prompt, rows = Prefix(tuple(range(50, 150))), []
+    rows = []
     for window in (16, 512):
         more = {"llama.attention.sliding_window": window}
-        path = write_tiny_llama(tmp_path / f"{window}.gguf", seed=1, arch=arch, tied=True, n_layer=7, metadata=more)
-        backend = open_tiny("gguf", path)
-        rows.append(backend.logprobs([prompt]))
-        backend.close()
+        path = write_tiny_llama(tmp_path / f"{window}.gguf", seed=1, arch=arch, metadata=more, **GEMMA)
+        path = path if runtime == "gguf" else convert(path, tmp_path / f"{window}", to="onnx-fp32").path
+        rows.append(long_rows(runtime, path))
     assert np.abs(rows[0] - rows[1]).max() > 10 * NORMED
 
 
@@ -264,7 +268,8 @@ def assert_within_rounding(backend: Backend, folder: Path, records: list[Asked])
 
 def broken(backend: Backend, records: list[Asked]) -> Iterator[tuple[str, np.ndarray]]:
     """The adapter's own rows with a fault inside it."""
-    wrong = in_llama_cpp() if backend.info.path.suffix == ".gguf" else in_onnx_runtime()
+    windowed = backend.info.architecture.startswith("gemma")
+    wrong = in_llama_cpp() if backend.info.path.suffix == ".gguf" else in_onnx_runtime(windowed)
     for fault, (module, name, function) in wrong.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, name, function)
@@ -283,8 +288,8 @@ def in_llama_cpp() -> dict[str, tuple[Any, str, Any]]:
     return {"mask": (model.lc, "llama_memory_seq_cp", half)}
 
 
-def in_onnx_runtime() -> dict[str, tuple[Any, str, Any]]:
-    """A branch sees those before it in the row, or stands one place further on."""
+def in_onnx_runtime(windowed: bool) -> dict[str, tuple[Any, str, Any]]:
+    """A branch sees those before it in the row, or stands one place further on; a window is twice as long."""
     from edgeguard.backends.onnx_runtime import model
 
     right = model._depths
@@ -296,7 +301,11 @@ def in_onnx_runtime() -> dict[str, tuple[Any, str, Any]]:
         on = [len(list(prefix.lineage())) > 3 for prefix in new]  # root, record, chain: and what stands on it
         return right(new) + np.repeat(on, [len(prefix.tokens) for prefix in new])
 
-    return {"mask": (model, "_seen", seen), "position": (model, "_depths", depths)}
+    def near(new, depth, window):
+        return new[:, None] - depth[None, :] < 2 * window
+
+    wrong = {"mask": (model, "_seen", seen), "position": (model, "_depths", depths)}
+    return {**wrong, "window": (model, "_near", near)} if windowed else wrong
 
 
 def asked_again(one: Asked) -> Asked:
@@ -391,13 +400,17 @@ def test_an_empty_root_is_a_root_like_any_other(tiny):
     assert_near(tiny.logprobs([prompt]), Recompute(tiny).logprobs([prompt]), tiny)
 
 
-@pytest.fixture(scope="module", params=["q8_0", "q4_0", "onnx-int8", "onnx-int4"])
+ROUNDED = (*("q8_0", "q4_0", "onnx-int8", "onnx-int4"), *("onnx-int8 gemma2", "onnx-int8 gemma3"))
+
+
+@pytest.fixture(scope="module", params=ROUNDED)
 def rounded(request, tmp_path_factory):
     """A tiny model with rounded activations."""
     folder = tmp_path_factory.mktemp("rounded")
-    return convert(
-        write_tiny_llama(folder / "tiny.gguf", seed=3), folder / f"{request.param}.gguf", to=request.param
-    ).path
+    to, _, arch = request.param.partition(" ")
+    more = {"arch": arch, "tied": True, "metadata": {"llama.attention.sliding_window_pattern": 2}} if arch else {}
+    source = write_tiny_llama(folder / "tiny.gguf", seed=3, **more)
+    return convert(source, folder / f"{to}.gguf", to=to).path
 
 
 RECORDS = [((50, 51), (5, 7)), (tuple(range(60, 90)), (5, 7)), ((7,) * 11, (5, 7))]
@@ -457,10 +470,77 @@ def test_two_runtimes_give_the_same_numbers_for_the_same_weights(tmp_path, optio
     onnx.close()
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q8_0"])
-def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
+def float16_table(self, gate, layer):
+    """GELU as llama.cpp's CPU kernel has it: looked up by the input's float16, from -10 to 10."""
+    narrow = self.node("Cast", [self.node("Cast", [gate], f"{layer}/f16", to=10)], f"{layer}/f16/f32", to=1)
+    value = self.node("Gelu", [narrow], f"{layer}/gelu", approximate="tanh")
+    value = self.node("Cast", [self.node("Cast", [value], f"{layer}/gelu/f16", to=10)], f"{layer}/gelu/f32", to=1)
+    size = self.node("Abs", [gate], f"{layer}/size")
+    outside = self.node("GreaterOrEqual", [size, self.once("ten", np.array(10, np.float32))], f"{layer}/outside")
+    return self.node("Where", [outside, self.node("Relu", [gate], f"{layer}/relu"), value], f"{layer}/looked_up")
+
+
+STRETCHED = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"arch": "gemma2"},
+        {"arch": "gemma2", "metadata": {"llama.attn_logit_softcapping": 1.5, "llama.final_logit_softcapping": 4.0}},
+        {"arch": "gemma2", "metadata": {**STRETCHED, "llama.rope.freq_base": 500.0}},
+        {"arch": "gemma2", "metadata": {**STRETCHED, "llama.rope.scaling.type": "none"}},
+        {"arch": "gemma3"},
+        {"arch": "gemma3", "tied": False, "n_head_kv": 1},
+        {"arch": "gemma3", "metadata": {**STRETCHED, "llama.rope.freq_base": 1e6}},
+        {"arch": "gemma3", "metadata": {"llama.rope.freq_base_swa": 700.0, "llama.final_logit_softcapping": 4.0}},
+        {"arch": "gemma3", "metadata": {"llama.attention.sliding_window_pattern": 2}},
+        {"arch": "gemma3", "metadata": {"llama.attention.sliding_window_pattern": 0}},
+        {"arch": "gemma3", "metadata": {"llama.attention.sliding_window": 0, "llama.rope.freq_base": 1e6}},
+    ],
+    ids=str,
+)
+def test_gemma_gets_the_numbers_of_llama_cpp_but_for_its_gelu_in_float16(tmp_path, monkeypatch, options):
+    """With that table in the graph too, what is left is a last bit that tips an input to the next float16."""
+    from edgeguard.convert.graph import _Graph
+
+    monkeypatch.setattr(_Graph, "_activated", float16_table)
+    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=5, **{**GEMMA, **options})
+    onnx = convert(source, tmp_path / "onnx", to="onnx-fp32").path
+    np.testing.assert_allclose(long_rows("gguf", source), long_rows("onnx", onnx), atol=NORMED)
+
+
+def long_rows(kind: str, path: Path) -> np.ndarray:
+    """Of a prompt longer than a tiny Gemma's window, and of branches on it."""
+    prompt = Prefix(tuple(range(50, 150)), Prefix((40, 41, 42)))
+    backend = open_tiny(kind, path)
+    rows = backend.logprobs([prompt, *(Prefix((t, t + 1), prompt) for t in (9, 11, 13))])
+    backend.close()
+    return rows
+
+
+@pytest.mark.parametrize(("arch", "n_layer"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_largest_gemmas_scale_attention_by_their_width(tmp_path, monkeypatch, arch, n_layer):
+    """Told by the number of layers, as llama.cpp does. So many carry a last bit far, so a fault is measured too."""
+    from edgeguard.convert import decoder
+
+    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=5, arch=arch, tied=True, n_layer=n_layer, head=16)
+    right = long_rows("onnx", convert(source, tmp_path / "right", to="onnx-fp32").path)
+    by_heads = replace(decoder._KNOWN[arch], wide=0)
+    monkeypatch.setattr(decoder, "_KNOWN", {arch: by_heads})
+    wrong = long_rows("onnx", convert(source, tmp_path / "wrong", to="onnx-fp32").path)
+    expected = long_rows("gguf", source)
+    assert 10 * moved(right, expected) < moved(wrong, expected)
+
+
+@pytest.mark.parametrize(
+    ("type_name", "arch"),
+    [("Q4_0", None), ("Q4_1", None), ("Q8_0", None), ("Q4_0", "gemma2"), ("Q4_1", "gemma3"), ("Q8_0", "gemma3")],
+)
+def test_blocks_carry_over_weight_for_weight(tmp_path, type_name, arch):
     """With float activations the ONNX model computes what the dequantized GGUF computes."""
-    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=6, ftype=type_name)
+    more = {"arch": arch, "tied": True} if arch else {}
+    source = write_tiny_llama(tmp_path / "tiny.gguf", seed=6, ftype=type_name, **more)
     blocks = convert(source, tmp_path / "blocks", to="onnx", options=Options(activations="float")).path
     floats = convert(source, tmp_path / "floats", to="onnx-fp32").path
     prefixes = [Prefix(tuple(range(50, 150))), Prefix((7,))]
@@ -469,7 +549,7 @@ def test_blocks_carry_over_weight_for_weight(tmp_path, type_name):
         backend = open_backend(path, RuntimeOptions(context=512, threads=1))
         rows.append(backend.logprobs(prefixes))
         backend.close()
-    np.testing.assert_allclose(*rows, atol=FLOATS)
+    np.testing.assert_allclose(*rows, atol=NORMED if arch else FLOATS)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])

@@ -246,6 +246,55 @@ def test_a_tensor_that_the_converter_does_not_know_is_not_passed_over(tmp_path):
         convert(odd, tmp_path / "out", to="onnx")
 
 
+GEMMA_2 = {"arch": "gemma2", "tied": True}
+GEMMA_3 = {"arch": "gemma3", "tied": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "metadata", "said"),
+    [
+        (
+            {"arch": "mistral3"},
+            {},
+            "made from llama, granite, qwen2, qwen3, gemma2, gemma3 models, this one is mistral3",
+        ),
+        ({"arch": "gemma"}, {}, "this one is gemma;"),
+        (GEMMA_2, {"attention.sliding_window": 0}, "a sliding window of 0 tokens in a pattern of 2 layers is none"),
+        (GEMMA_2, {"attention.sliding_window_pattern": [1, 0]}, "sliding_window_pattern is no single number"),
+        (GEMMA_2, {"attn_logit_softcapping": 0.0}, "gemma2.attn_logit_softcapping is 0, logits cannot be held"),
+        (GEMMA_2, {"final_logit_softcapping": -30.0}, "gemma2.final_logit_softcapping is -30"),
+        (GEMMA_2, {"attention.scale": 0.1}, "gemma2.attention.scale, which the converter to ONNX does not know"),
+        (GEMMA_3, {"attn_logit_softcapping": 50.0}, "gemma3.attn_logit_softcapping, which the converter"),
+        (GEMMA_3, {"attention.key_length_swa": 4}, "gemma3.attention.key_length_swa, which the converter"),
+        ({"arch": "gemma2"}, {}, "tensor output.weight is not part of a gemma2 model"),
+        ({**GEMMA_3, "rope_factors": (1.0, 1.0, 2.0, 2.0)}, {}, "rope_freqs.weight is not part of a gemma3 model"),
+    ],
+    ids=str,
+)
+def test_what_would_change_the_numbers_of_a_model_is_refused_by_name(tmp_path, model, metadata, said):
+    more = {f"llama.{key}": value for key, value in metadata.items()}
+    source = write_tiny_llama(tmp_path / "tiny.gguf", metadata=more, **model)
+    with pytest.raises(ModelError) as caught:
+        convert(source, tmp_path / "out", to="onnx")
+    assert said in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+@pytest.mark.parametrize("name", ["post_attention_norm", "post_ffw_norm", "attn_k_norm"])
+def test_a_gemma_without_one_of_its_norms_is_not_converted_without_it(tmp_path, name):
+    source = write_tiny_llama(tmp_path / "tiny.gguf", **GEMMA_3)
+    source.write_bytes(source.read_bytes().replace(f"blk.1.{name}".encode(), f"blk.1.{name[:-1]}x".encode()))
+    with pytest.raises(ModelError, match=rf"has no tensor 'blk\.1\.{name}\.weight'"):
+        convert(source, tmp_path / "out", to="onnx")
+
+
+@pytest.mark.parametrize("model", [GEMMA_2, GEMMA_3], ids=["gemma2", "gemma3"])
+def test_gemma_is_not_computed_in_float16_which_may_not_hold_what_its_layers_add(tmp_path, model):
+    source = write_tiny_llama(tmp_path / "tiny.gguf", **model)
+    with pytest.raises(ModelError, match="may go beyond what float16 holds, 65504"):
+        convert(source, tmp_path / "out", to="onnx-fp16")
+
+
 def test_too_little_room_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(OutputError, match=r"needs about .* the disk has 0 MB free"):

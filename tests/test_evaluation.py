@@ -239,7 +239,8 @@ def test_the_threshold_of_a_baseline_is_the_best_there_is(seed):
 
 def test_evidence_turns_label_probabilities_into_logits(tiny_guard: Guard):
     """At the place where the first label is chosen, for labels of one token: log P + evidence is the raw logit."""
-    tree, evidence = tiny_guard.explore_with_evidence("Hurt the dog")
+    trees, evidence = tiny_guard.explore_with_evidence("Hurt the dog")
+    tree = trees[None]
     way = tiny_guard.answers.way_to_label
     place = 0
     for token in way:

@@ -393,6 +393,17 @@ def test_numbers_that_llama_cpp_would_abort_at_are_refused(tmp_path: Path, chang
     assert said in refusal(path)
 
 
+@pytest.mark.parametrize("pattern", [1, [0, 0]])
+def test_a_window_that_no_layer_has_is_refused(tmp_path: Path, pattern: int | list[int]) -> None:
+    more = {"llama.attention.sliding_window_pattern": pattern}
+    said = refusal(tiny.write_tiny_llama(tmp_path / "m.gguf", arch="gemma3", tied=True, metadata=more))
+    assert "sliding_window_pattern" in said and "no layer with it" in said
+    more["llama.attention.sliding_window"] = 0
+    gguf.check_model(
+        gguf.read_header(tiny.write_tiny_llama(tmp_path / "n.gguf", arch="gemma3", tied=True, metadata=more))
+    )
+
+
 def test_an_experts_model_and_per_layer_heads_pass(tmp_path: Path) -> None:
     more = {
         "llama.expert_count": 8,

@@ -381,7 +381,7 @@ def test_a_threshold_outside_0_and_1_is_refused(value: float) -> None:
 def test_a_row_has_the_keys_of_the_design_in_their_order(tiny_guard: Guard) -> None:
     row = tiny_guard.score({"text": "hello", "id": "a"}).row()
     assert list(row) == [
-        *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "unexplored"),
+        *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "fields", "unexplored"),
         *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
     ]
     assert list(row["tokens"]) == ["prompt", "reused", "answer"]

@@ -25,6 +25,7 @@ from tiny_gguf import (
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
+from edgeguard.convert import convert
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256, sha256_of_all
@@ -144,6 +145,10 @@ def test_a_sliding_window_is_shown_and_no_hindrance(run: Run, tmp_path: Path) ->
     assert found.shape.memory == "sliding window" and not found.problems
     assert "sliding window memory" in " ".join(result.stdout.split()) and "cannot use" not in result.stdout
     open_backend(path).close()
+    graph = inspect_model(convert(path, tmp_path / "onnx", to="onnx").path)
+    for key in ("memory", "n_weights", "n_layer", "n_head_kv", "head"):
+        assert getattr(graph.shape, key) == getattr(found.shape, key), key
+    assert not graph.problems
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,15 @@ def converted(source, tmp_path_factory):
     return convert(source, tmp_path_factory.mktemp("converted") / "onnx", to="onnx-fp32").path
 
 
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """The first of two layers has a window of 16 tokens."""
+    pattern = {"llama.attention.sliding_window_pattern": 2}
+    source = tmp_path_factory.mktemp("windowed") / "tiny.gguf"
+    write_tiny_llama(source, seed=2, arch="gemma3", metadata=pattern)
+    return convert(source, source.parent / "onnx", to="onnx-fp32").path
+
+
 @pytest.fixture
 def folder(converted, tmp_path):
     """A copy to damage."""
@@ -141,6 +150,25 @@ def test_an_input_that_nobody_fills_is_named(folder):
     assert_refused(folder, "wants an input 'use_cache_branch'")
 
 
+@pytest.mark.parametrize("said", [None, "0", "-3", "sixteen", "16.0", "1" * 11])
+def test_a_graph_with_a_window_says_how_long_it_is(windowed, tmp_path, said):
+    def edit(model):
+        kept = [entry for entry in model.metadata_props if entry.key != onnx_graph.WINDOW]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        if said is not None:
+            model.metadata_props.add(key=onnx_graph.WINDOW, value=said)
+
+    folder = Path(shutil.copytree(windowed, tmp_path / "onnx"))
+    change(folder, edit)
+    assert_refused(folder, r"edgeguard\.window is .*, and it takes a mask of a sliding window")
+
+
+def test_a_window_without_its_mask_is_refused(folder):
+    change(folder, lambda model: model.metadata_props.add(key=onnx_graph.WINDOW, value="16"))
+    assert_refused(folder, "is '16', and it takes no mask of a sliding window")
+
+
 def test_weights_that_compute_no_numbers_are_said_so(folder):
     data = folder / "model.onnx.data"
     data.write_bytes(b"\xff" * data.stat().st_size)  # float32 NaN
@@ -222,10 +250,12 @@ def test_missing_packages_are_named_with_their_extra(converted, monkeypatch):
 # Rows
 
 
-def test_a_dynamically_quantized_model_never_meets_a_neighbour(converted, tmp_path):
+@pytest.mark.parametrize("which", ["converted", "windowed"])
+def test_a_dynamically_quantized_model_never_meets_a_neighbour(request, tmp_path, which):
     """Its kernels scale activations over all rows of a call: so a record, and a branch, is a call of its own."""
     from onnxruntime.quantization import quantize_dynamic
 
+    converted = request.getfixturevalue(which)
     graph = onnx_graph.read_graph(converted / "model.onnx")
     assert not onnx_graph.read_interface(graph).one_row
     folder = Path(shutil.copytree(converted, tmp_path / "dynamic"))
@@ -237,16 +267,18 @@ def test_a_dynamically_quantized_model_never_meets_a_neighbour(converted, tmp_pa
     assert onnx_graph.read_interface(graph).one_row
     assert onnx_graph.quantization(graph) == "dynamic int8"
     backend = open_backend(folder, RuntimeOptions(context=512, threads=1))
-    record = Prefix((50, 51, 52, 53), Prefix((40, 41)))
+    record = Prefix(tuple(range(50, 70)), Prefix((40, 41)))
     branches = [Prefix((t, t + 1), record) for t in (9, 11, 200)]
     alone = [backend.logprobs([prefix])[0] for prefix in (record, *branches)]
     np.testing.assert_array_equal(backend.logprobs([record, *branches]), alone)
     backend.close()
 
 
-def test_prompts_longer_than_a_chunk_are_those_of_one_call(converted, monkeypatch):
+@pytest.mark.parametrize("which", ["converted", "windowed"])
+def test_prompts_longer_than_a_chunk_are_those_of_one_call(request, monkeypatch, which):
     from edgeguard.backends.onnx_runtime import model as onnx_runtime
 
+    converted = request.getfixturevalue(which)
     root = Prefix(tuple(range(3, 60)) * 5)
     record = Prefix(tuple(range(60, 90)) * 3, root)
     branches = [Prefix((t, t + 1), record) for t in (9, 11, 13)]

@@ -23,7 +23,7 @@ from edgeguard.rows import writer as output
 from edgeguard.rows.schema import columns, to_json_line
 from edgeguard.rows.writer import open_writer
 
-LABELS = ["S1", "S2"]
+LABELS = ["S1", "S2", "refusal=yes", "refusal=no"]
 FORMATS = ["jsonl", "csv", "parquet"]
 
 
@@ -35,7 +35,14 @@ def score(id: str | int | None, unsafe: float = 0.25, **changes: Any) -> dict[st
         "margin": -1.5,
         "categories": ["S1", "S2"] if unsafe >= 0.5 else [],
         "category_scores": {"S1": 0.125, "S2": 0.1},
-        "bounds": {"unsafe": [0.2, 0.3], "S1": [0.0, 0.25], "S2": [0.1, 0.1]},
+        "bounds": {
+            "unsafe": [0.2, 0.3],
+            "S1": [0.0, 0.25],
+            "S2": [0.1, 0.1],
+            "refusal=yes": [0.0, 0.5],
+            "refusal=no": [0.3, 1.0],
+        },
+        "fields": {"refusal": {"yes": 0.0, "no": 0.3}},
         "unexplored": 1e-9,
         "off_grammar": 0.0,
         "estimator": "marginal",
@@ -99,14 +106,15 @@ def test_csv_has_one_column_a_number_and_plain_cells(tmp_path: Path) -> None:
     write_all(tmp_path / "out", [score('a,"b"', 0.75), failure("=1+1", "x\ny")], "csv")
     data = (tmp_path / "out").read_bytes().decode()
     assert data.splitlines()[0] == (
-        "id,flagged,unsafe,margin,categories,score_S1,score_S2,"
+        "id,flagged,unsafe,margin,categories,score_S1,score_S2,field_refusal=yes,field_refusal=no,"
         "lower_unsafe,upper_unsafe,lower_S1,upper_S1,lower_S2,upper_S2,"
+        "lower_refusal=yes,upper_refusal=yes,lower_refusal=no,upper_refusal=no,"
         "unexplored,off_grammar,estimator,calibrated,guard,profile,model_sha256,"
         "tokens_prompt,tokens_reused,tokens_answer,skipped,error_type,error_message,error_line"
     )
     assert data.splitlines()[1] == (
-        '"a,""b""",true,0.75,-1.5,S1;S2,0.125,0.1,0.2,0.3,0.0,0.25,0.1,0.1,1e-09,0.0,marginal,false,'
-        "tiny,p,ab,61,38,14,0,,,"
+        '"a,""b""",true,0.75,-1.5,S1;S2,0.125,0.1,0.0,0.3,0.2,0.3,0.0,0.25,0.1,0.1,0.0,0.5,0.3,1.0,1e-09,0.0,'
+        "marginal,false,tiny,p,ab,61,38,14,0,,,"
     )
     _, bad = csv.DictReader(io.StringIO(data, newline=""))
     assert (bad["id"], bad["unsafe"], bad["error_message"], bad["error_line"]) == ("=1+1", "", "x\ny", "3")

@@ -136,7 +136,7 @@ MISTAKES = [
     ('forms = ["S10", "hate"]', "forms = []", "forms", "empty list"),
     ('forms = ["S10", "hate"]', 'forms = [""]', "forms", "empty text"),
     ('template = "own"', 'template = "mine"', "template", 'expected "own" or "model"'),
-    ('template = "own"', 'template = "own"\nvariables = { think = false }', "variables", 'no place where template is "own"'),
+    ('template = "own"', 'template = "own"\nvariables = { a = 1 }', "variables", 'no place where template is "own"'),
     ("[[category]]\ncode = \"S1\"", '[questions]\numbrella = "S9"\n[[category]]\ncode = "S1"', "umbrella", "S9"),
     ('control = ["<s>", "<end>"]', 'control = ["<s>", "<ned>"]', "control", "which text does not spell"),
     ("{{ m.content }}", "{{ m.content }", "{{ m.content }", "unexpected '}'"),

@@ -28,8 +28,12 @@ PROBS = st.floats(0, 1)
 @st.composite
 def scores(draw: st.DrawFn) -> dict[str, Any]:
     bounds = {label: sorted(draw(st.tuples(PROBS, PROBS))) for label in ("unsafe", *LABELS)}
-    categories = draw(st.lists(st.sampled_from(LABELS), unique=True))
-    changes = {"category_scores": {label: draw(PROBS) for label in LABELS}, "skipped": draw(st.integers(0, 9))}
+    categories = draw(st.lists(st.sampled_from(["S1", "S2"]), unique=True))
+    changes = {
+        "category_scores": {label: draw(PROBS) for label in LABELS if "=" not in label},
+        "fields": {"refusal": {"yes": draw(PROBS), "no": draw(PROBS)}},
+        "skipped": draw(st.integers(0, 9)),
+    }
     return score(draw(IDS), draw(PROBS), bounds=bounds, categories=categories, **changes)
 
 

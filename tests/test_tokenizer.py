@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML, write_tiny_llama
+from vocabularies import FOLDER, real
 
 from edgeguard.backend import RuntimeOptions, Vocabulary
 from edgeguard.backends import open_backend
@@ -54,6 +55,7 @@ FRAGMENTS = (
     *("٣", "²", "Ⅷ", "2024-12-31", "3.14159", "1234567890", "def f(x):\n    return x + 1\n", "a_b/c.d!?", "I'LL"),
     *("👩‍👩‍👧", "🇫🇮", "مرحبا", "नमस्ते", "한국어", "日本語", "ẞ", "ǅ", "ſ", "İ", "\U00010d40", "\u1c89", "\U0001ccf0"),
     *("<|im_end|>", "<|im_start|>user", "<|endoftext|>", "<|eot_id|>", "</s>", "<s>", "<unk>", "<end_of_turn>"),
+    *("<h1>", "a </table>", "<h1", "▁▁", "▁ ▁", " <h1> ", "\n \n\n", "[@BOS@]", " " * 40, "\n" * 33, "\t\t\t"),
     *("<0x0A>", "we've", "safe" * 40, " " * 90, "\n" * 30, "é" * 50, "a" * 200),
 )  # fmt: skip
 texts = st.one_of(
@@ -85,12 +87,25 @@ def assert_same(ours: Vocabulary, theirs: Vocabulary) -> None:
     assert (ours.eog, ours.bos, len(ours)) == (theirs.eog, theirs.bos, len(theirs))
 
 
-@pytest.fixture(scope="module", params=[*PRE, "spm", "spm without a space"])
+# Found in a text before all else, as in Gemma's vocabulary; its control tokens, one of them unused by its name.
+USER = (
+    *(" " * n for n in range(2, 32)),
+    *("\n" * n for n in range(1, 32)),
+    *("\t\t", "\t", "<h1>", "</table>", "[@BOS@]"),
+)
+GEMMA = {"user": USER, "control": ("<start_of_turn>", "<end_of_turn>", "<eos>", "<pad>", "<unused0>", "<mask>")}
+
+
+@pytest.fixture(scope="module", params=[*PRE, "spm", "spm without a space", "gemma", "gemma with a space"])
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    if request.param.startswith("spm"):
-        kind: dict[str, Any] = {"vocab": "spm", "extra_pieces": ["▁▁", "▁▁▁▁", "éa", "▁漢字", "aé", "12", "'s", "▁is"]}
-        kind["metadata"] = {"tokenizer.ggml.add_space_prefix": request.param == "spm"}
+    if request.param.startswith(("spm", "gemma")):
+        pieces = ["▁▁", "▁▁▁▁", "éa", "▁漢字", "aé", "12", "'s", "▁is"]
+        if request.param.startswith("gemma"):
+            pieces = ["▁▁", "▁<", "h1>", "a▁b", *pieces[2:]]
+        kind: dict[str, Any] = {"vocab": "spm", "extra_pieces": pieces}
+        kind["metadata"] = {"tokenizer.ggml.add_space_prefix": request.param in ("spm", "gemma with a space")}
+        kind |= GEMMA if request.param.startswith("gemma") else {}
     else:
         kind = {"pre": request.param, "merge_words": WORDS}
     with vocabularies(write_tiny_llama(folder / "tiny.gguf", n_layer=1, **kind)) as pair:
@@ -246,6 +261,22 @@ def test_a_sentencepiece_token_of_a_character_that_is_no_token_is_an_error(tmp_p
     path = write_tiny_llama(path, vocab="spm", extra_pieces=("xé",), metadata={"tokenizer.ggml.tokens": names})
     with pytest.raises(ModelError, match="token 'xé' is built of 'é', which is no token"):
         tokenizer_files(gguf.read_header(path))
+
+
+@pytest.mark.parametrize("score", [-1000.0, 0.0])
+def test_sentencepiece_tokens_of_one_score_that_texts_are_made_of_are_refused(tmp_path, score):
+    """Runs of spaces in old files of Gemma: llama.cpp merges the leftmost, which a list of merges cannot say."""
+    path = tmp_path / "m.gguf"
+    tiny = partial(write_tiny_llama, path, vocab="spm", user=("▁▁", "▁▁▁", "<h1>"))
+    header = gguf.read_header(tiny())
+    scores = header.metadata["tokenizer.ggml.scores"].numbers().tolist()
+    names = [t.decode() for t in header.metadata["tokenizer.ggml.tokens"].strings()]
+    for name in ("▁▁", "▁▁▁", "<h1>"):
+        scores[names.index(name)] = score
+    with pytest.raises(ModelError, match="tokens '▁▁' and '▁▁▁' have the same score"):
+        tokenizer_files(gguf.read_header(tiny(metadata={"tokenizer.ggml.scores": scores})))
+    scores[names.index("▁▁▁")] += 1
+    tokenizer_files(gguf.read_header(tiny(metadata={"tokenizer.ggml.scores": scores})))
 
 
 def test_half_of_a_surrogate_pair_is_the_caller_s_error_as_with_llama_cpp(pair):
@@ -563,3 +594,15 @@ def test_a_chat_template_that_is_no_text_is_an_error(tmp_path, value):
     (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": {value}}}', encoding="utf-8")
     with pytest.raises(ModelError, match=r"tokenizer_config\.json: "):
         read_chat_template(tmp_path)
+
+
+def test_llama_s_own_vocabulary_has_llama_cpp_s_ids() -> None:
+    """Its runs of spaces share one score: that alone is no reason to refuse it, which an earlier check did."""
+    from tokenizers import Tokenizer
+
+    vocabulary = real("llama-spm")
+    files = tokenizer_files(gguf.read_header(FOLDER / "ggml-vocab-llama-spm.gguf"))
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    for n in range(80):
+        for text in (" " * n, f"a{' ' * n}b", f"\n{' ' * n}x \n"):
+            assert tokenizer.encode(text, add_special_tokens=False).ids == vocabulary.encode(text), text

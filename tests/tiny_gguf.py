@@ -48,12 +48,14 @@ def write_tiny_llama(
     n_embd: int = 32,
     n_head: int = 4,
     n_head_kv: int = 2,
+    head: int | None = None,
     n_ff: int = 64,
     n_ctx: int = 2048,
     chat_template: str | None = CHATML,
     merge_words: Sequence[str] = WORDS,
     extra_pieces: Sequence[str] = (),
     control: Sequence[str] | None = None,
+    user: Sequence[str] = (),
     add_bos: bool = False,
     name: str = "Tiny Guard",
     logit_std: float = 3.0,
@@ -69,11 +71,13 @@ def write_tiny_llama(
     pre           BPE pre-tokenizer: "smollm" splits digits, "llama-bpe" takes them in threes
     extra_pieces  further whole tokens, written as text for "bpe", with ▁ for spaces for "spm"
     control       names of control tokens, None for the usual ones
+    user          user-defined tokens of an "spm" vocabulary, as a converter writes them: with spaces
+    head          length of a head where it is not n_embd / n_head
     logit_std     standard deviation of logits, nats
     bias          nats to add to tokens' logits, by the token's text: {"safe": 4.0}. The model is a qwen2 then,
                   a llama with a bias on its output
     arch          "llama"; "qwen2" with biases, "qwen3" with norms of each head, "granite" with scales; "gemma2" (every
-                  second layer) and "gemma3" (five layers of six) with a sliding window of 16 tokens
+                  second layer) and "gemma3" (five layers of six) with a sliding window of 16 tokens, GeGLU and norms
     tied          the output layer is the embedding
     rope_factors  of Llama 3.1, one for each pair of a head's elements
     metadata      keys that replace or join the header's, u32 for ints; None leaves a key out
@@ -82,9 +86,9 @@ def write_tiny_llama(
     tokens, types, scores, merges = (
         _bpe(merge_words, extra_pieces, CONTROL if control is None else control)
         if vocab == "bpe"
-        else _spm(extra_pieces, SPM_CONTROL if control is None else control)
+        else _spm(extra_pieces, SPM_CONTROL if control is None else control, user)
     )
-    n_rot = n_embd // n_head
+    n_rot = head or n_embd // n_head
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": name,
@@ -113,8 +117,10 @@ def write_tiny_llama(
         keys |= {"tokenizer.ggml.scores": scores}
     if chat_template is not None:
         keys["tokenizer.chat_template"] = chat_template
+    if head is not None:
+        keys |= {"llama.attention.key_length": head, "llama.attention.value_length": head}
     keys |= metadata or {}
-    shape = (n_layer, n_embd, n_rot * n_head_kv, n_ff)
+    shape = (n_layer, n_embd, n_rot * n_head, n_rot * n_head_kv, n_ff)
     weights = _weights(np.random.default_rng(seed), shape, len(tokens), logit_std)
     if bias is not None:
         by_id = np.zeros(len(tokens), dtype=np.float32)
@@ -244,17 +250,25 @@ def _merged(parts: list[str], merges: Sequence[str]) -> list[str]:
     return parts
 
 
-def _spm(extra: Sequence[str], control: Sequence[str]) -> tuple[list[str], list[int], list[float], list[str]]:
-    """<unk>, <s>, </s>, control tokens, 256 bytes, and pieces; all prefixes of a piece are pieces too."""
+def _spm(
+    extra: Sequence[str], control: Sequence[str], user: Sequence[str]
+) -> tuple[list[str], list[int], list[float], list[str]]:
+    """<unk>, <s>, </s>, control and user-defined tokens, 256 bytes, and pieces; all prefixes of one are pieces too."""
     special = ["<unk>", "<s>", "</s>", *control]
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     pieces: list[str] = []
     for piece in (*PIECES, *extra):
         pieces += [p for i in range(len(piece)) if (p := piece[: i + 1]) not in pieces]
         pieces += [c for c in piece if c not in pieces]  # merging goes pair by pair, from single characters
-    tokens = special + bytes_ + pieces
-    types = [_UNKNOWN, *[_CONTROL] * (len(special) - 1), *[_BYTE] * 256, *[_NORMAL] * len(pieces)]
-    scores = [0.0] * (len(special) + 256) + [-1.0 / len(p) - 0.001 * i for i, p in enumerate(pieces)]
+    pieces = [piece for piece in pieces if piece not in user]
+    tokens = [*special, *user, *bytes_, *pieces]
+    types = [_UNKNOWN, *[_CONTROL] * (len(special) - 1), *[_USER] * len(user), *[_BYTE] * 256, *[_NORMAL] * len(pieces)]
+    scores = (
+        [0.0] * len(special)
+        + [-1000.0] * len(user)
+        + [0.0] * 256
+        + [-1.0 / len(p) - 0.001 * i for i, p in enumerate(pieces)]
+    )
     return tokens, types, scores, []
 
 
@@ -270,12 +284,12 @@ def _special(vocab: Vocab, tokens: Sequence[str]) -> dict[str, int]:
 
 def _weights(
     rng: np.random.Generator,
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int, int, int],
     n_vocab: int,
     logit_std: float,
 ) -> dict[str, np.ndarray]:
     """Random weights by name. A layer writes about as much into the residual stream as it found there."""
-    n_layer, n_embd, n_kv, n_ff = shape
+    n_layer, n_embd, n_q, n_kv, n_ff = shape
 
     def normal(*size: int, std: float) -> np.ndarray:
         return rng.normal(0, std, size).astype(np.float32)
@@ -284,10 +298,10 @@ def _weights(
     for i in range(n_layer):
         w |= {
             f"blk.{i}.attn_norm.weight": np.ones(n_embd, np.float32),
-            f"blk.{i}.attn_q.weight": normal(n_embd, n_embd, std=1.5 / n_embd**0.5),
+            f"blk.{i}.attn_q.weight": normal(n_q, n_embd, std=1.5 / n_embd**0.5),
             f"blk.{i}.attn_k.weight": normal(n_kv, n_embd, std=1.5 / n_embd**0.5),
             f"blk.{i}.attn_v.weight": normal(n_kv, n_embd, std=2 / n_embd**0.5),
-            f"blk.{i}.attn_output.weight": normal(n_embd, n_embd, std=1 / n_embd**0.5),
+            f"blk.{i}.attn_output.weight": normal(n_embd, n_q, std=1 / n_q**0.5),
             f"blk.{i}.ffn_norm.weight": np.ones(n_embd, np.float32),
             f"blk.{i}.ffn_gate.weight": normal(n_ff, n_embd, std=1 / n_embd**0.5),
             f"blk.{i}.ffn_up.weight": normal(n_ff, n_embd, std=1 / n_embd**0.5),
@@ -307,18 +321,18 @@ _MORE_KEYS: dict[str, dict[str, int | float]] = {
 
 
 def _more_weights(
-    rng: np.random.Generator, arch: str | None, shape: tuple[int, int, int, int], n_rot: int
+    rng: np.random.Generator, arch: str | None, shape: tuple[int, int, int, int, int], n_rot: int
 ) -> dict[str, np.ndarray]:
     """What an architecture has beside a llama's weights."""
-    n_layer, n_embd, n_kv, _ = shape
+    n_layer, n_embd, n_q, n_kv, _ = shape
     more: dict[str, np.ndarray] = {}
     for i in range(n_layer):
         if arch == "qwen2":
-            sizes = {"q": n_embd, "k": n_kv, "v": n_kv}
+            sizes = {"q": n_q, "k": n_kv, "v": n_kv}
             more |= {f"blk.{i}.attn_{p}.bias": rng.normal(0, 0.5, n).astype(np.float32) for p, n in sizes.items()}
         if arch in ("gemma2", "gemma3"):
-            ones = np.ones(n_embd, np.float32)
-            more |= {f"blk.{i}.{name}.weight": ones for name in ("post_attention_norm", "post_ffw_norm")}
+            names = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+            more |= {f"blk.{i}.{name}.weight": rng.uniform(0.5, 2, n_embd).astype(np.float32) for name in names}
         if arch in ("qwen3", "gemma3"):
             more |= {f"blk.{i}.attn_{p}_norm.weight": rng.uniform(0.5, 2, n_rot).astype(np.float32) for p in "qk"}
     return more

@@ -7,6 +7,9 @@ from edgeguard.errors import EdgeguardError
 # kind → what to do, with the error's data by name in braces
 ADVICE = {
     "calibrated_scores": "score again with --no-calibration",
+    "no_list": "leave --estimator out",
+    "no_questions": "leave --policies out",
+    "unknown_strictness": "or leave --strictness out",
     "no_truth": "or --labels FILE with the ground truth",
     "unknown_label": "or say with --labels-map FILE what the file's names stand for",
     "base_not_installed": "or pass another model with --model",

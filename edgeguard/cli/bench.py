@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import read_thresholds, record_options, reported_errors, take_reading
+from edgeguard.cli.options import read_thresholds, record_options, reported_errors, split_names, take_reading
 from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
@@ -44,6 +44,8 @@ Examples:
     help=f"Model files, or types to make of the reference and keep [default: {','.join(DEFAULT_VARIANTS)}]",
 )
 @click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the reference]")
+@click.option("--policies", metavar="CODE,…", help="As of `score`")
+@click.option("--strictness", metavar="NAME", help="As of `score`")
 @click.option(
     "--calibration",
     multiple=True,
@@ -85,6 +87,7 @@ def quant(
     records: Path,
     out: Path,
     variants: tuple[str, ...],
+    policies: str | None,
     calibration: tuple[Path, ...],
     threshold: tuple[str, ...],
     max_flip_rate: float | None,
@@ -131,7 +134,8 @@ def quant(
             records=records,
             folder=out,
             reading=reading,
-            variants=_names(variants) or DEFAULT_VARIANTS,
+            variants=split_names(*variants) or DEFAULT_VARIANTS,
+            policies=None if policies is None else tuple(split_names(policies)),
             runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
             search=Search(tolerance, max_nodes),
             choices=choices,
@@ -146,10 +150,6 @@ def quant(
     if report.recommended is None and (max_flip_rate is not None or max_auprc_loss is not None):
         click.echo("edgeguard: no variant keeps inside the limits", err=True)
         sys.exit(4)
-
-
-def _names(given: tuple[str, ...]) -> list[str]:
-    return [name.strip() for text in given for name in text.split(",") if name.strip()]
 
 
 def _command() -> str:

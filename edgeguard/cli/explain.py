@@ -23,18 +23,21 @@ from edgeguard.cli.options import load_guard, model_options, reported_errors, se
 )
 @click.option("--json", "as_json", is_flag=True, help="The whole tree as JSON")
 def explain(text: str, response: str | None, least: float, as_json: bool, **options: Any) -> None:
-    """Draw the answers that the guard considered for TEXT, and how the three estimators read them."""
+    """Draw the answers that the guard considered for TEXT, and how the three estimators read them.
+
+    Where the guard is asked a question for each category, there is a drawing for each; --policies picks some.
+    """
     with reported_errors():
         record = {"prompt": text} if response is None else {"prompt": text, "response": response}
         with load_guard(**options) as guard:
-            tree = guard.explore(record)
+            trees = guard.explore_all(record)
             if as_json:
                 import json
 
                 from edgeguard.explanation import explanation
 
-                click.echo(json.dumps(explanation(guard, tree), ensure_ascii=False))
+                click.echo(json.dumps(explanation(guard, trees), ensure_ascii=False))
             else:
-                from edgeguard.cli.screen.tree import print_tree
+                from edgeguard.cli.screen.tree import print_trees
 
-                print_tree(guard, tree, least=least)
+                print_trees(guard, trees, least=least)

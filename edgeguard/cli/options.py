@@ -31,6 +31,16 @@ _MODEL_OPTIONS = (
     ),
     click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
+    click.option(
+        "--policies",
+        metavar="CODE,…",
+        help="Of a profile with a question for each category: the ones to ask [default: all]",
+    ),
+    click.option(
+        "--strictness",
+        metavar="NAME",
+        help="Of a profile that leaves open what counts as unsafe: strict, loose … [default: the profile's]",
+    ),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
     click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
     click.option(
@@ -129,6 +139,8 @@ def load_guard(
     *,
     model: Path | None,
     profile: str | None,
+    policies: str | None = None,
+    strictness: str | None = None,
     threshold: tuple[str, ...] = (),
     estimator: str = "marginal",
     calibration: Path | None = None,
@@ -152,12 +164,19 @@ def load_guard(
     return Guard.load(
         model,
         profile=profile,
+        policies=None if policies is None else split_names(policies),
+        strictness=strictness,
         estimator=estimator,  # type: ignore[arg-type]  # click.Choice has checked it
         runtime=RuntimeOptions(**runtime),
         search=Search(**options),
         calibration=taken,
         thresholds=read_thresholds(threshold),
     )
+
+
+def split_names(*given: str) -> list[str]:
+    """`a,b` and `c` → the names, without spaces around them."""
+    return [name.strip() for text in given for name in text.split(",") if name.strip()]
 
 
 def read_thresholds(given: tuple[str, ...]) -> dict[str, float]:

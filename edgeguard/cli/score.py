@@ -188,7 +188,8 @@ def _write(
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
-    writer = open_writer(output, format=format_, labels=guard.codes, overwrite=overwrite, resume=resume)
+    labels = (*guard.codes, *guard.field_labels)
+    writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:

@@ -148,6 +148,7 @@ def _config(weights: Weights) -> bytes:
         "vocab_size": d.n_vocab,
         "max_position_embeddings": d.n_ctx,
         "tie_word_embeddings": "output.weight" not in weights,
+        **({"sliding_window": d.window.size} if d.window else {}),
     }
     return (json.dumps(config, indent=2) + "\n").encode()
 

@@ -2,13 +2,16 @@
 
 Inputs   input_ids, position_ids        int64 (batch, seq)
          attn_mask                      bool (batch or 1, 1, seq, past + seq): what each token may look at
+         attn_mask_window               bool, likewise: in the layers of a sliding window, where the model has some
          positions                      int64 (n): flat places b · seq + t
          past_key_values.{i}.key|value  (batch, n_head_kv, past, head)
 Outputs  logits                         float32 (n, n_vocab)
          present.{i}.key|value          (batch, n_head_kv, past + seq, head)
 
 The mask is an input so that all branches of an answer fit into one call, each blind to the others. It is
-never left to the operator: `is_causal` with a past means different things in different runtimes.
+never left to the operator: `is_causal` with a past means different things in different runtimes. A sliding window
+is a mask too: which tokens are near follows from positions, and the graph does not know those of the past. The
+window's length stands in the metadata (`formats.onnx_graph.WINDOW`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from edgeguard.convert.decoder import Decoder, read_decoder
 from edgeguard.convert.store import Store
 from edgeguard.convert.weights import Weights, gguf_library
 from edgeguard.errors import ModelError
+from edgeguard.formats.onnx_graph import WINDOW
 
 Precision = Literal["source", "fp32", "fp16", "int8", "int4"]
 
@@ -53,6 +57,13 @@ def write_graph(
     Raises ModelError for an architecture, a key or a tensor that is not known, or one that is missing.
     """
     decoder = read_decoder(weights)
+    if precision == "fp16" and decoder.norms_behind:
+        raise ModelError(
+            f"{weights.header.path}: what layers of {weights.header.architecture} models add may go beyond what "
+            "float16 holds, 65504; convert it with float32 or quantized weights"
+        )
+    if decoder.window:
+        metadata = {**metadata, WINDOW: str(decoder.window.size)}
     with Store(folder / "model.onnx.data") as store:
         graph = _Graph(weights, decoder, store, precision, activations)
         graph.build()
@@ -74,12 +85,19 @@ class _Graph:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self.used: set[str] = set()
+        self.shared: set[str] = set()
         self.kinds: dict[str, int] = {}
 
     # What there is to name
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         self.initializers.append(self.store.tensor(name, array))
+        return name
+
+    def once(self, name: str, array: npt.NDArray[Any]) -> str:
+        """A constant that several nodes read; it is written for the first of them."""
+        if name not in self.shared:
+            self.shared.add(self.constant(name, array))
         return name
 
     def node(self, op: str, inputs: list[str], output: str | list[str], domain: str = "", **attributes: Any) -> str:
@@ -162,18 +180,24 @@ class _Graph:
     def build(self) -> None:
         d = self.decoder
         self._interface()
-        angles = np.outer(np.arange(d.n_ctx), d.frequencies)
-        self.constant("cos", np.cos(angles).astype(self.float))
-        self.constant("sin", np.sin(angles).astype(self.float))
+        self._angles("", d.frequencies)
+        if d.window:
+            self._angles("_window", d.window.frequencies)
         stream, embedding = self._embed()
         before, update = stream, None
         for i in range(d.n_layer):
             before, x = self._normed(before, update, f"blk.{i}.attn_norm.weight")
-            before, x = self._normed(before, self._attention(x, i), f"blk.{i}.ffn_norm.weight")
-            update = self._feed_forward(x, i)
+            update = self._norm_behind(self._attention(x, i), f"blk.{i}.post_attention_norm.weight")
+            before, x = self._normed(before, update, f"blk.{i}.ffn_norm.weight")
+            update = self._norm_behind(self._feed_forward(x, i), f"blk.{i}.post_ffw_norm.weight")
         _, x = self._normed(before, update, "output_norm.weight", last=True)
         self._output(x, embedding)
         self._refuse_unused()
+
+    def _angles(self, layers: str, frequencies: npt.NDArray[np.float64]) -> None:
+        angles = np.outer(np.arange(self.decoder.n_ctx), frequencies)
+        self.constant(f"cos{layers}", np.cos(angles).astype(self.float))
+        self.constant(f"sin{layers}", np.sin(angles).astype(self.float))
 
     def _interface(self) -> None:
         from onnx import TensorProto, helper
@@ -186,6 +210,8 @@ class _Graph:
             ("attn_mask", TensorProto.BOOL, ["mask_batch", 1, "seq", "total"]),
             ("positions", TensorProto.INT64, ["n"]),
         ]
+        if d.window:
+            inputs.append(("attn_mask_window", TensorProto.BOOL, ["mask_batch", 1, "seq", "total"]))
         self.inputs += [helper.make_tensor_value_info(*each) for each in inputs]
         self.outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", d.n_vocab]))
         for i in range(d.n_layer):
@@ -252,38 +278,89 @@ class _Graph:
         self.node("SkipSimplifiedLayerNormalization", inputs, outputs, _MS, epsilon=epsilon)
         return f"{out}/stream", out
 
+    def _norm_behind(self, update: str, name: str) -> str:
+        """What a layer adds; Gemma 2 and 3 norm it."""
+        if not self.decoder.norms_behind:
+            return update
+        weight = self.vector(name, (self.decoder.width,))
+        out = name.removesuffix(".weight")
+        return self.node("SimplifiedLayerNormalization", [update, weight], out, axis=-1, epsilon=self.decoder.epsilon)
+
     def _attention(self, x: str, i: int) -> str:
         d, layer = self.decoder, f"blk.{i}"
-        parts = {}
-        for part, n in (("q", d.n_head), ("k", d.n_head_kv)):
-            rows = self.linear(x, f"{layer}.attn_{part}.weight", d.width, n * d.head, f"{layer}/{part}")
-            rows = self._head_norm(rows, f"{layer}.attn_{part}_norm.weight", n)
-            parts[part] = self.node(
-                "RotaryEmbedding",
-                [rows, "cos", "sin", "position_ids"],
-                f"{layer}/{part}/rotated",
-                num_heads=n,
-                interleaved=int(d.neighbours),
-                rotary_embedding_dim=0 if 2 * len(d.frequencies) == d.head else 2 * len(d.frequencies),
-            )
+        within = "_window" if d.window and d.window.layers[i] else ""
+        q, k = (self._rotated(x, i, part, n, within) for part, n in (("q", d.n_head), ("k", d.n_head_kv)))
         v = self.linear(x, f"{layer}.attn_v.weight", d.width, d.n_head_kv * d.head, f"{layer}/v")
-        self.node(
+        attend = self._attended_capped if d.attention_cap else self._attended
+        heads = attend(q, k, v, f"attn_mask{within}", i)
+        return self.linear(heads, f"{layer}.attn_output.weight", d.n_head * d.head, d.width, f"{layer}/attention")
+
+    def _rotated(self, x: str, i: int, part: str, n_head: int, within: str) -> str:
+        """Queries or keys, (batch, seq, n_head · head)."""
+        d, layer = self.decoder, f"blk.{i}"
+        rows = self.linear(x, f"{layer}.attn_{part}.weight", d.width, n_head * d.head, f"{layer}/{part}")
+        if d.head_norms:
+            rows = self._head_norm(rows, f"{layer}.attn_{part}_norm.weight", n_head)
+        return self.node(
+            "RotaryEmbedding",
+            [rows, f"cos{within}", f"sin{within}", "position_ids"],
+            f"{layer}/{part}/rotated",
+            num_heads=n_head,
+            interleaved=int(d.neighbours),
+            rotary_embedding_dim=0 if 2 * len(d.frequencies) == d.head else 2 * len(d.frequencies),
+        )
+
+    def _attended(self, q: str, k: str, v: str, mask: str, i: int) -> str:
+        d = self.decoder
+        return self.node(
             "Attention",
-            [parts["q"], parts["k"], v, "attn_mask", *(f"past_key_values.{i}.{p}" for p in ("key", "value"))],
-            [f"{layer}/attended", *(f"present.{i}.{p}" for p in ("key", "value"))],
+            [q, k, v, mask, *(f"past_key_values.{i}.{p}" for p in ("key", "value"))],
+            [f"blk.{i}/attended", *(f"present.{i}.{p}" for p in ("key", "value"))],
             q_num_heads=d.n_head,
             kv_num_heads=d.n_head_kv,
             scale=d.attention_scale,
             softmax_precision=1,
         )
-        return self.linear(
-            f"{layer}/attended", f"{layer}.attn_output.weight", d.n_head * d.head, d.width, f"{layer}/attention"
-        )
+
+    def _attended_capped(self, q: str, k: str, v: str, mask: str, i: int) -> str:
+        """The same with capped logits, in plain operators.
+
+        Attention's own `softcap` caps the mask as well in ONNX Runtime 1.23, and what must not be seen is seen.
+        Heads that share a key are one matrix: (batch, n_head_kv, heads · seq, head).
+        """
+        d, at = self.decoder, f"blk.{i}"
+        shared = d.n_head // d.n_head_kv
+        keys, values = (self._carried(rows, i, part) for rows, part in ((k, "key"), (v, "value")))
+        q = self._shaped(q, f"{at}/q/grouped", "q_heads", [0, 0, d.n_head_kv, shared, d.head])
+        q = self.node("Transpose", [q], f"{at}/q/heads", perm=[0, 2, 3, 1, 4])
+        q = self._shaped(q, f"{at}/q/rows", "q_rows", [0, 0, -1, d.head])
+        q = self._scaled(q, d.attention_scale / d.attention_cap)
+        turned = self.node("Transpose", [keys], f"{at}/keys/turned", perm=[0, 1, 3, 2])
+        logits = self.node("Tanh", [self.node("MatMul", [q, turned], f"{at}/logits")], f"{at}/tanh")
+        logits = self._scaled(logits, d.attention_cap)
+        logits = self._shaped(logits, f"{at}/logits/heads", "logit_heads", [0, d.n_head, -1, 0])
+        never = self.once("never", np.array(-np.inf, self.float))
+        seen = self.node("Where", [mask, logits, never], f"{at}/logits/seen")
+        shares = self.node("Softmax", [seen], f"{at}/shares", axis=-1)
+        shares = self._shaped(shares, f"{at}/shares/rows", "share_rows", [0, d.n_head_kv, -1, 0])
+        out = self.node("MatMul", [shares, values], f"{at}/attended/rows")
+        out = self._shaped(out, f"{at}/attended/heads", "out_heads", [0, 0, shared, -1, d.head])
+        out = self.node("Transpose", [out], f"{at}/attended/tokens", perm=[0, 3, 1, 2, 4])
+        return self._shaped(out, f"{at}/attended", "out_rows", [0, 0, -1])
+
+    def _carried(self, rows: str, i: int, part: str) -> str:
+        """Keys or values of the past and the new tokens, (batch, n_head_kv, past + seq, head)."""
+        d = self.decoder
+        heads = self._shaped(rows, f"blk.{i}/{part}/heads", "kv_heads", [0, 0, d.n_head_kv, d.head])
+        new = self.node("Transpose", [heads], f"blk.{i}/{part}/new", perm=[0, 2, 1, 3])
+        return self.node("Concat", [f"past_key_values.{i}.{part}", new], f"present.{i}.{part}", axis=2)
+
+    def _shaped(self, x: str, output: str, name: str, shape: list[int]) -> str:
+        """Another shape. `name` is that of the shape, which all layers share."""
+        return self.node("Reshape", [x, self.once(name, np.array(shape, np.int64))], output)
 
     def _head_norm(self, rows: str, name: str, n_head: int) -> str:
-        """Qwen 3 norms each head before it is rotated."""
-        if name not in self.weights:
-            return rows
+        """Qwen 3 and Gemma 3 norm each head before it is rotated."""
         shape = self.constant(f"{rows}/heads_shape", np.array([0, 0, n_head, self.decoder.head], np.int64))
         heads = self.node("Reshape", [rows, shape], f"{rows}/heads")
         weight = self.vector(name, (self.decoder.head,))
@@ -298,15 +375,19 @@ class _Graph:
         inner = self.weights.info(f"{layer}.ffn_up.weight").shape[1]
         gate = self.linear(x, f"{layer}.ffn_gate.weight", width, inner, f"{layer}/gate")
         up = self.linear(x, f"{layer}.ffn_up.weight", width, inner, f"{layer}/up")
-        open_ = self.node("Mul", [gate, self.node("Sigmoid", [gate], f"{layer}/sigmoid")], f"{layer}/silu")
-        both = self.node("Mul", [open_, up], f"{layer}/gated")
+        both = self.node("Mul", [self._activated(gate, layer), up], f"{layer}/gated")
         return self.linear(both, f"{layer}.ffn_down.weight", inner, width, f"{layer}/feed_forward")
+
+    def _activated(self, gate: str, layer: str) -> str:
+        if self.decoder.gelu:
+            return self.node("Gelu", [gate], f"{layer}/gelu", approximate="tanh")
+        return self.node("Mul", [gate, self.node("Sigmoid", [gate], f"{layer}/sigmoid")], f"{layer}/silu")
 
     def _output(self, x: str, embedding: tuple[list[str], Blocks | None]) -> None:
         d = self.decoder
         flat = self.constant("flat_shape", np.array([-1, d.width], np.int64))
         rows = self.node("Gather", [self.node("Reshape", [x, flat], "flat"), "positions"], "chosen")
-        if _OUTPUT in self.weights:
+        if _OUTPUT in self.weights and not d.tied:
             logits = self.linear(rows, _OUTPUT, d.width, d.n_vocab, "scores")
         else:
             names, blocks = embedding
@@ -317,10 +398,13 @@ class _Graph:
             if "output.bias" in self.weights:
                 logits = self.node("Add", [logits, self.vector("output.bias", (d.n_vocab,))], "scores/biased")
         logits = self._scaled(logits, d.logit_scale)
+        if d.logit_cap:
+            small = self._scaled(logits, 1 / d.logit_cap)
+            logits = self._scaled(self.node("Tanh", [small], "scores/tanh"), d.logit_cap)
         self.node("Cast", [logits], "logits", to=1)
 
     def _refuse_unused(self) -> None:
-        known = {"rope_freqs.weight"}
+        known = {"rope_freqs.weight"} if self.decoder.rope_factors else set()
         unused = [t.name for t in self.weights.header.tensors if t.name not in self.used | known]
         if unused:
             raise ModelError(

@@ -12,6 +12,7 @@ import numpy as np
 from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
+from edgeguard.estimates import estimate
 from edgeguard.estimators import log_odds
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.formats.hashes import sha256
@@ -69,13 +70,18 @@ def calibrate(
 
 
 def contextual(guard: Guard, estimator: str) -> Calibration:
-    """A calibration without records: every label is shifted by the bias that the guard shows on CONTENT_FREE texts."""
-    bias = float(np.mean([log_odds(guard.explore(text)) for text in CONTENT_FREE]))
+    """A calibration without records: every label is shifted by the bias that the guard shows on CONTENT_FREE texts.
+
+    Where each code has a question of its own, by the bias of that.
+    """
+    asked = [guard.explore_all(text) for text in CONTENT_FREE]
+    bias = float(np.mean([estimate(trees, "marginal", umbrella=guard.umbrella).margin for trees in asked]))
+    by_code = {code: float(np.mean([log_odds(trees[code]) for trees in asked])) for code in guard.questions if code}
     return Calibration(
         guard=guard.name,
         profile=guard.profile.name,
         estimator=estimator,
         model_sha256=guard.backend.info.sha256,
-        maps={label: contextual_map(bias) for label in ("unsafe", *guard.codes)},
+        maps={label: contextual_map(by_code.get(label, bias)) for label in ("unsafe", *guard.codes)},
         fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
     )

@@ -38,15 +38,18 @@ def score_labelled(
 ) -> Labelled:
     """Score the records of a file, whose truth is in them or in the file `labels`.
 
-    reading  how the records are read
-    advance  is called for each record
-    say      hears how the truth was read, and what is left out
+    reading   how the records are read
+    evidence  whether to ask for what some baselines need, where the guard's answers list codes
+    advance   is called for each record
+    say       hears how the truth was read, and what is left out
 
     Raises InputError for a truth that is missing or cannot be joined, before anything is scored.
     """
     found = find_truth(source, ("unsafe", *guard.codes), file=labels, label_map=label_map, reading=reading)
     truth = _stated(found, labels or source, say)
-    table = score_records(guard, reading.records(source), evidence=evidence, advance=advance)
+    if evidence and not guard.lists_codes:
+        say("the paper's baselines are for answers that list codes; this guard's do not, so there are none")
+    table = score_records(guard, reading.records(source), evidence=evidence and guard.lists_codes, advance=advance)
     if not len(table):
         raise InputError(f"{source}: no record could be scored")
     identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}

@@ -6,7 +6,7 @@ From records and a guard (`score_records`), or from what `edgeguard score` wrote
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ class ScoreTable:
     ids     (n,) as the input has them
     places  (n,) 0-based place of each record in the input, failed ones counted too
     margin  (n,) log P(unsafe) - log P(safe), nats
-    scores  estimator → (n, n_labels) probabilities; P(unsafe) is the same by all of them
+    scores  estimator → (n, n_labels) probabilities; P(unsafe) is the same by all of them. Where each code has a
+            question of its own, the marginal alone
     first   (n, n_codes) P(a code is the first one named); None where the scores came from a file, or where each code
             has a question of its own
     off     (n,) mass off the grammar
+    fields  "field=label" of what answers say besides → (n,) probabilities, by `marginal`, or by the file's estimator
     truth   (n, n_labels) whether a label holds; (n, 1) where only safe or unsafe is known; None where nothing is
     evidence  (n,) log-sum-exp of the logits where the first label is written; None where it was not asked for
     failed  records that could not be scored; they are in none of the arrays
@@ -52,6 +54,7 @@ class ScoreTable:
     scores: Mapping[str, Floats]
     first: Floats | None
     off: Floats
+    fields: Mapping[str, Floats] = field(default_factory=dict)
     truth: Bools | None = None
     evidence: Floats | None = None
     failed: tuple[Failure, ...] = ()
@@ -101,17 +104,19 @@ def score_records(
             scored.append((place, record.id, _row(trees, guard.umbrella) | {"evidence": size}))
 
     def column(name: str, *shape: int) -> Floats:
-        return np.array([row[name] for _, _, row in scored], dtype=np.float64).reshape(-1, *shape)
+        return np.array([row[name] for _, _, row in scored], dtype=np.float64).reshape(len(scored), *shape)
 
-    n_codes = len(guard.codes)
+    n_codes, asked = len(guard.codes), guard.questions != (None,)
+    fields = column("fields", len(guard.field_labels))
     return ScoreTable(
         labels=("unsafe", *guard.codes),
         ids=tuple(id_ for _, id_, _ in scored),
         places=np.array([place for place, _, _ in scored], dtype=np.int64),
         margin=column("margin"),
-        scores={name: column(name, 1 + n_codes) for name in ESTIMATORS},
-        first=column("first", n_codes) if guard.questions == (None,) else None,
+        scores={name: column(name, 1 + n_codes) for name in (["marginal"] if asked else ESTIMATORS)},
+        first=None if asked else column("first", n_codes),
         off=column("off"),
+        fields={label: fields[:, i] for i, label in enumerate(guard.field_labels)},
         evidence=column("evidence") if evidence else None,
         failed=tuple(failed),
     )
@@ -119,12 +124,13 @@ def score_records(
 
 def _row(trees: Trees, umbrella: str | None) -> dict[str, Any]:
     """What a table keeps of a record."""
-    read = {name: estimate(trees, name, umbrella=umbrella) for name in ESTIMATORS}
-    found = next(iter(read.values()))
+    read = {name: estimate(trees, name, umbrella=umbrella) for name in (ESTIMATORS if None in trees else ["marginal"])}
+    found = read["marginal"]
     return {
         "margin": found.margin,
         "first": first_label(trees[None])[1 : found.safe] if None in trees else None,
         "off": found.off_grammar,
+        "fields": found.scores[found.safe + 1 :],
         **{name: one.scores[: found.safe] for name, one in read.items()},
     }
 
@@ -149,6 +155,7 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
     if not rows:
         raise InputError(f"{path} holds no scored record")
     labels = ("unsafe", *rows[0]["category_scores"])
+    fields = [(name, label) for name, said in rows[0].get("fields", {}).items() for label in said]
     scores = [[row["unsafe"], *(row["category_scores"][code] for code in labels[1:])] for row in rows]
     table = ScoreTable(
         labels=labels,
@@ -158,6 +165,7 @@ def read_scores(path: Path) -> tuple[ScoreTable, dict[str, str]]:
         scores={identity["estimator"]: np.array(scores, dtype=np.float64)},
         first=None,
         off=np.array([row["off_grammar"] for row in rows], dtype=np.float64),
+        fields={f"{n}={label}": np.array([row["fields"][n][label] for row in rows]) for n, label in fields},
         failed=tuple(failed),
     )
     return table, identity
@@ -192,6 +200,7 @@ def take(table: ScoreTable, rows: Bools | npt.NDArray[np.int64]) -> ScoreTable:
         scores={name: array[where] for name, array in table.scores.items()},
         first=None if table.first is None else table.first[where],
         off=table.off[where],
+        fields={label: p[where] for label, p in table.fields.items()},
         truth=None if table.truth is None else table.truth[where],
         evidence=None if table.evidence is None else table.evidence[where],
     )

@@ -14,7 +14,7 @@ from edgeguard.errors import InputError
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.rows.record import Failure, Id
 
-FORMAT = 2  # 1 had "unsafe" apart from the codes
+FORMAT = 3  # 1 had "unsafe" apart from the codes, 2 no fields
 
 
 def save_table(table: ScoreTable, path: Path) -> None:
@@ -31,6 +31,8 @@ def save_table(table: ScoreTable, path: Path) -> None:
         "failed_messages": np.array([one.message for one in table.failed], dtype=np.str_),
         "failed_lines": np.array([one.line for one in table.failed], dtype=np.int64),
         **{f"scores_{name}": array for name, array in table.scores.items()},
+        "field_labels": np.array([*table.fields], dtype=np.str_),
+        "fields": np.array([*table.fields.values()], dtype=np.float64),
     }
     for name in ("truth", "first", "evidence"):
         if getattr(table, name) is not None:
@@ -55,6 +57,7 @@ def load_table(path: Path) -> ScoreTable:
                 scores={n.removeprefix("scores_"): arrays[n] for n in arrays.files if n.startswith("scores_")},
                 first=arrays.get("first"),
                 off=arrays["off"],
+                fields=dict(zip(map(str, arrays["field_labels"]), arrays["fields"], strict=True)),
                 truth=arrays.get("truth"),
                 evidence=arrays.get("evidence"),
                 failed=tuple(

@@ -27,6 +27,8 @@ DYNAMIC = frozenset(
     }
 )
 
+WINDOW = "edgeguard.window"  # key of a graph's metadata: the length of its sliding window, in tokens
+
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _EXPORT = "export it with `edgeguard convert`, or with optimum's task text-generation-with-past"
 
@@ -97,6 +99,7 @@ class Interface:
     chosen       takes `positions`, and computes the output layer there only
     last_only    gives the last position's logits only
     one_row      several rows with a past are more than the graph can do
+    window       tokens that `attn_mask_window` lets a token see, itself included; 0: the graph has no such input
     """
 
     mask: Literal["tree", "rows"]
@@ -109,6 +112,7 @@ class Interface:
     last_only: bool
     one_row: bool
     position_ids: bool
+    window: int
 
 
 def read_graph(path: Path) -> Graph:
@@ -157,7 +161,7 @@ def read_interface(graph: Graph, *, head: int = 0) -> Interface:
     past = {name: port for name, port in graph.inputs.items() if _PAST.fullmatch(name)}
     if not past:
         raise ModelError(f"{path} has no past_key_values inputs; {_EXPORT}")
-    known = {"input_ids", "position_ids", "attention_mask", "attn_mask", "positions"}
+    known = {"input_ids", "position_ids", "attention_mask", "attn_mask", "attn_mask_window", "positions"}
     if unknown := sorted(graph.inputs.keys() - past.keys() - known):
         raise ModelError(f"{path} wants an input {unknown[0]!r}, which edgeguard does not know; {_EXPORT}")
     carried = {name: "present" + name.removeprefix("past_key_values") for name in past}
@@ -183,7 +187,22 @@ def read_interface(graph: Graph, *, head: int = 0) -> Interface:
         # Their kernels take one row with a past; and a scale over all rows would mix their scores.
         one_row=is_dynamic(graph) or "com.microsoft:GroupQueryAttention" in graph.operators,
         position_ids="position_ids" in graph.inputs,
+        window=_window(graph),
     )
+
+
+def _window(graph: Graph) -> int:
+    """Tokens of the sliding window, 0 for none. Raises ModelError where input and metadata contradict each other."""
+    said = graph.metadata.get(WINDOW)
+    masked = "attn_mask_window" in graph.inputs
+    if said is None and not masked:
+        return 0
+    if said is None or not masked or "attn_mask" not in graph.inputs or not re.fullmatch(r"[1-9][0-9]{0,9}", said):
+        raise ModelError(
+            f"{graph.path}: its metadata say {WINDOW} is {said!r}, and it takes {'a' if masked else 'no'} mask of a "
+            "sliding window; convert the model again"
+        )
+    return int(said)
 
 
 def _keys_and_values(path: Path, ports: list[Port], head: int) -> tuple[int, int, Literal["float32", "float16"]]:

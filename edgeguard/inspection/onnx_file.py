@@ -33,7 +33,7 @@ _BESIDE = (
     *("config.json", "generation_config.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("chat_template.jinja", "chat_template.json"),
 )
-_ROTARY_TABLES = frozenset({"cos", "sin", "cos_cache", "sin_cache"})
+_ROTARY_TABLES = frozenset({"cos", "sin", "cos_window", "sin_window", "cos_cache", "sin_cache"})
 _ACTIVATIONS = {0: "float or as the runtime chooses", 1: "float", 2: "float16", 3: "bfloat16", 4: "int8"}
 _OWN_BLOCK = 32  # weights a block, where edgeguard's graphs look up in a packed embedding
 
@@ -100,7 +100,7 @@ def _shape(interface: onnx_graph.Interface | None, config: Mapping[str, Any], n_
         n_head_kv=interface.n_head_kv,
         head=interface.head,
         n_vocab=interface.n_vocab,
-        memory="attention",
+        memory="sliding window" if interface.window else "attention",
         kv_type=interface.kv_type,
         kv_bytes_per_token=kv_bytes(n_layer, interface.n_head_kv, 2 * interface.head, size),
     )

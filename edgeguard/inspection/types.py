@@ -85,7 +85,7 @@ class ModelShape:
     n_head, n_head_kv   attention heads, and those for keys and values; a list where layers differ
     head                length of a head's key
     n_ctx_train         tokens of context it was trained for
-    memory              what it keeps of the tokens it has read; edgeguard can use "attention" only
+    memory              what it keeps of the tokens it has read; edgeguard cannot use a "recurrent" memory
     kv_type             of the keys and values: float16 for GGUF, which is edgeguard's default there
     kv_bytes_per_token  what a token of context takes in memory, all layers together
     """

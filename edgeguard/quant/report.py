@@ -121,7 +121,9 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
     """One variant against the reference."""
     left, right = drift.aligned(reference.table, one.table)
     estimators = {name: _estimator(left, right, name, choices) for name in left.scores}
-    verdicts, firsts = (drift.verdicts(t) for t in (left, right)), (drift.first_labels(t) for t in (left, right))
+    verdicts = (drift.verdicts(t) for t in (left, right))
+    firsts = None if left.first is None else (drift.first_labels(t) for t in (left, right))
+    moved = {label: np.abs(right.fields[label] - p) for label, p in left.fields.items()}
     return {
         **_described(one.variant),
         "records": len(left),
@@ -131,7 +133,10 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
         if one.in_floats is None
         else _weights_or_runtime(left, right, one.in_floats, choices),
         "verdict": _distance(*verdicts),
-        "first_label": _distance(*firsts),
+        "first_label": None if firsts is None else _distance(*firsts),
+        "fields": {
+            label: {"mean": d.mean(), "p99": np.quantile(d, 0.99), "max": d.max()} for label, d in moved.items()
+        },
         "off_grammar": {"reference": float(left.off.mean()), "variant": float(right.off.mean())},
         "estimators": estimators,
         "points": points(left, right),
@@ -201,8 +206,8 @@ def _step(a: ScoreTable, b: ScoreTable, estimator: str, choices: Choices) -> dic
     odds = b.margin - a.margin
     return {
         "odds_mean": odds.mean(),
-        "odds_rms": np.sqrt(np.mean(odds**2)),
-        "codes_rms": np.sqrt(np.mean((q.y_prob[:, 1:] - p.y_prob[:, 1:]) ** 2)),
+        "odds_rms": _rms(odds),
+        "codes_rms": _rms(q.y_prob[:, 1:] - p.y_prob[:, 1:]),
         "flips": asdict(drift.flips(p.y_pred[:, 0], q.y_pred[:, 0])),
     }
 
@@ -244,8 +249,8 @@ def _estimator(left: ScoreTable, right: ScoreTable, estimator: str, choices: Cho
     found: dict[str, Any] = {
         "labels": labels,
         "all_labels": {
-            "rms": float(np.sqrt(np.mean((q.y_prob[:, 1:] - p.y_prob[:, 1:]) ** 2))),
-            "odds_rms": float(np.sqrt(np.mean((odds_right - odds)[:, 1:] ** 2))),
+            "rms": _rms(q.y_prob[:, 1:] - p.y_prob[:, 1:]),
+            "odds_rms": _rms((odds_right - odds)[:, 1:]),
             "flips": asdict(drift.flips(p.y_pred[:, 1:].ravel(), q.y_pred[:, 1:].ravel())),
         },
         "label_sets": asdict(drift.set_agreement(p.y_pred[:, 1:], q.y_pred[:, 1:])),
@@ -262,6 +267,11 @@ def _raw_threshold(map_: Map | None, threshold: float) -> float:
     grid = np.linspace(-20, 20, 8001)
     at = grid[min(len(grid) - 1, int(np.searchsorted(map_(grid), threshold)))]
     return float(1 / (1 + np.exp(-at)))
+
+
+def _rms(moved: Floats) -> float:
+    """0 where there is nothing that could have moved: a guard whose answers name no codes."""
+    return float(np.sqrt(np.mean(moved**2))) if moved.size else 0.0
 
 
 def _against_truth(left: ScoreTable, right: ScoreTable, p: Decisions, q: Decisions, choices: Choices) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from edgeguard.evaluation.table import ScoreTable, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
+from edgeguard.profile import Profile, load_profile, variant_of
 from edgeguard.quant.variants import Variant
 from edgeguard.rows.readers import AS_IT_IS, Reading
 from edgeguard.rows.shapes import Fields
 
 CHUNK = 100  # records a file; what an interrupted run loses at most
-FORMAT = 2  # of what is kept; another number scores anew
+FORMAT = 3  # of what is kept; another number scores anew
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Setting:
     """What scores depend on besides the model.
 
     records  the file; its hash is part of what is kept
+    profile  a name or a file; policies, strictness: which of its questions are asked, and its meaning of "unsafe"
     runtime  of every model; `kv_cache` of those whose runtime takes one
     search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
     limit    score the first so many records only; None: all
@@ -46,6 +48,12 @@ class Setting:
     search: Search = Search(min_grammar_mass=0)
     limit: int | None = None
     reading: Reading = AS_IT_IS
+    policies: tuple[str, ...] | None = None
+    strictness: str | None = None
+
+    def guard_profile(self) -> Profile:
+        """The profile of all models. Raises ProfileError."""
+        return variant_of(load_profile(self.profile), self.policies, self.strictness)
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,6 @@ def is_kept(variant: Variant, setting: Setting, folder: Path) -> bool:
 
 def key_of(variant: Variant, setting: Setting) -> str:
     """A folder's name for what these scores follow from."""
-    from edgeguard.profile import load_profile
-
     said = {
         "runtime": asdict(setting.runtime),
         "search": asdict(setting.search),
@@ -100,7 +106,7 @@ def key_of(variant: Variant, setting: Setting) -> str:
         "format": FORMAT,
         "model": variant.sha256,
         "records": sha256(setting.records),
-        "profile": repr(replace(load_profile(setting.profile), source="")),
+        "profile": repr(replace(setting.guard_profile(), source="")),
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return f"{variant.name}-{digest[:16]}"
@@ -118,6 +124,7 @@ def joined(tables: Sequence[ScoreTable], chunk: int) -> ScoreTable:
         ids=tuple(i for t in tables for i in t.ids),
         places=np.concatenate([t.places + n * chunk for n, t in enumerate(tables)]),
         scores={name: np.concatenate([t.scores[name] for t in tables]) for name in one.scores},
+        fields={label: np.concatenate([t.fields[label] for t in tables]) for label in one.fields},
         failed=tuple(one for t in tables for one in t.failed),
         **stacked,
     )
@@ -170,6 +177,8 @@ def _work(job: Mapping[str, Any]) -> int:
     with Guard.load(
         job["model"],
         profile=setting.profile,
+        policies=setting.policies,
+        strictness=setting.strictness,
         runtime=_taken(setting.runtime, job["model"]),
         search=setting.search,
         calibration=False,
@@ -196,6 +205,8 @@ def _setting(given: Mapping[str, Any]) -> Setting:
         runtime=RuntimeOptions(**runtime),
         search=Search(**given["search"]),
         limit=given["limit"],
+        policies=None if given["policies"] is None else tuple(given["policies"]),
+        strictness=given["strictness"],
         reading=Reading(**{**given["reading"], "fields": Fields(**given["reading"]["fields"])}),
     )
 

@@ -19,7 +19,6 @@ from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
-from edgeguard.profile import load_profile
 from edgeguard.quant import DEFAULT_VARIANTS
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import not_writable
@@ -47,6 +46,8 @@ class StudyOptions:
     reference     an F32 or F16 GGUF or fp32 ONNX model, or a built-in guard's name; None: the default guard
     variants      model files, or types to make of the reference
     profile       a built-in's name, or a TOML file; None: told by the reference
+    policies      the questions to ask, of a profile with one for each category; None: all
+    strictness    what counts as unsafe, of a profile that leaves it open; None: its default
     runtime       of all models; `kv_cache` "f32" keeps the cache's own error out of the comparison
     search        how far to look; its `min_grammar_mass` is taken for 0: what a variant loses there is a finding
     choices       what decisions are taken on, limits, and the bootstrap
@@ -66,6 +67,8 @@ class StudyOptions:
     reference: str | Path | None = None
     variants: Sequence[str] = DEFAULT_VARIANTS
     profile: str | None = None
+    policies: tuple[str, ...] | None = None
+    strictness: str | None = None
     runtime: RuntimeOptions = RuntimeOptions(kv_cache="f32")
     search: Search = Search()
     choices: Choices = field(default_factory=Choices)
@@ -111,7 +114,7 @@ def study(options: StudyOptions, *, tell: Tell = silent) -> Report:
 
 
 def _truth(setting: Setting, options: StudyOptions, tell: Tell) -> Truth | None:
-    codes = (category.code for category in load_profile(setting.profile).categories)
+    codes = (category.code for category in setting.guard_profile().asked)
     truth = find_truth(
         options.records,
         ("unsafe", *codes),
@@ -149,6 +152,8 @@ def setting_of(reference: Variant, options: StudyOptions) -> Setting:
         runtime=replace(options.runtime, threads=options.runtime.threads or available_cores()),
         search=replace(options.search, min_grammar_mass=0),
         limit=options.limit,
+        policies=options.policies,
+        strictness=options.strictness,
     )
 
 
@@ -258,7 +263,7 @@ def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
         "command": options.command,
         "records": setting.records.name,
         "records_sha256": sha256(setting.records),
-        "profile": load_profile(setting.profile).name,
+        "profile": setting.guard_profile().name,
         "threads": setting.runtime.threads,
         "tolerance": setting.search.tolerance,
         "max_nodes": setting.search.max_nodes,

@@ -66,8 +66,7 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 raise InputError(f"{where}: {printable(str(error))}; {_GO}") from None
             _check(found, where)
             if "error" not in found:
-                labels = labels or tuple(found["category_scores"])
-                _check_scores(found, labels, where)
+                labels = _check_scores(found, labels, where)
             yield found
 
 
@@ -98,16 +97,26 @@ def _check(row: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: is no result row; {_GO}")
 
 
-def _check_scores(row: Mapping[str, Any], labels: tuple[str, ...], where: str) -> None:
-    """Raises InputError for another taxonomy than the first row's, and for what is no probability."""
-    scores = row["category_scores"]
-    if tuple(scores) != labels:
+def _check_scores(row: Mapping[str, Any], labels: tuple[str, ...] | None, where: str) -> tuple[str, ...]:
+    """The row's labels, which are those of the first row. Raises InputError, for what is no probability too."""
+    said = {f"{field}={label}": p for field, each in _fields(row, where).items() for label, p in each.items()}
+    scores = {**row["category_scores"], **said}
+    if labels is not None and tuple(scores) != labels:
         raise InputError(f"{where}: scores {', '.join(scores)}, the first row {', '.join(labels)}")
     for label, value in {"unsafe": row["unsafe"], "off_grammar": row["off_grammar"], **scores}.items():
         if not _is_number(value) or not 0 <= value <= 1:
             raise InputError(f"{where}: {printable(label)} is {value!r}; expected a probability")
     if not _is_number(row["margin"]):
         raise InputError(f"{where}: margin is {row['margin']!r}; expected a finite number")
+    return tuple(scores)
+
+
+def _fields(row: Mapping[str, Any], where: str) -> Mapping[str, Mapping[str, Any]]:
+    """What answers said besides; {} in rows from before there were fields."""
+    fields = row.get("fields", {})
+    if not isinstance(fields, dict) or not all(isinstance(said, dict) for said in fields.values()):
+        raise InputError(f"{where}: fields is {fields!r}; expected an object for each field")
+    return fields
 
 
 def _is_number(value: object) -> bool:

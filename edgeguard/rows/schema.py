@@ -2,6 +2,8 @@
 
 A row is a plain dict, `id` first: a score with the keys of a score line, or an error,
 `{"id", "error": {"type", "message", "line"}}`. `flatten` and `unflatten` are inverse, but that a flat id is a string.
+
+`labels` are what rows give probabilities for: the taxonomy's codes, and "field=label" of what answers say besides.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from typing import Any
 ResultRow = Mapping[str, Any]
 
 KEYS = (  # of a scored row, in order
-    *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "unexplored", "off_grammar"),
-    *("estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
+    *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "fields", "unexplored"),
+    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
 )
 IDENTITY = ("estimator", "profile", "model_sha256")  # what all rows of one output share
 
-_SCORE = "score_"
+_SCORE, _FIELD = "score_", "field_"
 _TOKENS = ("prompt", "reused", "answer")
 _ERROR = ("type", "message", "line")
 
@@ -29,14 +31,14 @@ def to_json_line(row: ResultRow) -> str:
 
 
 def types_of(labels: Sequence[str]) -> dict[str, str]:
-    """Column → its Arrow type, for a taxonomy."""
+    """Column → its Arrow type."""
     return {
         "id": "string",
         "flagged": "bool",
         "unsafe": "double",
         "margin": "double",
         "categories": "string",
-        **{f"{_SCORE}{label}": "double" for label in labels},
+        **{_column(label): "double" for label in labels},
         **{f"{side}_{label}": "double" for label in ("unsafe", *labels) for side in ("lower", "upper")},
         "unexplored": "double",
         "off_grammar": "double",
@@ -52,18 +54,24 @@ def types_of(labels: Sequence[str]) -> dict[str, str]:
 
 
 def columns(labels: Sequence[str]) -> list[str]:
-    """The columns of CSV and Parquet for a taxonomy."""
+    """The columns of CSV and Parquet."""
     return [*types_of(labels)]
 
 
+def _column(label: str) -> str:
+    return f"{_FIELD if '=' in label else _SCORE}{label}"
+
+
 def labels_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The taxonomy that these columns are for, in its order."""
-    return tuple(name.removeprefix(_SCORE) for name in names if name.startswith(_SCORE))
+    """The labels that these columns are for, in their order."""
+    codes = [name.removeprefix(_SCORE) for name in names if name.startswith(_SCORE)]
+    fields = [name.removeprefix(_FIELD) for name in names if name.startswith(_FIELD) and "=" in name]
+    return (*codes, *fields)
 
 
 def is_flat(names: Sequence[str]) -> bool:
     """Whether these are the columns of results, and not of records."""
-    return "model_sha256" in names and bool(labels_of(names))
+    return {"model_sha256", "unsafe", "off_grammar"} <= set(names)
 
 
 def is_result(row: object) -> bool:
@@ -76,15 +84,19 @@ def flatten(row: ResultRow, labels: Sequence[str]) -> dict[str, Any]:
 
     ValueError where the row scores a label that is not among `labels`.
     """
-    unknown = set(row.get("category_scores") or ()) - set(labels)
-    if unknown:
+    fields = row.get("fields") or {}
+    scores = {
+        **(row.get("category_scores") or {}),
+        **{f"{field}={label}": p for field, said in fields.items() for label, p in said.items()},
+    }
+    if unknown := set(scores) - set(labels):
         raise ValueError(f"the row has scores for {sorted(unknown)}, which are not among the labels {list(labels)}")
-    scores, bounds = row.get("category_scores") or {}, row.get("bounds") or {}
+    bounds = row.get("bounds") or {}
     tokens, error = row.get("tokens") or {}, row.get("error") or {}
     flat = {name: row.get(name) for name in columns(labels)}
     flat["id"] = None if row.get("id") is None else str(row["id"])
     flat["categories"] = ";".join(row["categories"]) if "categories" in row else None
-    flat |= {f"{_SCORE}{label}": scores.get(label) for label in labels}
+    flat |= {_column(label): scores.get(label) for label in labels}
     for label in ("unsafe", *labels):
         flat[f"lower_{label}"], flat[f"upper_{label}"] = bounds.get(label, (None, None))
     flat |= {f"tokens_{part}": tokens.get(part) for part in _TOKENS}
@@ -98,10 +110,16 @@ def unflatten(flat: ResultRow) -> dict[str, Any]:
         return {"id": flat.get("id"), "error": {part: flat.get(f"error_{part}") for part in _ERROR}}
     labels = labels_of([*flat])
     bounds = {label: [flat.get(f"{side}_{label}") for side in ("lower", "upper")] for label in ("unsafe", *labels)}
+    fields: dict[str, dict[str, Any]] = {}
+    for label in labels:
+        field, equals, name = label.partition("=")
+        if equals:
+            fields.setdefault(field, {})[name] = flat[_column(label)]
     nested: dict[str, Any] = {
         "categories": [code for code in (flat.get("categories") or "").split(";") if code],
-        "category_scores": {label: flat[f"{_SCORE}{label}"] for label in labels},
+        "category_scores": {label: flat[_column(label)] for label in labels if "=" not in label},
         "bounds": {label: pair for label, pair in bounds.items() if pair != [None, None]},
+        "fields": fields,
         "tokens": {part: flat.get(f"tokens_{part}") for part in _TOKENS},
     }
     return {key: nested[key] if key in nested else flat.get(key) for key in KEYS}

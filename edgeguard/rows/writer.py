@@ -151,7 +151,7 @@ def open_writer(
     overwrite: bool = False,
     resume: bool = False,
 ) -> Writer:
-    """A Writer to `path`; None or "-" is stdout. `labels` are the taxonomy, in the order of the columns.
+    """A Writer to `path`; None or "-" is stdout. `labels` are those of `schema`, in the columns' order.
 
     resume keeps the whole rows of an existing file and goes on after them; a missing file is begun.
     Raises OutputError: the file exists and is neither to be resumed nor replaced, it holds something else, it cannot be

@@ -6,7 +6,8 @@ How a record is evaluated, and why so:
   of the record at hand. A call's past is one of the two, never that of another record. Where a record is asked several
   questions behind its text, those of the text are kept too, and the question is what the answers stand on.
 - A graph made by `edgeguard convert` takes a mask of what each token sees. So a record and the branches of
-  its answer are one row of one call, however long each branch is: nothing is padded.
+  its answer are one row of one call, however long each branch is: nothing is padded. Layers with a sliding
+  window have a mask of their own: of what a token sees, the tokens near it on its path.
 - Other graphs take rows. A record is a row of its own, then its branches are rows on a copy of its past,
   the short ones with the short ones, filled up on the right. Kernels that cannot do that get one row.
 - Records are never in one call. With a kernel that scales activations over all it is given (dynamic
@@ -63,11 +64,15 @@ _INSTALL = "pip uninstall onnxruntime; pip install 'edgeguard[onnx-gpu]'"
 
 @dataclass(frozen=True, eq=False)
 class _Memory:
-    """Keys and values, and the columns of them in which each prefix's tokens stand."""
+    """Keys and values, the columns of them in which each prefix's tokens stand, and each column's position."""
 
     keys: Keys
     columns: Mapping[Prefix, slice]
-    size: int
+    depth: Ints
+
+    @property
+    def size(self) -> int:
+        return len(self.depth)
 
     @property
     def n_bytes(self) -> int:
@@ -86,8 +91,9 @@ class _Row:
 class OnnxRuntime:
     """An ONNX decoder and its folder. Construct once, close once; for one thread at a time: whoever asks holds `lock`.
 
-    Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for graphs of floats,
-    0.02 where keys and values are float16: their rounding turns a sum's last bit into a thousandth.
+    Tolerance of the seam's law against plain recomputation of each path: 1e-3 nats for graphs of floats, 1e-2 where a
+    norm behind each layer carries a last bit on (Gemma 2 and 3), 0.02 where keys and values are float16: their rounding
+    turns a sum's last bit into a thousandth.
     Where activations are rounded to 8 bits, a changed order of a sum may tip a rounding. How far that moves a
     probability depends on the model and the processor's kernels: no further than twice what rounding moves it
     by, which the tests measure where they run, against the same weights with activations in floats.
@@ -210,7 +216,7 @@ class OnnxRuntime:
     def _nothing(self) -> _Memory:
         shape = (1, self._interface.n_head_kv, 0, self._interface.head)
         empty = ort.OrtValue.ortvalue_from_numpy(np.empty(shape, self._interface.kv_type))
-        return _Memory({past: empty for past, _ in self._interface.past}, {}, 0)
+        return _Memory({past: empty for past, _ in self._interface.past}, {}, np.empty(0, dtype=np.int64))
 
     def _extend(
         self, memory: _Memory, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows, *, keep: bool
@@ -226,15 +232,16 @@ class OnnxRuntime:
         tokens = np.array([t for prefix in new for t in prefix.tokens], dtype=np.int64)
         ends = {columns[prefix].stop - 1 - memory.size: row for prefix, row in wanted.items() if prefix in new}
         seen = _seen(new, columns, memory.size, size)
-        depth = _depths(new)
+        depth = np.concatenate([memory.depth, _depths(new)])
         keys = memory.keys
         for begin in range(0, len(tokens), self._n_batch):
             end = min(begin + self._n_batch, len(tokens))
             here = {at - begin: row for at, row in ends.items() if begin <= at < end}
-            visible = seen[begin:end, : memory.size + end]
+            columns_end = memory.size + end
+            visible, stand = seen[begin:end, :columns_end], depth[None, :columns_end]
             more = keep or end < len(tokens)
-            keys = self._run(keys, tokens[None, begin:end], depth[None, begin:end], visible, [here], rows, keep=more)
-        return _Memory(keys, columns, size)
+            keys = self._run(keys, tokens[None, begin:end], stand, visible, [here], rows, keep=more)
+        return _Memory(keys, columns, depth)
 
     def _branch(self, memory: _Memory, record: Prefix, wanted: Mapping[Prefix, int], rows: Rows) -> None:
         """Rows for the branches of a record, on copies of its past."""
@@ -249,7 +256,7 @@ class OnnxRuntime:
                 seen[i, : past + len(row.tokens)] = True
             if len(group) == 1:
                 seen = np.tri(longest, past + longest, past, dtype=np.bool_)
-            depth = np.broadcast_to(np.arange(past, past + longest), tokens.shape)
+            depth = np.broadcast_to(np.arange(past + longest), (len(group), past + longest))
             keys = _repeated(memory.keys, len(group))
             self._run(keys, tokens, depth, seen, [row.wanted for row in group], rows, keep=False)
 
@@ -266,18 +273,23 @@ class OnnxRuntime:
     ) -> Keys:
         """One call of the graph: tokens (batch, seq) after `keys`; the keys and values after it, if kept.
 
+        depth   (batch, past + seq): the position of each column on its path
         seen    (seq, past + seq) of the one row, or (batch, past + seq) where the graph takes rows
         wanted  for each row of tokens, place → row of the result
         """
         io = self._interface
+        new = depth[:, -tokens.shape[1] :]
         binding = self._session.io_binding()
         for past, _ in io.past:
             binding.bind_ortvalue_input(past, keys[past])
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
         if io.position_ids:
-            binding.bind_cpu_input("position_ids", np.ascontiguousarray(depth, dtype=np.int64))
+            binding.bind_cpu_input("position_ids", np.ascontiguousarray(new, dtype=np.int64))
         if io.mask == "tree":
             binding.bind_cpu_input("attn_mask", np.ascontiguousarray(seen[None, None]))
+            if io.window:
+                near = seen & _near(new[0], depth[0], io.window)
+                binding.bind_cpu_input("attn_mask_window", np.ascontiguousarray(near[None, None]))
         else:  # of a lone row, the last token's view is the row's: all before it, all of it
             mask = seen if len(tokens) > 1 else seen[-1:]
             binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, dtype=np.int64))
@@ -329,6 +341,11 @@ def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], past: int, siz
             seen[here, columns[ancestor]] = True
         seen[here, own] = np.tri(len(prefix.tokens), dtype=np.bool_)
     return seen
+
+
+def _near(new: Ints, depth: Ints, window: int) -> npt.NDArray[np.bool_]:
+    """(new tokens, columns): whether a column lies within the last `window` positions of a token, its own included."""
+    return new[:, None] - depth[None, :] < window
 
 
 def _depths(new: Sequence[Prefix]) -> Ints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,8 @@ from rich.text import Text
 from rich.tree import Tree as Drawing
 
 from edgeguard.errors import printable
-from edgeguard.estimators import ESTIMATORS, bounds, log_odds
+from edgeguard.estimates import Estimates, Trees, estimate
+from edgeguard.estimators import ESTIMATORS, log_odds
 from edgeguard.guard import Guard
 from edgeguard.tree import ROOT, STOP, Tree
 
@@ -20,16 +21,27 @@ if TYPE_CHECKING:
     from edgeguard.answers import Ints
 
 
-def print_tree(guard: Guard, tree: Tree, *, least: float) -> None:
+def print_trees(guard: Guard, trees: Trees, *, least: float) -> None:
     """The answers the model considered, a branch each, heaviest first; then what each estimator makes of them."""
-    console = Console()
-    drawing = Drawing(Text("the guard's answer begins", "bold"))
-    _grow(drawing, guard, tree, ROOT, least)
-    console.print(drawing)
-    rest = f"not explored {tree.unexplored:.4f}, off the grammar {tree.off_grammar:.4f}, log-odds {log_odds(tree):+.2f}"
-    console.print(Text(rest, "dim"))
-    console.print()
-    console.print(_estimates(guard, tree))
+    console, names = Console(), {c.code: c.name for c in guard.profile.categories}
+    for code, tree in trees.items():
+        begins = "the guard's answer begins"
+        if code is not None:
+            begins = f"{code}: {begins}" if names[code] == code else f"{code}, {names[code]}: {begins}"
+        drawing = Drawing(Text(printable(begins), "bold"))
+        _grow(drawing, guard, tree, ROOT, least)
+        console.print(drawing)
+        rest = f"not explored {tree.unexplored:.4f}, off the grammar {tree.off_grammar:.4f}"
+        console.print(Text(f"{rest}, log-odds {log_odds(tree):+.2f}", "dim"))
+        console.print()
+    if None in trees:
+        console.print(_estimates(names, ESTIMATORS, [estimate(trees, name) for name in ESTIMATORS]))
+        return
+    console.print(_estimates(names, ["marginal"], [estimate(trees, "marginal", umbrella=guard.umbrella)]))
+    said = (
+        "as its own question says" if guard.umbrella else "at least that of the likeliest category, at most their sum"
+    )
+    console.print(Text(f"unsafe: {f'{guard.umbrella}, ' if guard.umbrella else ''}{said}", "dim"))
 
 
 def _grow(drawing: Drawing, guard: Guard, tree: Tree, place: int, least: float) -> None:
@@ -71,24 +83,25 @@ def _line(guard: Guard, tree: Tree, run: Sequence[int]) -> Text:
     return line
 
 
-def _estimates(guard: Guard, tree: Tree) -> Table:
+def _estimates(names: Mapping[str, str], estimators: Iterable[str], found: Sequence[Estimates]) -> Table:
+    """A line a label, by each estimator; what the answer says besides at the end."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in (
         ("label", "left"),
         ("", "left"),
-        *((e, "right") for e in ESTIMATORS),
+        *((e, "right") for e in estimators),
         ("certified bounds", "left"),
     ):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
-    names = {c.code: c.name for c in guard.profile.categories}
-    columns = [estimate(tree) for estimate in ESTIMATORS.values()]
-    limits = bounds(tree)
-    for i, code in enumerate(tree.labels[: tree.safe]):
-        name = names.get(code, "")
+    one = found[0]
+    for i, label in enumerate(one.labels):
+        if i == one.safe:
+            continue
+        name, (low, high) = names.get(label, ""), one.bounds[i]
         table.add_row(
-            Text(printable(code)),
-            Text(printable("" if name == code else name)),
-            *(f"{column[i]:.4f}" for column in columns),
-            f"[{limits[i, 0]:.4f}, {limits[i, 1]:.4f}]".replace("[", "\\["),
+            Text(printable(label)),
+            Text(printable("" if name == label else name)),
+            *(f"{each.scores[i]:.4f}" for each in found),
+            f"\\[{low:.4f}, {high:.4f}]",
         )
     return table

@@ -144,6 +144,18 @@ def _check_attention(header: Header) -> None:
             raise _contradiction(header, f"{heads[0]} attention heads do not divide {width} elements")
 
 
+def _check_window(header: Header) -> None:
+    """A window that no layer has: llama.cpp asserts that one does."""
+    key = f"{header.architecture}.attention.sliding_window_pattern"
+    pattern = header.metadata.get(key)
+    if isinstance(pattern, Array):
+        none = pattern.type_name != "str" and not pattern.numbers().any()
+    else:
+        none = pattern == 1 and not isinstance(pattern, bool)  # every layer is the last of its group, which sees all
+    if none and memory_kind(header) == "sliding window":
+        raise _contradiction(header, f"it has a sliding window, and by {key}, {shown(pattern)}, no layer with it")
+
+
 def _check_rope(header: Header) -> None:
     arch, metadata = header.architecture, header.metadata
     width = _whole(header, f"{arch}.embedding_length", 1, MAX_WIDTH)
@@ -244,6 +256,7 @@ _CHECKS = (
     _check_layers,
     _check_experts,
     _check_attention,
+    _check_window,
     _check_rope,
     _check_floats,
     _check_tensors,

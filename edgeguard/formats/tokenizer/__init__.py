@@ -7,8 +7,9 @@ that `tokenizers` has, Oniguruma. Where the two cannot agree:
 - A control token is never written by text here. llama.cpp lets merges make one, where a file has such merges.
 - Two tokens of type "user defined" that overlap in a text ("ab" and "bcd" in "abcd"): the first of them is
   taken here, the longest by llama.cpp.
-- Two SentencePiece pieces of equal score compete: llama.cpp merges the leftmost, here one of them always wins.
-  Scores of real vocabularies differ.
+- Two SentencePiece pieces of equal score: llama.cpp merges the leftmost, and a list of merges knows no such rule. So
+  they are refused. Scores of real vocabularies differ; those of runs of spaces in old files of Gemma do not, and newer
+  converters write these with spaces for ▁, to be found in a text before all else.
 - A vocabulary with several names for one fill-in-the-middle token ("<PAD>" and "<fim_pad>"): llama.cpp takes
   the first of a hash table, here it is the first of `FILL_NAMES`.
 - A token of a byte-level vocabulary that is not in GPT-2's letters writes its text here, as in `tokenizers`;

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from itertools import pairwise
 from typing import Any
 
 from edgeguard.errors import ModelError, shown
@@ -135,19 +136,70 @@ def _sentencepiece_parts(header: gguf.Header, tokens: Tokens) -> dict[str, Any]:
 
 
 def _merges_by_score(header: gguf.Header, tokens: Tokens) -> list[tuple[str, str]]:
-    """Every way to make a token of two, best score first: SentencePiece has no list of merges, only scores."""
+    """Every way to make a token of two, best score first: SentencePiece has no list of merges, only scores.
+
+    llama.cpp merges the leftmost of two tokens with the same score, which no order of merges says. Raises ModelError
+    where that could make a difference: it makes none for the runs of spaces of Llama's vocabularies.
+    """
     scores = _read_scores(header, len(tokens.ids))
     parts = {name for name, i in tokens.ids.items() if i not in tokens.control | tokens.unused}
+    made = [name for name in parts if not _is_taken_out(name, tokens.ids[name] in tokens.user)]
     merges: list[tuple[str, str]] = []
-    for name in sorted(parts, key=lambda name: (-scores[tokens.ids[name]], tokens.ids[name])):
-        for at in range(1, len(name)):
-            left, right = name[:at], name[at:]
-            if left in parts and right in parts:
-                merges.append((left, right))
-            elif (left in parts or at == 1) and (right in parts or at == len(name) - 1):
-                lost = right if left in parts else left
-                raise contradiction(header, f"token {shown(name)} is built of {shown(lost)}, which is no token")
+    tied: dict[float, list[str]] = {}
+    for name in sorted(made, key=lambda name: (-scores[tokens.ids[name]], tokens.ids[name])):
+        pairs = _pairs(header, name, parts)
+        merges += pairs
+        if pairs:
+            tied.setdefault(scores[tokens.ids[name]], []).append(name)
+    rank = {pair: n for n, pair in enumerate(merges)}
+    for names in tied.values():
+        if len(names) > 1 and not _any_order_is_right(names, rank):
+            raise contradiction(
+                header,
+                f"tokens {shown(names[0])} and {shown(names[1])} have the same score, so it does not say which of them "
+                "a text is made of",
+            )
     return merges
+
+
+def _any_order_is_right(names: Sequence[str], rank: Mapping[tuple[str, str], int]) -> bool:
+    """Whether tokens with one score are runs of one character, and each run is cut alike from the left and by rank."""
+    if len(set("".join(names))) > 1:
+        return False
+    alone = names[0][0]
+    among = {pair: n for pair, n in rank.items() if "".join(pair) in names}
+    lengths = range(2, 2 * max(map(len, names)) + 2)
+    return all(_merged(alone * n, dict.fromkeys(among, 0)) == _merged(alone * n, among) for n in lengths)
+
+
+def _merged(text: str, rank: Mapping[tuple[str, str], int]) -> list[str]:
+    """A text cut by merging the neighbours of the lowest rank, the leftmost of these, until none is left."""
+    parts = list(text)
+    while found := [(rank[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in rank]:
+        _, i = min(found)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def _is_taken_out(name: str, user: bool) -> bool:
+    """Whether no merge ever meets a token's text: its spaces are ▁ by then, and user-defined tokens are found before.
+
+    One with ▁ in its name is found before only where a text itself has ▁, and not where it has spaces.
+    """
+    return " " in name or (user and "▁" not in name)
+
+
+def _pairs(header: gguf.Header, name: str, parts: Set[str]) -> list[tuple[str, str]]:
+    """The pairs of tokens that a token can be made of. Raises ModelError for a character that is no token."""
+    found = []
+    for at in range(1, len(name)):
+        left, right = name[:at], name[at:]
+        if left in parts and right in parts:
+            found.append((left, right))
+        elif (left in parts or at == 1) and (right in parts or at == len(name) - 1):
+            lost = right if left in parts else left
+            raise contradiction(header, f"token {shown(name)} is built of {shown(lost)}, which is no token")
+    return found
 
 
 def _read_scores(header: gguf.Header, n: int) -> list[float]:
