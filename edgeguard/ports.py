@@ -227,8 +227,8 @@ def _categories(published: str, ported: str, categories: Sequence[Category]) -> 
 
 def _lacks(lacking: Sequence[Category], named: Sequence[Category]) -> Finding:
     if len(lacking) == len(named):
-        count = f"the {len(named)} categories" if len(named) > 1 else "the category that is asked about"
-        return Finding("no_task", f"it names none of {count}: it says nothing of the guard's task")
+        what = f"names none of the {len(named)} categories" if len(named) > 1 else "does not name what is asked about"
+        return Finding("no_task", f"it {what}: it says nothing of the guard's task")
     told = [c.code if c.code == c.name else f"{c.code} {c.name}" for c in lacking]
     return Finding("other_categories", f"it lacks {_listed(told)}")
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_prompt import byte_vocabulary, llama3, show
-from tiny_gguf import CHATML
+from tiny_gguf import CHATML, write_tiny_llama
 
+from edgeguard import Guard
+from edgeguard.backend import RuntimeOptions
 from edgeguard.ports import CONVERSATIONS, TEXTS, Ported, PromptCheck, check_prompt, compare, excerpt
 from edgeguard.profile import Profile, load_profile
 from edgeguard.prompt import compile_prompt, draft
 from edgeguard.rows.record import Message
+from edgeguard.selftest import self_test
 
 GUARD = load_profile("llama-guard-3")
 FULL = GUARD.prompt.text.replace("{{ last }}", "{{ who }}").replace(
@@ -181,6 +185,27 @@ def test_a_draft_is_the_prompt_that_the_guard_is_asked_as_text(roles: tuple[str,
     through_file = replace(GUARD, prompt=replace(GUARD.prompt, template="model"))
     written = draft(through_file, llama3, hf(), by="file").write(turns)
     assert written == own == show(compile_prompt(through_file, hf(), llama3).encode(turns), llama3)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (OLLAMA, ["same_for_both_roles", "other_words"]),
+        (CHATML, ["no_task", "other_words"]),
+        (PARTS, ["reads_parts_only"]),
+        (None, []),
+        (ALTERNATING, ["refuses_roles"]),
+    ],
+    ids=["always the user", "ChatML", "parts", "none", "refusing"],
+)
+def test_a_file_of_the_guard_with_a_strange_template_is_asked_the_published_prompt_and_told(
+    tmp_path: Path, template: str | None, expected: list[str]
+) -> None:
+    path = write_tiny_llama(tmp_path / "port.gguf", n_layer=1, n_ctx=4096, chat_template=template, add_bos=True)
+    with Guard.load(path, profile="llama-guard-3", runtime=RuntimeOptions(threads=1)) as guard:
+        found = self_test(guard).prompt
+        assert (kinds(found), found.written_by, found.template) == (expected, "profile", template is not None)
+        assert "<BEGIN UNSAFE CONTENT CATEGORIES>" in show(guard.prompt_ids("Hi"), guard.backend.vocabulary)
 
 
 texts = st.text("aS1 \n\t<>|:.é\x1b", max_size=60)
