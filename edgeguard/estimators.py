@@ -83,6 +83,24 @@ def first_label(tree: Tree) -> Floats:
     return mass
 
 
+def names_no_code(tree: Tree) -> Floats:
+    """(2,) certified [lower, upper] of P(the answer says unsafe and names no category), in [0, 1].
+
+    Every answer ends at a place from which no category can be reached, or leaves the grammar, and has named by then
+    what it will have named. What was not looked into may come to either.
+    """
+    codes = slice(1, tree.safe)
+    unsafe, reachable = tree.named[:, UNSAFE], tree.reach[:, codes].any(axis=1)
+    none_yet = ~tree.named[:, codes].any(axis=1)
+    leaf = none_yet & ~tree.expanded
+    ends_so = leaf & unsafe & ~reachable
+    may_end_so = leaf & ~ends_so & (unsafe | tree.reach[:, UNSAFE])
+    mass = np.exp(tree.logp)
+    found = mass @ ends_so + tree.off @ (none_yet & unsafe)
+    limits: Floats = np.minimum(1.0, np.array([found, found + mass @ may_end_so]))
+    return limits
+
+
 def _first_naming(tree: Tree) -> Bools:
     """(n, n_labels) whether a label is named here and was not one place before."""
     before = tree.named[tree.parent]

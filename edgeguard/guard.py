@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
@@ -22,7 +23,7 @@ from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
-from edgeguard.estimators import ESTIMATORS, log_odds
+from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
@@ -116,18 +117,54 @@ class Score:
 
 
 @dataclass(frozen=True)
-class SelfTestResult:
-    """What the guard made of one text of the profile's self-test pair.
+class QuestionResult:
+    """What the answer to one question about a text of the self-test says. Probabilities in [0, 1], the margin in nats.
 
+    question      the code that is asked about; None for one question about all
+    unsafe        P(the answer says unsafe), the model's own; margin: log P(unsafe) - log P(safe)
     grammar_mass  probability on answers that the profile can read
-    first_tokens  the likeliest beginnings of the answer, as text, with their probabilities
+    first_tokens  the likeliest beginnings of the answer, as text, with their probabilities; () where neither the
+                  verdict nor the least mass on the grammar is this question's
+    """
+
+    question: str | None
+    unsafe: float
+    margin: float
+    grammar_mass: float
+    first_tokens: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """What the guard made of one text of the profile's self-test pair. Names are those of `Score`.
+
+    flagged     unsafe, or any category, is at or over its threshold, as a score says it
+    no_code     [lower, upper] of P(the answer says unsafe and names no category), the model's own; None where answers
+                name none
+    decided_by  the question whose answer is the verdict; None for one question about all
+    questions   what each question's answer says
     """
 
     text: str
-    grammar_mass: float
+    flagged: bool
     unsafe: float
     margin: float
-    first_tokens: tuple[tuple[str, float], ...]
+    categories: tuple[str, ...]
+    category_scores: Mapping[str, float]
+    fields: Mapping[str, Mapping[str, float]]
+    no_code: tuple[float, float] | None
+    decided_by: str | None
+    questions: tuple[QuestionResult, ...]
+
+    @property
+    def worst(self) -> QuestionResult:
+        """The question with the least mass on the grammar."""
+        return min(self.questions, key=lambda question: question.grammar_mass)
+
+    @property
+    def grammar_mass(self) -> float:
+        """Probability on answers that the profile can read; of several questions the least."""
+        return self.worst.grammar_mass
 
 
 class Guard:
@@ -468,22 +505,54 @@ class Guard:
         )
 
     def _judge(self, text: str) -> SelfTestResult:
+        """What a score says, and what a score that is refused would have said."""
         messages = (Message("user", text),)
         with self._in_use():
             prompts = self._prompts(messages)
             trees = {question: self._explore(prompt, messages) for question, prompt in prompts.items()}
-            found = estimate(trees, self.estimator, umbrella=self.umbrella)
-            # Of several questions, the one whose answer decides.
-            shown = self.umbrella or max(trees, key=lambda question: log_odds(trees[question]))
-            row = np.exp(self.backend.logprobs([prompts[shown]])[0].astype(np.float64))
-        likeliest = np.argsort(-row, kind="stable")[:5]
-        names = {i: name for name, i in self.backend.vocabulary.control.items()}
+            decided_by = self.umbrella or max(trees, key=lambda question: log_odds(trees[question]))
+            worst = max(trees, key=lambda question: trees[question].off_grammar)
+            rows = {question: self.backend.logprobs([prompts[question]])[0] for question in {decided_by: 0, worst: 0}}
+        found = estimate(trees, self.estimator, umbrella=self.umbrella)
+        labels = found.labels[: found.safe]
+        decided = decide(
+            np.array([found.margin]),
+            found.scores[None, : found.safe],
+            labels=labels,
+            calibration=self.calibration,
+            thresholds=self.thresholds,
+        )
+        p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()
+        names_codes = None in trees and trees[None].safe > 1
+        lower, upper = names_no_code(trees[None]).tolist() if names_codes else (0.0, 0.0)
         return SelfTestResult(
             text=text,
-            grammar_mass=1 - found.off_grammar,
-            unsafe=float(found.scores[UNSAFE]),
+            flagged=counts[UNSAFE],
+            unsafe=p[UNSAFE],
             margin=found.margin,
-            first_tokens=tuple((names.get(int(t)) or self.piece(int(t)), float(row[t])) for t in likeliest),
+            categories=tuple(compress(labels[1:], counts[1:])),
+            category_scores=dict(zip(labels[1:], p[1:], strict=True)),
+            fields={
+                field: {name: float(found.scores[i]) for name, i in places.items()}
+                for field, places in fields_of(found.labels).items()
+            },
+            no_code=(lower, upper) if names_codes else None,
+            decided_by=decided_by,
+            questions=tuple(self._asked(question, tree, rows.get(question)) for question, tree in trees.items()),
+        )
+
+    def _asked(self, question: str | None, tree: Tree, row: npt.NDArray[np.float32] | None) -> QuestionResult:
+        """`row` is (n_vocab,), the log-probabilities of the answer's first token; None where nobody looks at them."""
+        likeliest = [] if row is None else [int(t) for t in np.argsort(-row, kind="stable")[:5]]
+        names = {i: name for name, i in self.backend.vocabulary.control.items()}
+        return QuestionResult(
+            question=question,
+            unsafe=float(marginal(tree)[UNSAFE]),
+            margin=log_odds(tree),
+            grammar_mass=1 - tree.off_grammar,
+            first_tokens=tuple(
+                (names.get(t) or self.piece(t), float(np.exp(np.float64(row[t])))) for t in likeliest if row is not None
+            ),
         )
 
 

@@ -163,7 +163,7 @@ def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Voca
 
     chat_template  the model file's own, needed where the profile says template = "model"
     """
-    written_by = _written_by(profile, chat_template)
+    written_by = find_writer(profile, chat_template)
     names = _control_names(profile, vocabulary, written_by)
     categories = {c.code: c for c in profile.categories} if profile.questions else {}
     codes: list[str | None] = [*categories] or [None]
@@ -208,7 +208,7 @@ def _not_judged(profile: Profile) -> str:
     )
 
 
-def _written_by(profile: Profile, chat_template: str | None) -> WrittenBy:
+def find_writer(profile: Profile, chat_template: str | None) -> WrittenBy:
     """Whose template writes the prompts. Raises ProfileError where neither can."""
     spec = profile.prompt
     if spec.template == "own":
@@ -231,6 +231,51 @@ def _written_by(profile: Profile, chat_template: str | None) -> WrittenBy:
         f"{profile.source}: the chat template in the model file is not this guard's: it should hold {wanted}; "
         "use the original model's template, or another profile"
     )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Writes a guard's prompts as text, control tokens spelled out: to be shown and compared, never to be asked.
+
+    chat_template  the model file's own; None where the profile's text writes
+    bos, eos       what the file's template sees as bos_token and eos_token
+    question       the code that is asked about, where there is a question for each
+    """
+
+    profile: Profile
+    chat_template: str | None = None
+    bos: str = ""
+    eos: str = ""
+    question: str | None = None
+
+    def write(self, messages: Sequence[Message], *, parts: bool = False) -> str:
+        """The prompt about a conversation; `parts`: the file's template gets content as a list of parts.
+
+        A template that drops a text is not refused here. Raises ProfileError; its kind is "template_refuses" and its
+        data has what the template `said`, where the template itself refuses.
+        """
+        roles = tuple(m.role for m in messages)
+        if self.chat_template is None:
+            return _own_text(self.profile, self._data())(roles, lambda i: messages[i].content)
+        render = _file_text(self.profile, self.chat_template, self._data(), bos=self.bos, eos=self.eos)
+        return render(roles, lambda i: messages[i].content, parts)
+
+    def chat(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
+        """The chat that a file's template would get, (role, text): [[prompt.message]], or the conversation itself."""
+        return _own_messages(self.profile, self._data())([(m.role, m.content) for m in messages])
+
+    def _data(self) -> Data:
+        asked = next((c for c in self.profile.categories if c.code == self.question), None)
+        return _data(self.profile, asked, lambda text: text)
+
+
+def draft(profile: Profile, vocabulary: Vocabulary, chat_template: str | None, *, by: WrittenBy) -> Draft:
+    """What one of the two templates writes for a model of this vocabulary, about the first question of several."""
+    asked = None if profile.questions is None else profile.questions.asked[0]
+    if by == "profile":
+        return Draft(profile, question=asked)
+    bos, eos = _name_of(vocabulary, vocabulary.bos), _name_of(vocabulary, min(vocabulary.eog, default=None))
+    return Draft(profile, chat_template, bos, eos, asked)
 
 
 # Control tokens
@@ -319,13 +364,23 @@ def _renderer(
     category: Category | None,
 ) -> Render:
     """What writes a prompt; `category` is what it asks about, None for all of them."""
-    spec = profile.prompt
-    texts = [spec.text, *(m.text for m in spec.messages)]
-    _refuse_private(profile, [*texts, spec.user, spec.assistant, *_category_texts(profile)])
-    strict = _environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    own = [_compile(profile, strict, text, "the profile's text") for text in texts]
     # A profile's names and descriptions are data: a control token spelled there stays text.
-    guard = _keep_text({*names, *vocabulary.control})
+    data = _data(profile, category, _keep_text({*names, *vocabulary.control}))
+    if written_by == "profile":
+        return _try_once(profile.source, _own_text(profile, data))
+    assert chat_template is not None
+    ends = {"bos": _name_of(vocabulary, vocabulary.bos), "eos": _name_of(vocabulary, min(vocabulary.eog, default=None))}
+    return _try_both(profile.source, _file_text(profile, chat_template, data, **ends))
+
+
+Data = Callable[[tuple[str, ...]], dict[str, Any]]  # roles → what a profile's own templates see beside the messages
+
+
+def _data(profile: Profile, category: Category | None, guard: Callable[[str], str]) -> Data:
+    """`guard` keeps a text of the profile from being a control token."""
+    spec = profile.prompt
+    own = [spec.text, *(message.text for message in spec.messages)]
+    _refuse_private(profile, [*own, spec.user, spec.assistant, *_category_texts(profile)])
 
     def data(roles: tuple[str, ...]) -> dict[str, Any]:
         described = [_described(c, roles[-1], guard) for c in profile.categories]
@@ -336,37 +391,65 @@ def _renderer(
             **asked,
         }
 
-    def render_own(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
-        messages = [{"role": role, "content": text(i)} for i, role in enumerate(roles)]
-        return _run(profile, own[0], {"messages": messages, **data(roles)}, "[prompt] text")
+    return data
 
-    if written_by == "profile":
-        return _try_once(profile.source, render_own)
-    assert chat_template is not None
+
+def _strict() -> ImmutableSandboxedEnvironment:
+    """For a profile's own texts: what they mistype is an error."""
+    return _environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+def _own_text(profile: Profile, data: Data) -> Render:
+    compiled = _compile(profile, _strict(), profile.prompt.text, "the profile's text")
+
+    def render(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
+        messages = [{"role": role, "content": text(i)} for i, role in enumerate(roles)]
+        return _run(profile, compiled, {"messages": messages, **data(roles)}, "[prompt] text")
+
+    return render
+
+
+def _own_messages(profile: Profile, data: Data) -> Callable[[Sequence[tuple[str, str]]], list[tuple[str, str]]]:
+    """What makes, of the turns of a conversation, (role, text), the chat that the model file's template gets."""
+    strict = _strict()
+    compiled = [_compile(profile, strict, message.text, "the profile's text") for message in profile.prompt.messages]
+
+    def chat(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        if not compiled:
+            return list(turns)
+        messages = [{"role": role, "content": text} for role, text in turns]
+        inner = {"messages": messages, **data(tuple(role for role, _ in turns))}
+        written: list[tuple[str, str]] = []
+        for n, (message, own) in enumerate(zip(profile.prompt.messages, compiled, strict=True), 1):
+            text = _run(profile, own, inner, f"[[prompt.message]] {n}")
+            written += turns if message.role == CONVERSATION else [(message.role, text)]
+        return written
+
+    return chat
+
+
+def _file_text(
+    profile: Profile, chat_template: str, data: Data, *, bos: str, eos: str
+) -> Callable[[tuple[str, ...], Callable[[int], str], bool], str]:
+    """What the model file's template writes; with content as a list of parts where the last argument is true."""
     _refuse_private(profile, [chat_template])
     template = _compile(profile, _environment(), chat_template, "the chat template")
+    chat, strict = _own_messages(profile, data), _strict()
     variables: dict[str, Any] = {
-        "bos_token": _name_of(vocabulary, vocabulary.bos),
-        "eos_token": _name_of(vocabulary, min(vocabulary.eog, default=None)),
+        "bos_token": bos,
+        "eos_token": eos,
         "add_generation_prompt": True,
         "tools": None,
         "documents": None,
     }
 
-    def render_model(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
-        messages, inner = [(role, text(i)) for i, role in enumerate(roles)], data(roles)
-        if spec.messages:
-            turns = messages
-            inner["messages"] = [{"role": r, "content": t} for r, t in turns]
-            messages = []
-            for n, (message, compiled) in enumerate(zip(spec.messages, own[1:], strict=True), 1):
-                written = _run(profile, compiled, inner, f"[[prompt.message]] {n}")
-                messages += turns if message.role == CONVERSATION else [(message.role, written)]
-        chat = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in messages]
-        filled = {key: _filled(profile, strict, value, inner) for key, value in spec.variables}
-        return _run(profile, template, {"messages": chat, **variables, **filled}, "the chat template")
+    def render(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
+        messages = chat([(role, text(i)) for i, role in enumerate(roles)])
+        given = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in messages]
+        filled = {key: _filled(profile, strict, value, data(roles)) for key, value in profile.prompt.variables}
+        return _run(profile, template, {"messages": given, **variables, **filled}, "the chat template")
 
-    return _try_both(profile.source, render_model)
+    return render
 
 
 def _described(category: Category, judged: str, guard: Callable[[str], str]) -> dict[str, str]:
@@ -489,7 +572,8 @@ def _run(profile: Profile, template: jinja2.Template, variables: Mapping[str, An
         hint = ""
         if "system" in str(error).lower():
             hint = '; this model takes no system message: put the policy into one with role = "user"'
-        raise ProfileError(f"{profile.source}: {what} refuses: {error}{hint}") from None
+        said = {"kind": "template_refuses", "said": str(error)}
+        raise ProfileError(f"{profile.source}: {what} refuses: {error}{hint}", **said) from None
     except Exception as error:  # a stranger's template may fail in any way
         raise ProfileError(f"{profile.source}: {what} fails: {type(error).__name__}: {error}") from None
     return "".join(chunks)

@@ -104,16 +104,10 @@ def ways(pattern: Node, names: Names, longest: int, *, most: int = 100_000) -> l
     return sorted(after(pattern, {Text(b"")}), key=lambda t: (t.text, t.ends))
 
 
-def truth(
-    logprobs: Model,
-    pieces: Sequence[bytes],
-    *,
-    stops: set[int],
-    depth: int,
-    texts: Sequence[Text],
-    labels: Sequence[str],
-) -> tuple[np.ndarray, float]:
-    """(n_labels,) probability that the answer names each label, and the mass of answers outside the grammar.
+def outcomes(
+    logprobs: Model, pieces: Sequence[bytes], *, stops: set[int], depth: int, texts: Sequence[Text]
+) -> Iterator[tuple[frozenset[str], float, bool]]:
+    """Of every answer, what it names, its probability, and whether it is one of the grammar.
 
     An answer of the grammar names what it spells. Another one names what its longest beginning in the
     grammar spells for certain: in every way to go on.
@@ -124,17 +118,32 @@ def truth(
         found = [t.named_within(len(read)) for t in texts if (t.may_be(read) if whole else t.may_become(read))]
         return frozenset.intersection(*found) if found else None
 
-    p, off = dict.fromkeys(labels, 0.0), 0.0
     for path, mass in answers(logprobs, stops=stops, depth=depth):
         read = b"".join(pieces[t] for t in path)
         named = certain(read, True)
+        inside = named is not None
         if named is None:
-            off += mass
             named = frozenset()
             for head in itertools.accumulate((pieces[t] for t in path), initial=b""):
                 if (so_far := certain(head, False)) is None:
                     break
                 named = so_far
+        yield named, mass, inside
+
+
+def truth(
+    logprobs: Model,
+    pieces: Sequence[bytes],
+    *,
+    stops: set[int],
+    depth: int,
+    texts: Sequence[Text],
+    labels: Sequence[str],
+) -> tuple[np.ndarray, float]:
+    """(n_labels,) probability that the answer names each label, and the mass of answers outside the grammar."""
+    p, off = dict.fromkeys(labels, 0.0), 0.0
+    for named, mass, inside in outcomes(logprobs, pieces, stops=stops, depth=depth, texts=texts):
+        off += 0.0 if inside else mass
         for label in named:
             p[label] += mass
     return np.array(list(p.values())), off

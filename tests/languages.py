@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from brute_force import Model, Text, TooManyWays, guided_model, random_model, truth, ways
+from brute_force import Model, Text, TooManyWays, guided_model, outcomes, random_model, truth, ways
 from hypothesis import assume, reject
 from hypothesis import strategies as st
 
@@ -87,6 +87,11 @@ class Language:
             texts=self.texts,
             labels=self.answers().labels,
         )
+
+    def probability(self, holds: Callable[[frozenset[str]], bool]) -> float:
+        """Of an answer whose names are so."""
+        told = outcomes(self._rounded, [*self.pieces, b""], stops=self.stops, depth=self.depth + 1, texts=self.texts)
+        return sum(mass for named, mass, _ in told if holds(named))
 
     def _rounded(self, path: tuple[int, ...]) -> np.ndarray:
         return self.backend().logprobs([Prefix((0, *path))])[0]

@@ -25,7 +25,7 @@ from conftest import TINY_PROFILE, Run, RunProcess
 from tiny_gguf import truncated, write_tiny_llama
 
 from edgeguard.cli import main
-from edgeguard.profile import list_profiles, parse_profile
+from edgeguard.profile import list_profiles, list_refused, parse_profile
 from edgeguard.rows.results import read_rows
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -810,16 +810,36 @@ def test_check_tells_a_profile_that_fits_from_one_that_does_not(
         ),
         encoding="utf-8",
     )
-    model = ("--model", tiny_model, "--threads", 1)
-    results = [run("check", *tiny), run("check", *model, "--profile", swapped)]
-    assert sorted(result.exit_code for result in results) == [0, 1]  # the model is random: either may fit
-    fits, fails = sorted(results, key=lambda result: result.exit_code)
+    profile_of = {"given": tiny[3], "swapped": swapped}
+    found = {}
+    for name, profile in profile_of.items():  # the model is random: one of them fits at a threshold between the two
+        options = ("--model", tiny_model, "--threads", 1, "--profile", profile)
+        found[name] = json.loads(run("check", *options, "--json").stdout)
+    low, high = sorted(found["given"][kind]["unsafe"] for kind in ("safe", "unsafe"))
+    between = ("--threshold", 1, "--threshold", f"unsafe={(low + high) / 2}")
+    results = {
+        name: run("check", "--model", tiny_model, "--threads", 1, "--profile", profile, *between, env={"COLUMNS": "80"})
+        for name, profile in profile_of.items()
+    }
+    assert sorted(result.exit_code for result in results.values()) == [0, 1]
+    fits, fails = sorted(results.values(), key=lambda result: result.exit_code)
     assert fits.stdout.startswith("tiny with profile tiny") and "✓ the profile fits the model" in fits.stdout
-    assert "nats below the safe one" in " ".join(fails.stdout.split())
-    for result, ok in ((run("check", *tiny, "--json"), results[0].exit_code == 0),):
-        found = json.loads(result.stdout)
-        assert (found["ok"], found["guard"], found["profile"]) == (ok, "tiny", "tiny")
-        assert found["safe"]["text"] == "Boil an egg" and 0 <= found["safe"]["grammar_mass"] <= 1
+    assert "nats below the safe one" in " ".join(fails.stdout.split()) and "✗ the safe text is flagged" in fails.stdout
+    assert max(map(len, fails.stdout.splitlines())) <= 80
+    assert (found["given"]["guard"], found["given"]["profile"]) == ("tiny", "tiny")
+    assert found["given"]["safe"]["text"] == "Boil an egg" and 0 <= found["given"]["safe"]["grammar_mass"] <= 1
+    assert found["given"]["apart"] == pytest.approx(-found["swapped"]["apart"])
+
+
+def test_check_says_how_a_file_s_template_differs_from_the_published_prompt(run: Run, tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "port.gguf", n_ctx=4096)  # a plain chat template
+    options = ("--model", model, "--threads", 1, "--profile", "llama-guard-3")
+    prompt = json.loads(run("check", *options, "--json").stdout)["prompt"]
+    assert (prompt["written_by"], prompt["template"], prompt["compared"]) == ("profile", True, True)
+    assert [finding["kind"] for finding in prompt["findings"]] == ["no_task", "other_words"]
+    shown = run("check", *options, env={"COLUMNS": "80"}).stdout
+    assert "- it names none of the 14 categories" in shown and "    published <|begin_of_text|>" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_check_fails_where_the_model_does_not_answer_in_the_grammar(run: Run, tiny_model: Path, tmp_path: Path) -> None:
@@ -850,7 +870,7 @@ def test_profiles_lists_shows_and_prints_them(run: Run, tmp_path: Path) -> None:
         assert parse_profile(toml, profile.source) == profile
         as_json = json.loads(run("profiles", profile.name, "--json").stdout)
         assert [c["code"] for c in as_json[0]["categories"]] == [c.code for c in profile.categories]
-    assert len(json.loads(run("profiles", "--json").stdout)) == len(list_profiles())
+    assert len(json.loads(run("profiles", "--json").stdout)) == len(list_profiles()) + len(list_refused())
     for extra in ((), ("--toml",), ("--json",)):
         result = run("profiles", "instrukt", *extra)
         assert result.exit_code == 1 and "did you mean" in one_line(result.stderr)

@@ -77,9 +77,12 @@ def test_the_default_guard_knows_what_its_profile_s_two_texts_are():
 
 @pytest.mark.smollm2
 @pytest.mark.parametrize("profile", ["instruct", *sorted(str(p) for p in (ROOT / "examples").glob("*.toml"))])
-def test_profiles_for_chat_models_fit_the_default_model(profile):
+def test_profiles_for_chat_models_are_answered_by_the_default_s_base_model(profile):
+    """It flags both texts, as so small a chat model does; it writes what the profiles read, and tells them apart."""
     with edgeguard.Guard.load(profile=profile, runtime=RuntimeOptions(context=2048, threads=1)) as guard:
-        assert self_test(guard).problems == ()
+        found = self_test(guard)
+    assert found.apart > 0 and found.unsafe.flagged
+    assert all("nats apart the right way round" in problem for problem in found.problems)
 
 
 @pytest.mark.smollm2

@@ -1,4 +1,4 @@
-"""The guards and profiles that edgeguard knows, and whether one fits a model."""
+"""The guards that come with edgeguard."""
 
 from __future__ import annotations
 
@@ -10,35 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeguard.errors import printable
-from edgeguard.profile import Profile
-from edgeguard.selftest import SelfTestPair
 
 if TYPE_CHECKING:
     from edgeguard.builtin import BuiltIn, BuiltInFile
-
-
-def print_profiles(profiles: Sequence[Profile]) -> None:
-    """One line a profile."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("name", no_wrap=True)
-    table.add_column("taxonomy", no_wrap=True)
-    table.add_column("labels", justify="right")
-    table.add_column("what it is")
-    for profile in profiles:
-        taxonomy = f"{profile.taxonomy} v{profile.taxonomy_version}"
-        table.add_row(profile.name, taxonomy, str(len(profile.categories)), Text(printable(profile.description)))
-    Console().print(table)
-
-
-def print_categories(profile: Profile) -> None:
-    """The taxonomy of one profile."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
-    for name in ("code", "name", "description"):
-        table.add_column(name)
-    for category in profile.categories:
-        table.add_row(*(Text(printable(t)) for t in (category.code, category.name, category.description)))
-    Console().print(Text(printable(f"{profile.name}: {profile.description}")))
-    Console().print(table)
 
 
 def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> None:
@@ -58,23 +32,3 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
         facts.add_row("sha256", f"{guard.model_sha256} (of both, the model_sha256 of its scores)")
         facts.add_row("card", Text(printable(str(guard.card))))
         console.print(facts)
-
-
-def print_self_test(test: SelfTestPair) -> None:
-    """The self-test pair side by side, and what is wrong."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("text")
-    for name in ("on the grammar", "P(unsafe)", "log-odds"):
-        table.add_column(name, justify="right")
-    table.add_column("likeliest first tokens")
-    for kind, result in (("safe", test.safe), ("unsafe", test.unsafe)):
-        first = "  ".join(f"{printable(repr(t)[1:-1])} {p:.2f}" for t, p in result.first_tokens[:4])
-        figures = f"{result.grammar_mass:.4f}", f"{result.unsafe:.4f}", f"{result.margin:+.2f}"
-        table.add_row(f"known {kind}", *figures, Text(first))
-    console = Console()
-    console.print(Text(f"{printable(test.guard)} with profile {printable(test.profile)}"), soft_wrap=True)
-    console.print(table)
-    for problem in test.problems:
-        console.print(Text(f"✗ {problem}", "bold red"))
-    if not test.problems:
-        console.print(Text("✓ the profile fits the model", "bold green"))

@@ -20,8 +20,16 @@ that `tokenizers` has, Oniguruma. Where the two cannot agree:
 
 from edgeguard.formats.tokenizer.configs import read_chat_template
 from edgeguard.formats.tokenizer.folder import read_vocabulary
-from edgeguard.formats.tokenizer.from_gguf import tokenizer_files
+from edgeguard.formats.tokenizer.from_gguf import begins_with, tokenizer_files
 from edgeguard.formats.tokenizer.gguf_tokens import Tokens, read_tokens
 from edgeguard.formats.tokenizer.tokenizer_json import kinds_of
 
-__all__ = ["Tokens", "kinds_of", "read_chat_template", "read_tokens", "read_vocabulary", "tokenizer_files"]
+__all__ = [
+    "Tokens",
+    "begins_with",
+    "kinds_of",
+    "read_chat_template",
+    "read_tokens",
+    "read_vocabulary",
+    "tokenizer_files",
+]

@@ -39,7 +39,7 @@ def tokenizer_files(header: gguf.Header) -> dict[str, bytes]:
     tokens = read_tokens(header)
     parts = _byte_level_parts(header, tokens, pre) if pre else _sentencepiece_parts(header, tokens)
     bos = special_id(header, "bos", 11 if pre else 1, len(tokens.ids))
-    begins = flag(header, "add_bos_token", pre.add_bos if pre else True) and bos is not None
+    begins = _begins(header, pre) and bos is not None
     name_of = {i: name for name, i in tokens.ids.items()}
     tokenizer = {
         "version": "1.0",
@@ -56,6 +56,17 @@ def tokenizer_files(header: gguf.Header) -> dict[str, bytes]:
         "tokenizer_config.json": _tokenizer_config(header, tokens, name_of, bos if begins else None),
         "generation_config.json": _generation_config(header, tokens, bos if begins else None),
     }
+
+
+def begins_with(header: gguf.Header) -> int | None:
+    """The id that prompts begin with, None for none. Raises ModelError as `tokenizer_files` does."""
+    pre = _pre(header) if header.metadata.get("tokenizer.ggml.model") == "gpt2" else None
+    bos = special_id(header, "bos", 11 if pre else 1, len(strings(header, "tokens")))
+    return bos if _begins(header, pre) else None
+
+
+def _begins(header: gguf.Header, pre: PreTokenizer | None) -> bool:
+    return flag(header, "add_bos_token", pre.add_bos if pre else True)
 
 
 def _pre(header: gguf.Header) -> PreTokenizer:
