@@ -404,10 +404,10 @@ def _own_messages(profile: Profile, data: Data) -> Callable[[Sequence[tuple[str,
             return list(turns)
         messages = [{"role": role, "content": text} for role, text in turns]
         inner = {"messages": messages, **data(tuple(role for role, _ in turns))}
-        return [
-            (message.role, _run(profile, own, inner, f"[[prompt.message]] {n}"))
-            for n, (message, own) in enumerate(zip(profile.prompt.messages, compiled, strict=True), 1)
-        ]
+        written: list[tuple[str, str]] = []
+        for n, (message, own) in enumerate(zip(profile.prompt.messages, compiled, strict=True), 1):
+            written.append((message.role, _run(profile, own, inner, f"[[prompt.message]] {n}")))
+        return written
 
     return chat
 
