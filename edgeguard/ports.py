@@ -89,7 +89,9 @@ def check_prompt(profile: Profile, chat_template: str | None, vocabulary: Vocabu
     Raises ProfileError where neither can write a prompt.
     """
     by = find_writer(profile, chat_template)
-    if not profile.prompt.text or chat_template is None:
+    # A guard that was trained with another prompt than its base's template says nothing of that template.
+    carried = profile.prompt.template == "model" or bool(profile.detect.template_contains)
+    if not profile.prompt.text or chat_template is None or not carried:
         return PromptCheck(by, chat_template is not None, False, _summary(profile, by, chat_template, None))
     own = draft(profile, vocabulary, None, by="profile")
     file = draft(profile, vocabulary, chat_template, by="file")

@@ -255,6 +255,7 @@ class Draft:
         data has what the template `said`, where the template itself refuses.
         """
         roles = tuple(m.role for m in messages)
+        self._check_judged(roles)
         if self.chat_template is None:
             return _own_text(self.profile, self._data())(roles, lambda i: messages[i].content)
         render = _file_text(self.profile, self.chat_template, self._data(), bos=self.bos, eos=self.eos)
@@ -262,7 +263,12 @@ class Draft:
 
     def chat(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
         """The chat that a file's template would get, (role, text): [[prompt.message]], or the conversation itself."""
+        self._check_judged([m.role for m in messages])
         return _own_messages(self.profile, self._data())([(m.role, m.content) for m in messages])
+
+    def _check_judged(self, roles: Sequence[str]) -> None:
+        if roles[-1] not in self.profile.prompt.judges:
+            raise ProfileError(_not_judged(self.profile))
 
     def _data(self) -> Data:
         asked = next((c for c in self.profile.categories if c.code == self.question), None)

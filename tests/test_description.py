@@ -22,6 +22,8 @@ from edgeguard.description import SAMPLE, describe, how_it_answers, least_sure
 from edgeguard.errors import ModelError
 from edgeguard.example_answers import example_answer
 from edgeguard.formats.chat import Chat, read_chat
+from edgeguard.formats.gguf import read_header
+from edgeguard.formats.tokenizer import tokenizer_files
 from edgeguard.grammar import AnswerGrammar
 from edgeguard.profile import Profile, Refused, list_profiles, load_profile, parse_profile
 from edgeguard.testing import vocabulary
@@ -216,6 +218,17 @@ def test_what_a_file_says_of_chats_is_read_without_its_weights(tmp_path: Path) -
         read_chat(tmp_path / "broken.gguf")
     with pytest.raises(ModelError, match="does not exist"):
         read_chat(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize("vocab", ["bpe", "spm"])
+def test_a_folder_says_of_chats_what_the_file_says_that_it_was_made_from(tmp_path: Path, vocab: str) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", vocab=vocab, add_bos=True)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in tokenizer_files(read_header(path)).items():
+        (folder / name).write_bytes(data)
+    (folder / "config.json").write_text("{}")
+    assert read_chat(folder) == read_chat(path) and read_chat(folder).template == CHATML
 
 
 # ------------------------------------------------------------ the command
