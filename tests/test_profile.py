@@ -165,6 +165,22 @@ def test_a_key_inside_a_long_text_is_not_taken_for_the_mistaken_one() -> None:
         parse(text)
 
 
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ('role = "conversation"\ntext = "Hi"', "text has no place where the role is the conversation"),
+        ('role = "user"', "text is missing"),
+        ('role = "conversatoin"', "did you mean 'conversation'?"),
+    ],
+)
+def test_a_message_has_a_text_and_the_place_of_the_conversation_none(message: str, says: str) -> None:
+    text = GOOD[: GOOD.index("[prompt]")] + f'[prompt]\ntemplate = "model"\n[[prompt.message]]\n{message}\n'
+    codes = '[[category]]\ncode = "S1"\nname = "One"\n'
+    with pytest.raises(ProfileError) as caught:
+        parse(text + codes)
+    assert says in str(caught.value)
+
+
 @pytest.mark.parametrize("missing", ["answer", "prompt"])
 def test_a_missing_table_is_named(missing: str) -> None:
     begin = GOOD.index(f"[{missing}]")
