@@ -515,9 +515,7 @@ def test_nothing_is_asked_behind_a_verdict(name: str) -> None:
         ("granite", "Granite 4.1 8b", GRANITE_4_TEMPLATE, None),
         ("granitehybrid", "Granite 4.0 H Small", GRANITE_4_TEMPLATE, None),
         ("granite", "granite-guardian-3.2-5b-lora-harm-categories", None, None),
-        ("bert", "granite-guardian-hap-38m", None, None),
         ("gemma2", "Gemma 2 2b It", "{{ bos_token }}{% for m in messages %}<start_of_turn>{% endfor %}", None),
-        ("gemma3", "shieldgemma-2-4b-it", None, None),
         ("mistral3", "Ministral 3 3B Instruct 2512", MISTRAL_TEMPLATE, None),
     ],
 )
@@ -525,6 +523,18 @@ def test_a_file_is_told_by_its_name_or_its_template_and_neighbours_are_not(
     architecture, name, template, expected
 ) -> None:
     assert detect_profile(architecture=architecture, name=name, chat_template=template) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "why"),
+    [
+        ("bert", "granite-guardian-hap-38m", "a classification head"),
+        ("gemma3", "shieldgemma-2-4b-it", "judges images"),
+    ],
+)
+def test_a_neighbour_that_cannot_be_scored_is_told_why(architecture, name, why) -> None:
+    with pytest.raises(ProfileError, match=why):
+        detect_profile(architecture=architecture, name=name, chat_template=None)
 
 
 def test_a_template_of_one_granite_guardian_is_not_another_s() -> None:
