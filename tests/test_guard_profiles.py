@@ -552,7 +552,13 @@ KINDS: dict[str, dict[str, Any]] = {
             *(f"<UNSAFE-S{i}>" for i in range(1, 8)),
         ),
     },
-    "aegis-1": {"vocab": "spm", "name": "Aegis AI Content Safety LlamaGuard Defensive 1.0", "n_ctx": 12288},
+    "aegis-1": {
+        "vocab": "spm",
+        "name": "Aegis AI Content Safety LlamaGuard Defensive 1.0",
+        "n_ctx": 12288,
+        "n_head": 1,
+        "n_head_kv": 1,
+    },
     "md-judge-0.1": {"vocab": "spm", "name": "MD-Judge-v0.1"},
     "yufeng-xguard": {"arch": "qwen3", "name": "YuFeng XGuard Reason 0.6B", "extra_pieces": ("sec", "acc", "dw")},
 }
