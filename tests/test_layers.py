@@ -25,7 +25,7 @@ LAYERS = [
     {"profile", "formats", "example_answers"},
     {"calibration"},
     {"builtin"},
-    {"answers", "backends", "convert"},
+    {"answers", "backends", "convert", "templates"},
     {"tree", "prompt", "inspection"},
     {"estimators", "ports", "description"},
     {"estimates"},

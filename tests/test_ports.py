@@ -15,9 +15,10 @@ from edgeguard import Guard
 from edgeguard.backend import RuntimeOptions
 from edgeguard.ports import CONVERSATIONS, TEXTS, Ported, PromptCheck, check_prompt, compare, excerpt
 from edgeguard.profile import Detect, Profile, load_profile
-from edgeguard.prompt import compile_prompt, draft
+from edgeguard.prompt import compile_prompt
 from edgeguard.rows.record import Message
 from edgeguard.selftest import self_test
+from edgeguard.templates import draft
 
 GUARD = load_profile("llama-guard-3")
 FULL = GUARD.prompt.text.replace("{{ last }}", "{{ who }}").replace(
