@@ -113,6 +113,7 @@ def _is_whole(guard: BuiltIn, manifest: Path) -> bool:
         if found is None or {source.sha256 for source in found[0].sources} != set(guard.sha256.values()):
             return False
         # A name of a manifest, which anybody may have written, is a name beside it.
-        return all(entry["sha256"] == sha256(manifest.with_name(Path(entry["file"]).name)) for entry in found[1])
+        files = [(entry["sha256"], manifest.with_name(Path(entry["file"]).name)) for entry in found[1]]
+        return bool(files) and all(digest == sha256(path) for digest, path in files)
     except (OSError, ValueError, KeyError, TypeError, EdgeguardError):
         return False
