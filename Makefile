@@ -11,6 +11,17 @@ demo: .venv/demo.done
 	@echo 'Scored by edgeguard-135m, a small guard for English: models/edgeguard-135m/README.md says how far to trust it.'
 	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
 
+# The same texts without a compiler, in a virtual environment of its own: ONNX Runtime, not calibrated, which it says.
+.PHONY: demo-onnx
+demo-onnx: .venv/onnx/demo.done
+	.venv/onnx/bin/edgeguard score examples/messages.jsonl --table
+
+.venv/onnx/demo.done: pyproject.toml
+	$(PYTHON) -m venv .venv/onnx
+	.venv/onnx/bin/python -m pip install --quiet --editable '.[onnx]'
+	.venv/onnx/bin/edgeguard models pull
+	@touch $@
+
 test: .venv/test.done
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

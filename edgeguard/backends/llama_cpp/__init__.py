@@ -14,6 +14,7 @@ def _open(path: Path, options: RuntimeOptions) -> Backend:
 
 
 RUNTIME = Runtime(
+    short="llama",
     name="llama.cpp",
     opens=frozenset({"gguf"}),
     module="llama_cpp",

@@ -14,6 +14,7 @@ def _open(path: Path, options: RuntimeOptions) -> Backend:
 
 
 RUNTIME = Runtime(
+    short="onnx",
     name="ONNX Runtime",
     opens=frozenset({"onnx"}),
     module="onnxruntime",

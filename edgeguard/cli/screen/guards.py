@@ -14,6 +14,8 @@ from edgeguard.errors import printable
 if TYPE_CHECKING:
     from edgeguard.builtin import BuiltIn, BuiltInFile
 
+_ORIGINS = {"package": "of the installed package", "cache": "pulled into the cache folder"}
+
 
 def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> None:
     """What each built-in guard is and what it is made of."""
@@ -28,7 +30,8 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
             size = "" if file.path is None else f", {file.n_bytes / 1e6:.1f} MB"
             facts.add_row(file.role, Text(printable(f"{file.file}{size}, {file.license}")))
             facts.add_row("", f"sha256 {file.sha256}")
-            facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text("there, hash right"))
+            where = f"there, hash right; {_ORIGINS[file.origin]}: {file.path}" if file.origin else ""
+            facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text(printable(where)))
         facts.add_row("sha256", f"{guard.model_sha256} (of both, the model_sha256 of its scores)")
         facts.add_row("card", Text(printable(str(guard.card))))
         console.print(facts)
