@@ -253,13 +253,13 @@ def test_a_worker_that_is_killed_loses_nothing(
     run: Run, tiny: Tiny, edgeguard_command: Command, tmp_path: Path
 ) -> None:
     source, out, whole = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    source.write_bytes(jsonl(TEXTS * 4).replace(b'"id"', b'"number"'))
+    source.write_bytes(jsonl(TEXTS * 2).replace(b'"id"', b'"number"'))
     run("score", source, "-o", whole, *tiny)
     process = subprocess.Popen(
         edgeguard_command("score", source, "-o", out, "--workers", 2, *tiny), stderr=subprocess.PIPE
     )
     assert process.stderr is not None
-    for rows in (5, 40):
+    for rows in (5, 25):
         wait_for(lambda n=rows: out.exists() and out.read_bytes().count(b"\n") >= n)
         os.kill(children(process.pid)[-1], signal.SIGKILL)
     said = process.stderr.read().decode()
