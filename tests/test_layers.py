@@ -30,6 +30,7 @@ LAYERS = [
     {"estimators", "ports", "description"},
     {"estimates"},
     {"guard"},
+    {"workers"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
+    from edgeguard.workers import Workers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -141,7 +142,21 @@ def take_reading(options: dict[str, Any]) -> Reading:
         raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
-def load_guard(
+def load_guard(**options: Any) -> Guard:
+    """The guard that the options ask for. `options`: as `load_arguments` takes them."""
+    from edgeguard.guard import Guard
+
+    return Guard.load(**load_arguments(**options))
+
+
+def load_workers(n: int, **options: Any) -> Workers:
+    """n processes with the guard that the options ask for, each with one thread where they name no number."""
+    from edgeguard.workers import Workers
+
+    return Workers(n, **load_arguments(**options))
+
+
+def load_arguments(
     *,
     model: Path | None,
     profile: str | None,
@@ -153,11 +168,11 @@ def load_guard(
     no_calibration: bool = False,
     force_calibration: bool = False,
     **options: Any,
-) -> Guard:
-    """The guard that the options ask for. `options`: those of RuntimeOptions and of Search, by their names."""
+) -> dict[str, Any]:
+    """What `Guard.load` is to be called with. `options`: those of RuntimeOptions and of Search, by their names."""
     from edgeguard.backend import RuntimeOptions
     from edgeguard.calibration.files import read_calibration
-    from edgeguard.guard import Guard, Search
+    from edgeguard.guard import Search
 
     if no_calibration and (calibration or force_calibration):
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
@@ -167,17 +182,17 @@ def load_guard(
     if calibration and force_calibration:
         taken = read_calibration(calibration).unbound()
     runtime = {field.name: options.pop(field.name) for field in fields(RuntimeOptions) if field.name in options}
-    return Guard.load(
-        model,
-        profile=profile,
-        policies=None if policies is None else split_names(policies),
-        strictness=strictness,
-        estimator=estimator,  # type: ignore[arg-type]  # click.Choice has checked it
-        runtime=RuntimeOptions(**runtime),
-        search=Search(**options),
-        calibration=taken,
-        thresholds=read_thresholds(threshold),
-    )
+    return {
+        "model": model,
+        "profile": profile,
+        "policies": None if policies is None else split_names(policies),
+        "strictness": strictness,
+        "estimator": estimator,
+        "runtime": RuntimeOptions(**runtime),
+        "search": Search(**options),
+        "calibration": taken,
+        "thresholds": read_thresholds(threshold),
+    }
 
 
 def split_names(*given: str) -> list[str]:
