@@ -402,11 +402,11 @@ def _child() -> NoReturn:
 
 def _listen(stream: IO[bytes], messages: SimpleQueue[bytes]) -> None:
     """Messages as they come. When the parent has ended, however it did, so does this process, in a record's middle."""
-    while True:
-        try:
+    try:
+        while True:
             messages.put(_read(stream))
-        except EOFError:
-            os._exit(1)
+    finally:  # whatever stopped it: nobody would hear the parent any more
+        os._exit(1)
 
 
 def _work(receive: Callable[[], bytes], say: Callable[[object], None]) -> None:

@@ -19,6 +19,7 @@ from conftest import Run, RunProcess
 from test_cli import jsonl, one_line, rows_of
 
 from edgeguard import Failure, Guard, ModelError, ProfileError, RuntimeOptions, Score, Search, Workers
+from edgeguard.convert import convert
 from edgeguard.rows.record import Record
 from edgeguard.workers import about
 
@@ -168,6 +169,13 @@ def test_one_thread_each_is_the_default(run: Run, tiny: Tiny, tmp_path: Path) ->
     assert tiny[-2:] == ("--threads", "1")
     assert run("score", source, "--workers", 1, *tiny[:-2]).stdout == expected
     assert run("score", source, "--workers", 2, *tiny[:-2]).stdout == expected
+
+
+def test_models_of_onnx_runtime_give_the_same_bits_too(tiny_model: Path, tiny_profile: Path, tmp_path: Path) -> None:
+    model = convert(tiny_model, tmp_path / "onnx", to="onnx-fp32").path
+    arguments: dict[str, Any] = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1)}
+    with Guard.load(model, **arguments) as guard, Workers(2, model, **arguments) as workers:
+        assert list(workers.score_many(TEXTS[:8])) == list(guard.score_many(TEXTS[:8]))
 
 
 def test_results_come_in_order_whatever_each_costs(pool: Workers, tiny_guard: Guard) -> None:
