@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 
@@ -88,10 +89,13 @@ def _of_questions(trees: Mapping[str, Tree], umbrella: str | None) -> Estimates:
 
 
 def _frechet(limits: Floats) -> tuple[Floats, Floats]:
-    """[lower, upper] of P(any answer says unsafe) and of P(all say safe), from those of each: (n, 2, 2)."""
+    """[lower, upper] of P(any answer says unsafe) and of P(all say safe), from those of each: (n, 2, 2).
+
+    The sums are rounded once (fsum): the order of the questions must not show in the last bit.
+    """
     unsafe, safe = limits[:, 0], limits[:, 1]
-    any_unsafe = np.array([unsafe[:, 0].max(), min(1.0, unsafe[:, 1].sum())])
-    all_safe = np.array([max(0.0, 1.0 - (1.0 - safe[:, 0]).sum()), safe[:, 1].min()])
+    any_unsafe = np.array([unsafe[:, 0].max(), min(1.0, fsum(unsafe[:, 1]))])
+    all_safe = np.array([max(0.0, 1.0 - fsum(1.0 - safe[:, 0])), safe[:, 1].min()])
     return any_unsafe, all_safe
 
 

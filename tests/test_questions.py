@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def test_unsafe_is_the_umbrella_s_answer_where_there_is_one_and_else_the_largest
     else:
         assert score.unsafe == max(score.category_scores.values())
         assert score.bounds["unsafe"][0] == max(score.bounds[code][0] for code in LETTERS)
-        assert score.bounds["unsafe"][1] == min(1.0, sum(score.bounds[code][1] for code in LETTERS))
+        assert score.bounds["unsafe"][1] == min(1.0, fsum(score.bounds[code][1] for code in LETTERS))
         assert score.margin == max(margins.values())
 
 
