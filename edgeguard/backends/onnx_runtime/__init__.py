@@ -15,6 +15,7 @@ def _open(path: Path, options: RuntimeOptions) -> Backend:
 
 RUNTIME = Runtime(
     name="ONNX Runtime",
+    short="onnx",
     opens=frozenset({"onnx"}),
     module="onnxruntime",
     package="edgeguard[onnx]",
