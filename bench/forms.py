@@ -1,4 +1,4 @@
-"""The forms of the built-in guard: what each does to the card's figures, against the reference's own noise, and its speed.
+"""The forms of the built-in guard: what each changes in the card's figures, beside the reference's noise, and its speed.
 
     python bench/forms.py DATA/val.jsonl --scores FOLDER > bench/results/forms.md
 
@@ -18,6 +18,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,9 @@ def main() -> None:
     runtime = RuntimeOptions(threads=args.threads)
     reference = GUARD.form(ADAPTER)
     tables = {form.name: scores_of(GUARD, form.name, args.val, args.scores, runtime) for form in GUARD.forms}
-    noisy = {
-        name: scores_of(
-            GUARD, ADAPTER, args.val, args.scores, RuntimeOptions(threads=args.threads, condition=condition)
-        )
-        for name, condition in opener(reference.kind).conditions.items()
-        if name == "attention"  # the others move nothing: docs/quantization-study.md
-    }
+    # The other conditions move nothing: docs/quantization-study.md.
+    other = replace(runtime, condition=opener(reference.kind).conditions["attention"])
+    noisy = {"attention": scores_of(GUARD, ADAPTER, args.val, args.scores, other)}
     truth = tables[ADAPTER].truth
     assert truth is not None
     print_scores(tables, noisy)
@@ -84,7 +81,7 @@ def unsafe_at(table: ScoreTable, form: str) -> np.ndarray:
 
 
 def print_figures(estimator: str, keys: Sequence[str], drawn: Mapping[str, Draws], moved: Sequence[Draws]) -> None:
-    """A row a figure: the reference's, its noise, and what each form changes; bold where that is more than the noise."""
+    """A row a figure: the reference's, its noise, what each form changes; bold where that is more than that."""
     base, others = drawn[ADAPTER], [name for name in drawn if name != ADAPTER]
     print(f"\n| {estimator} | {ADAPTER} | noise | {' | '.join(others)} |\n|---{'|---:' * (2 + len(others))}|")
     outside: dict[str, list[str]] = {name: [] for name in others}
@@ -113,8 +110,8 @@ def print_speed(val: Path, n: int, threads: int | None) -> None:
         }
         texts = texts_of([val], n, guards[ADAPTER].backend.vocabulary)
         took: dict[str, list[float]] = {name: [] for name in guards}
-        for name, guard in guards.items():  # the first record of a model pays for its pages
-            guard.score(texts[0])
+        for guard in guards.values():
+            guard.score(texts[0])  # the first record of a model pays for its pages
         for text in texts:
             for name, guard in guards.items():
                 began = time.perf_counter()
