@@ -1,4 +1,4 @@
-"""The forms of the built-in guard: what each changes in the card's figures, beside the reference's noise, and its speed.
+"""The forms of the built-in guard: what each changes in the figures of the card, beside the noise, and its speed.
 
     python bench/forms.py DATA/val.jsonl --scores FOLDER > bench/results/forms.md
 
@@ -6,7 +6,7 @@ The reference is the guard as it comes, the adapter beside the base model. Each 
 thresholds, fitted on the same file by the same rule; differences are paired, over the same draws of records.
 
 Noise is what the reference's figures move by when the same is computed in another way (the conditions that its runtime
-declares: a fused attention kernel, other batches), at the reference's own calibration: no choice of a user's, and no
+declares: a fused attention kernel), at the reference's own calibration: no choice of a user's, and no
 figure is better known than that. A form keeps to the reference in a figure where the difference is within that noise,
 taken at the far end of its 95 % interval.
 FOLDER keeps the scores. Speed: the same texts by all forms in turn, one text at a time, the reference first.

