@@ -83,7 +83,7 @@ class StudyOptions:
     def __post_init__(self) -> None:
         taken = self.runtime
         if not (taken.lora is None and taken.condition is None and taken.runtime is None):
-            raise ValueError(f"a study takes no lora, no condition and no runtime; {taken} has one")
+            raise ValueError(f"a study takes no lora and no condition, and no runtime; {taken} has one")
 
     @property
     def models(self) -> Path:
