@@ -18,6 +18,19 @@ test: .venv/test.done
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# What `make demo` takes on a fresh machine, by part: a copy of this commit, no pip cache, no cache folder. Not in `figures`.
+.PHONY: demo-figures forms-figures
+demo-figures:
+	mkdir -p bench/results
+	$(PYTHON) bench/demo.py > bench/results/demo.txt
+
+# An hour on a quiet machine. DATA: as of guard-figures. First the hashes, then the calibrations, then the comparison.
+forms-figures: .venv/test.done
+	$(BIN)/python models/edgeguard-135m/forms.py > /dev/null
+	$(BIN)/python models/edgeguard-135m/calibrate.py $(DATA)/val.jsonl --scores .venv/scores
+	$(BIN)/python bench/forms.py $(DATA)/val.jsonl --scores .venv/scores > bench/results/forms.md
+	$(BIN)/python docs/generate.py
+
 # The tests on every other Python that the classifiers name and this machine has.
 test-versions: .venv/test.done
 	$(BIN)/python tests/versions.py
@@ -52,8 +65,11 @@ guard-figures: .venv/test.done
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo.done: .venv/bin/python pyproject.toml
+.venv/onnx.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[onnx]'
+	@touch $@
+
+.venv/demo.done: .venv/onnx.done
 	$(BIN)/edgeguard models pull
 	@touch $@
 
