@@ -2,7 +2,7 @@
 
     python bench/demo.py > bench/results/demo.txt
 
-This commit in a folder of its own, a new virtual environment, no cache of pip's, an empty cache folder: as new users have it.
+This commit in a folder of its own, a new virtual environment, no cache of pip's, an empty cache folder: a new user's.
 How long pip takes to fetch is the network's; the rest is this machine's.
 """
 
