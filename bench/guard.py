@@ -34,7 +34,7 @@ from edgeguard.builtin import Form, base_model, built_in
 from edgeguard.calibration.decide import label_log_odds, predict
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.fitting import fit_labels
-from edgeguard.calibration.maps import logit, sigmoid
+from edgeguard.calibration.maps import Calibration, logit, sigmoid
 from edgeguard.calibration.thresholds import Goal
 from edgeguard.evaluation.table import ScoreTable, decisions
 from edgeguard.evaluation.table_file import load_table, save_table
@@ -155,7 +155,11 @@ def ours(table: ScoreTable, form: Form, estimator: str) -> Predictions:
     """A form of the built-in guard as `edgeguard score` shows it."""
     fitted = GUARD.calibration(form, estimator)
     assert fitted is not None, f"models/edgeguard-135m/calibrate.py has not fitted {form.name} yet"
-    calibration = read_calibration(fitted)
+    return at(read_calibration(fitted), table, estimator)
+
+
+def at(calibration: Calibration, table: ScoreTable, estimator: str) -> Predictions:
+    """Scores with a calibration and its thresholds."""
     decided = decisions(table, estimator, calibration=calibration)
     return Predictions(decided.y_prob, decided.y_pred, sigmoid(table.margin))
 
