@@ -48,12 +48,19 @@ figures: .venv/test.done
 	$(BIN)/python bench/neighbours.py --variants $(VARIANTS) > bench/results/neighbours.txt
 	$(BIN)/python bench/parity.py examples/messages.jsonl $(TEXTS) --variants $(VARIANTS) > bench/results/parity.txt
 	$(BIN)/python bench/memory.py > bench/results/memory.txt
+	$(BIN)/python bench/questions.py --texts 5 --policies 13 4 > bench/results/questions.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
 	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
 	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
 	$(BIN)/python bench/fuzz_gguf.py --passing 3000 > bench/results/fuzz_gguf.txt
 	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
+	$(BIN)/python docs/generate.py
+
+# CHAT: the official GGUF of Qwen2.5-Coder-0.5B-Instruct, Q4_K_M.
+.PHONY: shape-figures
+shape-figures: .venv/test.done
+	$(BIN)/python bench/shapes.py --model $(CHAT) --records 5 > bench/results/shapes.txt
 	$(BIN)/python docs/generate.py
 
 # Half an hour on a quiet machine. DATA: the data pack, a folder with val.jsonl and eval_public/.

@@ -128,6 +128,7 @@ class Tried:
 
     mass: np.ndarray
     width: np.ndarray
+    verdict: np.ndarray
     unsafe: np.ndarray
     seconds: np.ndarray
     tokens: np.ndarray
@@ -185,12 +186,23 @@ def tried(guard: Guard, loop: object, texts: Sequence[str]) -> Tried:
         score = guard.score(text)
         spent = time.perf_counter() - began
         calls = counted.calls
-        width = max(high - low for low, high in score.bounds.values())
+        widths = {label: high - low for label, (low, high) in score.bounds.items()}
+        width, verdict = max(widths.values()), widths["unsafe"]
         tokens = score.tokens["prompt"] - score.tokens["reused"] + score.tokens["answer"]
         began = time.perf_counter()
         unsafe = read_top(guard, loop, text)
         rows.append(
-            (1 - score.off_grammar, width, score.unsafe, spent, tokens, calls, time.perf_counter() - began, unsafe)
+            (
+                1 - score.off_grammar,
+                width,
+                verdict,
+                score.unsafe,
+                spent,
+                tokens,
+                calls,
+                time.perf_counter() - began,
+                unsafe,
+            )
         )
     return Tried(*np.array(rows).T)
 
@@ -236,7 +248,8 @@ def print_shape(name: str, guard: Guard, found: Tried) -> None:
     read = ~np.isnan(found.loop_unsafe)
     apart = np.abs(found.loop_unsafe - found.unsafe)[read]
     print(f"   {name}: {common.n_shared(guard)} tokens of policy and examples")
-    print(f"      on the grammar {common.spread(found.mass)}, widest bound {common.spread(found.width)}")
+    print(f"      on the grammar {common.spread(found.mass)}")
+    print(f"      bound of unsafe {common.spread(found.verdict)}, the widest {common.spread(found.width)}")
     print(f"      {common.spread(found.tokens)} tokens and {common.spread(found.calls)} calls a record")
     print(f"      the loop's time over ours: {common.spread(found.loop_seconds / found.seconds, '×')}")
     apart_said = f", P(unsafe) apart by {common.spread(apart)}" if read.any() else ""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Message as Message
     from edgeguard.rows.record import Record as Record
     from edgeguard.rows.shapes import Fields as Fields
+    from edgeguard.workers import Workers as Workers
 
 _PUBLIC = {
     "edgeguard.backend": ("RuntimeOptions",),
@@ -52,6 +53,7 @@ _PUBLIC = {
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
+    "edgeguard.workers": ("Workers",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -76,6 +78,7 @@ __all__ = [
     "Score",
     "Search",
     "Thresholds",
+    "Workers",
     "list_profiles",
     "load_profile",
     "read_calibration",

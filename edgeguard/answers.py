@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +93,7 @@ class Answers:
         # Some guards answer in control tokens (`<UNSAFE-S3>`): those that the pattern writes count as text.
         names = {i: name.encode() for name, i in vocabulary.control.items() if name}
         self._spelled = {i: name for i, name in names.items() if self._automaton.writes(name)}
-        self._vocabulary_pieces = vocabulary.pieces
+        self._vocabulary_pieces, self._encode = vocabulary.pieces, vocabulary.encode
         self._pieces, self._ids = _sorted_pieces(vocabulary.pieces, self._spelled, stops)
         self._threads: list[Threads] = []
         self._state_of: dict[Threads, int] = {}
@@ -285,9 +286,29 @@ class Answers:
                 )
 
     def _beginning(self, state: int, text: bytes) -> tuple[int, ...]:
-        """Tokens of the longest beginning of `text` that the vocabulary can write from here."""
+        """Tokens of the longest beginning of `text` that the vocabulary can write from here.
+
+        As the tokenizer writes it, where that is an answer: a model's own tokens are those, as a rule.
+        """
+        if usual := self._tokenized(state, text):
+            return usual
         runs = (self._spell(state, text[:n]) for n in range(len(text), 0, -1))
         return next((run for run in runs if run is not None), ())
+
+    def _tokenized(self, state: int, text: bytes) -> tuple[int, ...]:
+        """What the tokenizer makes of `text`, where these tokens write just that from here; else ()."""
+        tokens: list[int] = []
+        with suppress(ValueError):  # half a character, or one that the vocabulary has not
+            tokens = self._encode(text.decode())
+        if b"".join(self._vocabulary_pieces[t] for t in tokens) != text:
+            return ()  # such as the space that SentencePiece puts first
+        for token in tokens:
+            moves = self.moves(state)
+            at = int(np.searchsorted(moves.tokens, token))
+            if at == len(moves.tokens) or moves.tokens[at] != token:
+                return ()
+            state = int(moves.next[at])
+        return tuple(tokens)
 
     def _spell(self, state: int, text: bytes, dead: set[int] | None = None) -> tuple[int, ...] | None:
         """Tokens that write `text` from a state, longest first; None where the vocabulary has no way.

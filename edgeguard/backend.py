@@ -24,6 +24,7 @@ from edgeguard.errors import ModelError
 
 Device = Literal["cpu", "cuda", "auto"]
 KvCache = Literal["f16", "f32"]
+RuntimeName = Literal["llama", "onnx"]
 Rows = npt.NDArray[np.float32]
 
 
@@ -141,9 +142,9 @@ class RuntimeOptions:
     gpu_layers  layers to put on the GPU, -1 for all; None: as `device` says
     kv_cache    precision of the keys and values; None: the runtime's own
     lora        an adapter's file, to apply beside the weights
-    runtime     by its short name ("llama", "onnx"), where several can open a built-in guard; None: the guard's rule.
-                A model file says by itself what opens it, and another runtime's name is refused
     condition   another way to compute the same, to measure noise with
+    runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has
+                forms for each; None is there the first of its defaults whose runtime is installed
 
     A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
     """
@@ -154,8 +155,8 @@ class RuntimeOptions:
     gpu_layers: int | None = None
     kv_cache: KvCache | None = None
     lora: str | Path | None = None
-    runtime: str | None = None
     condition: Condition | None = None
+    runtime: RuntimeName | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not at their default, by name."""
@@ -167,41 +168,49 @@ class Runtime:
     """What an adapter says of itself before its runtime is imported: a module in backends/ has one as `RUNTIME`.
 
     name        what people call it
-    short       what users write for it; the extra of edgeguard that brings it has the same name
     opens       what it opens: kinds that `formats.model_file` tells ("gguf", "onnx", "checkpoint"), and endings of a
                 path (".pte")
     module      the Python module that `open` imports; package: what brings it, as pip knows it
     open        the model's path, options → the open model. Imports the runtime. Raises ModelError
-    takes       the names of RuntimeOptions that mean something to it; "condition" goes without saying
+    takes       the names of RuntimeOptions that mean something to it; "condition" and "runtime" go without saying
     conditions  ways it can compute the same in, for noise floors: a name for reports → the condition
+    short       what `RuntimeOptions.runtime` calls it; "" for one that is asked for by its files alone
     """
 
     name: str
-    short: str
     opens: frozenset[str]
     module: str
     package: str
     open: Callable[[Path, RuntimeOptions], Backend]
     takes: frozenset[str]
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    short: str = ""
 
     @property
     def is_installed(self) -> bool:
         """Whether its module can be found; it is not imported."""
         return find_spec(self.module) is not None
 
-    def refused(self, options: RuntimeOptions) -> dict[str, Any]:
-        """The options given that mean nothing to it, by name."""
-        return {k: v for k, v in options.given().items() if k not in self.takes | {"condition", "runtime"}}
+    def takes_all(self, options: RuntimeOptions) -> bool:
+        """Whether all options given mean something to it, and it is the runtime that they name, if they name one."""
+        return options.runtime in (None, self.short) and options.given().keys() <= {"condition", "runtime", *self.takes}
 
     def check(self, options: RuntimeOptions) -> None:
         """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""
-        for name, value in self.refused(options).items():
-            raise ModelError(
-                f"{self.name} takes no {name}, {value} was given; leave it out",
-                kind=f"{name}_not_taken",
-                value=value,
-            )
+        for name, value in options.given().items():
+            if name == "runtime" and value != self.short:
+                raise ModelError(
+                    f"{self.name} was to open the model, runtime {value!r} was asked for; each opens files of its own "
+                    "kind: leave it out, or convert the model",
+                    kind="other_runtime",
+                    value=value,
+                )
+            if name not in {"condition", "runtime", *self.takes}:
+                raise ModelError(
+                    f"{self.name} takes no {name}, {value} was given; leave it out",
+                    kind=f"{name}_not_taken",
+                    value=value,
+                )
         can = {name for condition in self.conditions.values() for name in _changed(condition)}
         if options.condition is not None and (missing := _changed(options.condition).keys() - can):
             raise ValueError(f"{self.name} cannot be measured under another {', '.join(sorted(missing))}")

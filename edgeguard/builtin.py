@@ -1,8 +1,9 @@
-"""Guards that come with edgeguard: an adapter in this package, on a base model that comes in a Python package's wheel.
+"""Guards that come with edgeguard: an adapter in this package, on a base model that comes as a Python package.
 
 Each is a folder with a `guard.toml`: what it is, what it is made of, the forms that are made of that on a user's
-machine, and the sha256 of every file. So scoring works offline, and what is scored with is what the model card's
-figures were made with, or an error.
+machine, and the sha256 of every file. The base is that of the installed package, else the one that `edgeguard.pull` put
+into the cache folder. So scoring works offline, and what is scored with is what the model card's figures were made
+with, or an error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeguard.errors import ModelError, did_you_mean
 from edgeguard.formats.hashes import combined, sha256
@@ -25,7 +26,16 @@ _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "guards", _PACKAGE.parent / "models")
 
 
+Origin = Literal["package", "cache"]
 _MODEL = (".gguf", ".onnx", ".onnx.data")  # endings of the files that a score's model_sha256 is over
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model's file, and whether the installed package or the cache folder has it. Its hash is not checked."""
+
+    path: Path
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,10 @@ class BuiltIn:
 
     folder    where its files are
     profile   name of its profile
-    base      file name of the base model; the wheel of `base_package` at `base_version` brings it
-    n_bytes   of the base model
+    base      file name of the base model; `base_package` brings it, in version `base_version` ("": any)
     sha256    file name → hash, of the base model and of the adapter
     made      the forms that are made of both
-    default   names of forms, the first whose runtime is installed is what the guard's name stands for
+    default   names of forms: the first whose runtime is installed is what the guard's name stands for
     """
 
     name: str
@@ -83,12 +92,21 @@ class BuiltIn:
     base_name: str
     base_license: str
     base_package: str
-    base_version: str
-    n_bytes: int
     adapter: str
     sha256: Mapping[str, str]
-    made: tuple[Form, ...]
-    default: tuple[str, ...]
+    base_version: str = ""
+    made: tuple[Form, ...] = ()
+    default: tuple[str, ...] = (ADAPTER,)
+
+    @property
+    def requirement(self) -> str:
+        """What brings the base model, as pip is asked for it."""
+        return f"{self.base_package}=={self.base_version}" if self.base_version else self.base_package
+
+    @property
+    def pull_command(self) -> str:
+        """What to type for the base model alone."""
+        return "edgeguard models pull" + ("" if self.name == DEFAULT else f" {self.name}")
 
     @property
     def adapter_path(self) -> Path:
@@ -97,30 +115,25 @@ class BuiltIn:
 
     @property
     def base_path(self) -> Path:
-        """The base model's GGUF file: of the installed package, or as `pull` left it. Raises ModelError for none."""
-        path = self.find_base()
-        if path is None:
+        """The base model's GGUF file. Raises ModelError where neither its package nor the cache folder has it."""
+        found = find_base(self)
+        if found is None:
             raise ModelError(
-                f"{self.name} needs {self.base_name}, {self.n_bytes / 1e6:.0f} MB, which is not on this machine; "
-                "run `edgeguard models pull`, which fetches it once",
-                kind="base_not_there",
+                f"{self.name} needs {self.base_name}, which is not on this machine; run `{self.pull_command}`, which "
+                f"takes that one file out of {self.base_package} and needs no compiler, or "
+                f"pip install 'edgeguard[smollm2]', which brings {self.base_package} and all that it depends on",
+                kind="base_not_installed",
                 package=self.base_package,
             )
-        return path
-
-    def find_base(self) -> Path | None:
-        """Where the base model's GGUF file is, if it is on this machine."""
-        installed = _in_package(self.base_package, self.base)
-        if installed is not None:
-            return installed
-        pulled = self.pulled
-        return pulled if pulled is not None and pulled.is_file() else None
+        return found.path
 
     @property
-    def pulled(self) -> Path | None:
-        """Where `pull` puts the base model; None on a machine without a cache folder."""
-        cache = cache_folder()
-        return None if cache is None else cache / f"{self.base_package}-{self.base_version}" / self.base
+    def cached_base(self) -> Path:
+        """Where `edgeguard.pull` keeps the base model. By hash: two versions of edgeguard may want two files.
+
+        The file keeps its name, which a score's model_sha256 depends on.
+        """
+        return cache_folder() / "base" / self.sha256[self.base][:16] / self.base
 
     @property
     def card(self) -> Path:
@@ -149,13 +162,12 @@ class BuiltIn:
             raise ModelError(f"{self.name}:{ADAPTER} is base model and adapter as they come; there is nothing to make")
         return form
 
-    def form_folder(self, form: Form) -> Path | None:
-        """Where a form that is made is kept; None on a machine without a cache folder.
+    def form_folder(self, form: Form) -> Path:
+        """Where a form that is made is kept.
 
         The name has the hash in it: two versions of edgeguard do not take turns at making it.
         """
-        cache = cache_folder()
-        return None if cache is None else cache / f"{self.name}-{self.version}-{form.name}-{form.model_sha256[:8]}"
+        return cache_folder() / f"{self.name}-{self.version}-{form.name}-{form.model_sha256[:8]}"
 
     def calibration(self, form: Form, estimator: str) -> Path | None:
         """The calibration file of a form for one estimator; None where none was fitted."""
@@ -188,13 +200,14 @@ class BuiltIn:
             "calibrated": self.calibration(form, "marginal") is not None,
         }
 
-    def check_sources(self) -> None:
-        """Hold base model and adapter against their hashes. Raises ModelError."""
+    def check_files(self) -> None:
+        """Hold the hash of each file against the guard's own. Raises ModelError, which says how to get it right."""
         for path in (self.base_path, self.adapter_path):
             if (there := sha256(path)) != self.sha256[path.name]:
+                cure = f"reinstall edgeguard and {self.base_package}"
                 raise ModelError(
                     f"{path} has sha256 {there}, {self.name} was made with {self.sha256[path.name]}; "
-                    f"reinstall edgeguard and {self.base_package}, or run `edgeguard models pull` once more",
+                    + (f"run `{self.pull_command}`, which replaces it" if path == self.cached_base else cure),
                     kind="built_in_altered",
                     path=path,
                 )
@@ -202,7 +215,10 @@ class BuiltIn:
 
 @dataclass(frozen=True)
 class BuiltInFile:
-    """A file of a built-in guard: where it is, and what is wrong with it, if anything."""
+    """A file of a built-in guard: where it is, and what is wrong with it, if anything.
+
+    origin  where the file is from: "package" is edgeguard's own or the base's, "cache" was pulled; None: not there
+    """
 
     role: str
     file: str
@@ -211,33 +227,30 @@ class BuiltInFile:
     path: Path | None
     n_bytes: int
     problem: str | None
+    origin: Origin | None
 
 
 def state(guard: BuiltIn) -> list[BuiltInFile]:
-    """Base model and adapter, each read and hashed."""
-    adapter = guard.adapter_path if guard.adapter_path.is_file() else None
-    missing = {"base": "run `edgeguard models pull`", "adapter": "reinstall edgeguard"}
+    """Its files, each read and hashed."""
+    base = find_base(guard)
+    adapter = Base(guard.adapter_path, "package") if guard.adapter_path.is_file() else None
+    pull = guard.pull_command
+    missing = {"base": f"{pull}, or pip install {guard.base_package}", "adapter": "reinstall edgeguard"}
+    again = {"base": pull if base and base.origin == "cache" else f"pip install {guard.base_package}"}
     found = []
-    for role, file, license, path in (
-        ("base", guard.base, guard.base_license, guard.find_base()),
+    for role, file, license, there in (
+        ("base", guard.base, guard.base_license, base),
         ("adapter", guard.adapter, guard.license, adapter),
     ):
         problem = None
-        if path is None:
-            problem = f"not there: {missing[role]}"
-        elif sha256(path) != guard.sha256[file]:
-            problem = f"another file of that name: {missing[role]}"
+        if there is None:
+            problem = f"not installed: {missing[role]}"
+        elif sha256(there.path) != guard.sha256[file]:
+            problem = f"another file of that name: {again.get(role, missing[role])}"
+        path, origin = (there.path, there.origin) if there else (None, None)
         n_bytes = 0 if path is None else path.stat().st_size
-        found.append(BuiltInFile(role, file, license, guard.sha256[file], path, n_bytes, problem))
+        found.append(BuiltInFile(role, file, license, guard.sha256[file], path, n_bytes, problem, origin))
     return found
-
-
-def cache_folder() -> Path | None:
-    """Where what is made or fetched is kept: the user's cache folder, of this platform; None where there is no home."""
-    from platformdirs import user_cache_path
-
-    path = user_cache_path("edgeguard", appauthor=False)
-    return path if path.is_absolute() else None  # "~" stays as it is where nobody knows the user's home
 
 
 def built_in_guards() -> list[BuiltIn]:
@@ -292,7 +305,22 @@ def base_model() -> Path:
     return built_in(DEFAULT).base_path
 
 
-def _in_package(package: str, file: str) -> Path | None:
+def find_base(guard: BuiltIn) -> Base | None:
+    """The base model of the installed package, else of the cache folder."""
+    path = _find_base(guard.base_package, guard.base)
+    if path is not None:
+        return Base(path, "package")
+    return Base(guard.cached_base, "cache") if guard.cached_base.is_file() else None
+
+
+def cache_folder() -> Path:
+    """Where edgeguard keeps what can be made or fetched again: the user's cache folder, as each system has it."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("edgeguard", appauthor=False)
+
+
+def _find_base(package: str, file: str) -> Path | None:
     spec = find_spec(package.replace("-", "_"))  # finds the folder without importing the package and what it needs
     folders = spec.submodule_search_locations if spec else None
     return next((path for folder in folders or () if (path := Path(folder) / file).is_file()), None)
@@ -313,10 +341,9 @@ def _read(path: Path) -> BuiltIn:
         base_name=base["name"],
         base_license=base["license"],
         base_package=base["package"],
-        base_version=base["version"],
-        n_bytes=base["n_bytes"],
         adapter=adapter["file"],
         sha256={base["file"]: base["sha256"], adapter["file"]: adapter["sha256"]},
+        base_version=base.get("version", ""),
         made=tuple(Form(name, form["kind"], form["sha256"]) for name, form in found.get("form", {}).items()),
         default=tuple(found.get("forms", {}).get("default", [ADAPTER])),
     )

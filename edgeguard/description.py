@@ -12,8 +12,8 @@ from edgeguard.example_answers import Side, example_answer
 from edgeguard.formats.chat import Chat
 from edgeguard.grammar import Judged
 from edgeguard.profile import Profile, Refused, Verified
-from edgeguard.prompt import Draft, WrittenBy, find_writer
 from edgeguard.rows.record import Message
+from edgeguard.templates import Draft, WrittenBy, find_writer
 
 How = Literal["one list", "fields", "questions", "verdict"]
 

@@ -62,11 +62,14 @@ def label_scores(tree: Tree, estimator: str) -> Floats:
 
 
 def log_odds(tree: Tree) -> float:
-    """Margin in nats: log P(unsafe) - log P(safe), over the answers looked into. ±inf where one has none."""
+    """Margin in nats: log P(unsafe) - log P(safe), over the answers looked into. ±inf where one has none.
+
+    NaN where both have none: where the verdict stands behind other fields and no answer was followed that far.
+    """
     first = _first_naming(tree)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         logs = [np.logaddexp.reduce(tree.logp[first[:, i]], initial=-np.inf) for i in (UNSAFE, tree.safe)]
-    return float(logs[0] - logs[1])
+        return float(logs[0] - logs[1])
 
 
 def first_label(tree: Tree) -> Floats:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeguard.backend import Backend, Runtime, RuntimeOptions
-from edgeguard.backends import named, open_backend, opener
+from edgeguard.backends import open_backend, opener
 from edgeguard.builtin import ADAPTER, BuiltIn, Form
 from edgeguard.convert.built_in import make_form
 from edgeguard.errors import EdgeguardError, ModelError
@@ -60,11 +60,10 @@ def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
         return guard.form(name)
     forms = [guard.form(default) for default in guard.default]
     if options.runtime is not None:
-        asked = named(options.runtime)
-        found = next((form for form in (*forms, *guard.forms) if form.kind in asked.opens), None)
-        if found is None:
-            raise ModelError(f"{guard.name} has no form for {asked.name}", kind="other_runtime")
-        return found
+        found = [form for form in (*forms, *guard.forms) if opener(form.kind).short == options.runtime]
+        if not found:
+            raise ModelError(f"{guard.name} has no form for runtime {options.runtime!r}", kind="other_runtime")
+        return found[0]
     installed = [form for form in forms if opener(form.kind).is_installed]
     if not installed:
         extras = " or ".join(f"'{opener(form.kind).package}'" for form in forms)
@@ -75,15 +74,19 @@ def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
 
 
 def _can_open(runtime: Runtime, options: RuntimeOptions) -> bool:
-    return runtime.is_installed and options.runtime in (None, runtime.short) and not runtime.refused(options)
+    return runtime.is_installed and runtime.takes_all(options)
 
 
 def _open_as_it_comes(guard: BuiltIn, form: Form, options: RuntimeOptions) -> Backend:
     """Base model and adapter side by side. Raises ModelError for files that are not the guard's own."""
-    backend = open_backend(guard.base_path, replace(options, lora=guard.adapter_path))
+    try:
+        backend = open_backend(guard.base_path, replace(options, lora=guard.adapter_path))
+    except ModelError:
+        guard.check_files()  # which says what to do, where it is the files that are wrong
+        raise
     try:
         if backend.info.sha256 != form.model_sha256:
-            guard.check_sources()
+            guard.check_files()
             raise ModelError(f"the files of {guard.name} changed while they were loaded; load it again")
     except BaseException:
         backend.close()
@@ -94,7 +97,7 @@ def _open_as_it_comes(guard: BuiltIn, form: Form, options: RuntimeOptions) -> Ba
 def _open_right(guard: BuiltIn, form: Form, options: RuntimeOptions, tell: Tell) -> Backend | None:
     """The form as it stands in the cache folder, or None where it does not, or not with its hashes."""
     folder = guard.form_folder(form)
-    if folder is None or not all((folder / file).is_file() for file in form.sha256):
+    if not all((folder / file).is_file() for file in form.sha256):
         return None
     backend = _open_unchanged(folder, form, options)
     if backend is None:

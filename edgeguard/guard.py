@@ -17,7 +17,7 @@ from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.builtin import BuiltIn, Form, find_form
-from edgeguard.calibration.decide import decide
+from edgeguard.calibration.decide import Decisions, decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
@@ -254,7 +254,7 @@ class Guard:
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
         strictness   what counts as unsafe, of a profile that leaves it open; None: the profile's default
-        runtime      how to open the model
+        runtime      how to open the model; `forms.chosen` says which form of a built-in guard that is
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
@@ -463,33 +463,14 @@ class Guard:
             )
         if not np.isfinite(found.margin):
             raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
-        labels = found.labels[: found.safe]
-        decided = decide(
-            np.array([found.margin]),
-            found.scores[None, : found.safe],
-            labels=labels,
-            calibration=self.calibration,
-            thresholds=self.thresholds,
-            bounds=found.bounds[None, : found.safe + 1],
-        )
+        decided = self._decided(found)
         assert decided.bounds is not None
-        p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()
         limits = [*decided.bounds[0].tolist(), *found.bounds[found.safe + 1 :].tolist()]
+        labels = (*decided.labels, *found.labels[found.safe + 1 :])
         return Score(
             id=record.id,
-            flagged=counts[UNSAFE],
-            unsafe=p[UNSAFE],
-            margin=found.margin,
-            categories=tuple(compress(labels[1:], counts[1:])),
-            category_scores=dict(zip(labels[1:], p[1:], strict=True)),
-            bounds={
-                label: (low, high)
-                for label, (low, high) in zip((*labels, *found.labels[found.safe + 1 :]), limits, strict=True)
-            },
-            fields={
-                field: {name: float(found.scores[i]) for name, i in places.items()}
-                for field, places in fields_of(found.labels).items()
-            },
+            **_said(found, decided),
+            bounds={label: (low, high) for label, (low, high) in zip(labels, limits, strict=True)},
             unexplored=found.unexplored,
             off_grammar=found.off_grammar,
             estimator=self.estimator,
@@ -499,6 +480,16 @@ class Guard:
             model_sha256=self.backend.info.sha256,
             tokens=tokens,
             skipped=record.skipped,
+        )
+
+    def _decided(self, found: Estimates) -> Decisions:
+        return decide(
+            np.array([found.margin]),
+            found.scores[None, : found.safe],
+            labels=found.labels[: found.safe],
+            calibration=self.calibration,
+            thresholds=self.thresholds,
+            bounds=found.bounds[None, : found.safe + 1],
         )
 
     def _judge(self, text: str) -> SelfTestResult:
@@ -511,28 +502,11 @@ class Guard:
             worst = max(trees, key=lambda question: trees[question].off_grammar)
             rows = {question: self.backend.logprobs([prompts[question]])[0] for question in {decided_by: 0, worst: 0}}
         found = estimate(trees, self.estimator, umbrella=self.umbrella)
-        labels = found.labels[: found.safe]
-        decided = decide(
-            np.array([found.margin]),
-            found.scores[None, : found.safe],
-            labels=labels,
-            calibration=self.calibration,
-            thresholds=self.thresholds,
-        )
-        p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()
         names_codes = None in trees and trees[None].safe > 1
         lower, upper = names_no_code(trees[None]).tolist() if names_codes else (0.0, 0.0)
         return SelfTestResult(
             text=text,
-            flagged=counts[UNSAFE],
-            unsafe=p[UNSAFE],
-            margin=found.margin,
-            categories=tuple(compress(labels[1:], counts[1:])),
-            category_scores=dict(zip(labels[1:], p[1:], strict=True)),
-            fields={
-                field: {name: float(found.scores[i]) for name, i in places.items()}
-                for field, places in fields_of(found.labels).items()
-            },
+            **_said(found, self._decided(found)),
             no_code=(lower, upper) if names_codes else None,
             decided_by=decided_by,
             questions=tuple(self._asked(question, tree, rows.get(question)) for question, tree in trees.items()),
@@ -553,6 +527,22 @@ class Guard:
         )
 
 
+def _said(found: Estimates, decided: Decisions) -> dict[str, Any]:
+    """What is said of one record, by the names that a Score and a SelfTestResult have for it."""
+    p, counts = decided.y_prob[0].tolist(), decided.y_pred[0].tolist()
+    return {
+        "flagged": counts[UNSAFE],
+        "unsafe": p[UNSAFE],
+        "margin": found.margin,
+        "categories": tuple(compress(decided.labels[1:], counts[1:])),
+        "category_scores": dict(zip(decided.labels[1:], p[1:], strict=True)),
+        "fields": {
+            field: {name: float(found.scores[i]) for name, i in places.items()}
+            for field, places in fields_of(found.labels).items()
+        },
+    }
+
+
 def _tokens(prompts: Mapping[str | None, Prefix], trees: Trees) -> dict[str, int]:
     """Tokens of all prompts, those of them that are evaluated for others too, and those that were tried for answers."""
     seen: set[Prefix] = set()
@@ -566,18 +556,6 @@ def _tokens(prompts: Mapping[str | None, Prefix], trees: Trees) -> dict[str, int
         "reused": reused,
         "answer": sum(tree.n_rows - 1 for tree in trees.values()),
     }
-
-
-def _detected(backend: Backend) -> Profile:
-    info = backend.info
-    name = detect_profile(architecture=info.architecture, name=info.name, chat_template=info.chat_template)
-    if name is None:
-        raise ProfileError(
-            f"{info.path} ({info.name or 'no name'}) does not say for certain which guard it is; "
-            "give a `profile`: a built-in's name, `instruct` for a general chat model, or a TOML file",
-            kind="profile_not_told",
-        )
-    return load_profile(name)
 
 
 @dataclass(frozen=True)
@@ -615,6 +593,18 @@ def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOpt
         return _Opened(open_backend(built.base_path, runtime), profile, built)
     backend, opened = open_built_in(built, form, runtime, tell=tell)
     return _Opened(backend, profile, built, opened)
+
+
+def _detected(backend: Backend) -> Profile:
+    info = backend.info
+    name = detect_profile(architecture=info.architecture, name=info.name, chat_template=info.chat_template)
+    if name is None:
+        raise ProfileError(
+            f"{info.path} ({info.name or 'no name'}) does not say for certain which guard it is; "
+            "give a `profile`: a built-in's name, `instruct` for a general chat model, or a TOML file",
+            kind="profile_not_told",
+        )
+    return load_profile(name)
 
 
 def _calibration(

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, printable, shortened
 from edgeguard.profile import Category, Profile
-from edgeguard.prompt import Draft, WrittenBy, draft, find_writer
 from edgeguard.rows.record import Message
+from edgeguard.templates import Draft, WrittenBy, draft, find_writer
 
 Roles = tuple[str, ...]
 Kind = Literal[

@@ -1,3 +1,3 @@
-"""Which version of edgeguard this is."""
+"""The version, where what stands below the package's own names may read it."""
 
 __version__ = "0.1.0"

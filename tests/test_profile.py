@@ -93,6 +93,7 @@ def test_a_profile_is_read_with_its_defaults() -> None:
     )
     assert profile.prompt.text.startswith("<s>Judge:\n")
     assert (profile.prompt.user, profile.prompt.assistant) == ("Customer", "Agent")
+    assert profile.prompt.judges == ("user", "assistant")
     assert profile.stop == ("<end>",)
     assert profile.min_grammar_mass == 0.25
     assert profile.self_test is not None and profile.self_test.safe == "Hello."
@@ -137,6 +138,8 @@ MISTAKES = [
     ('forms = ["S10", "hate"]', 'forms = [""]', "forms", "empty text"),
     ('template = "own"', 'template = "mine"', "template", 'expected "own" or "model"'),
     ('template = "own"', 'template = "own"\nvariables = { a = 1 }', "variables", 'no place where template is "own"'),
+    ('template = "own"', 'template = "own"\njudges = ["system"]', "judges", 'judges is ["system"]; expected "user'),
+    ('template = "own"', 'template = "own"\njudges = []', "judges", "judges is []; expected"),
     ("[[category]]\ncode = \"S1\"", '[questions]\numbrella = "S9"\n[[category]]\ncode = "S1"', "umbrella", "S9"),
     ('control = ["<s>", "<end>"]', 'control = ["<s>", "<ned>"]', "control", "which text does not spell"),
     ("{{ m.content }}", "{{ m.content }", "{{ m.content }", "unexpected '}'"),
@@ -163,6 +166,22 @@ def test_a_key_inside_a_long_text_is_not_taken_for_the_mistaken_one() -> None:
     text = GOOD.replace("Judge:", "pattern = 1\n[answer]\n# pattern").replace("pattern = '", "patern = '")
     with pytest.raises(ProfileError, match=rf"team.toml:{line_of(text, 'patern')}: \[answer\] patern is not a key"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ('role = "conversation"\ntext = "Hi"', "text has no place where the role is the conversation"),
+        ('role = "user"', "text is missing"),
+        ('role = "conversatoin"', "did you mean 'conversation'?"),
+    ],
+)
+def test_a_message_has_a_text_and_the_place_of_the_conversation_none(message: str, says: str) -> None:
+    text = GOOD[: GOOD.index("[prompt]")] + f'[prompt]\ntemplate = "model"\n[[prompt.message]]\n{message}\n'
+    codes = '[[category]]\ncode = "S1"\nname = "One"\n'
+    with pytest.raises(ProfileError) as caught:
+        parse(text + codes)
+    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["answer", "prompt"])
@@ -214,7 +233,7 @@ def test_built_in_profiles_have_their_file_s_name_a_taxonomy_and_a_self_test() -
     assert {"instruct", "llama-guard-1", "llama-guard-2", "llama-guard-3", "llama-guard-3-1b"} <= profiles.keys()
     for name, profile in profiles.items():
         assert profile.source == f"edgeguard/profiles/{name}.toml"
-        assert profile.self_test is not None
+        assert profile.self_test is not None or "user" not in profile.prompt.judges  # both texts are prompts
         assert profile.description
     assert [c.code for c in profiles["llama-guard-3"].categories] == [f"S{i}" for i in range(1, 15)]
     assert [c.code for c in profiles["llama-guard-3-1b"].categories] == [f"S{i}" for i in range(1, 14)]
@@ -244,11 +263,11 @@ POLICY = "<BEGIN UNSAFE CONTENT CATEGORIES>\n"
         ("llama", "model", POLICY + "S5: Specialized Advice.\n", "llama-guard-2"),
         ("llama", "model", POLICY + "O1: Violence and Hate.\n", "llama-guard-1"),
         ("llama", "Llama Guard 3 8B", POLICY + "S5: Defamation.\n", "llama-guard-3"),
-        # Contradicting evidence, another architecture, Llama Guard 4, no evidence: not certain.
+        # Contradicting evidence, another architecture, no evidence: not certain.
         ("llama", "Llama Guard 3 8B", POLICY + "S5: Specialized Advice.\n", None),
         ("mllama", "Llama-Guard-3-11B-Vision", None, None),
         ("llama", "Llama-Guard-3-11B-Vision", None, None),
-        ("llama4", "Llama-Guard-4-12B", "<|header_start|>" + POLICY + "S5: Defamation.\n", None),
+        ("llama", "Llama-Guard-3-11B-Vision", POLICY + "S5: Defamation.\n", None),
         ("llama", "Smollm2 135M", "{{ messages }}", None),
         ("llama", "", "", None),
     ],

@@ -251,6 +251,17 @@ def test_hugging_face_s_additions_to_jinja_are_known() -> None:
     )
 
 
+def test_the_turns_themselves_may_stand_among_a_profile_s_messages() -> None:
+    said = "Judge message {{ messages | length }}, by {{ messages[-1].role }}."
+    spec = replace(MODEL, messages=(PromptMessage("conversation", ""), PromptMessage("user", said)))
+    prompter = compile_prompt(guard(spec), CHATML_TEMPLATE, chatml)
+    for texts in ((" a ",), ("a", "b")):
+        turns = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat(*texts))
+        by = "user" if len(texts) == 1 else "assistant"
+        ends = f"<|im_start|>user\nJudge message {len(texts)}, by {by}.<|im_end|>\n<|im_start|>assistant\n"
+        assert show(prompter.encode(chat(*texts)), chatml) == turns + ends
+
+
 def own(text: str, *control: str, **more: Any) -> Profile:
     return guard(PromptSpec(template="own", text=text, control=control, **more), source="team.toml")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from edgeguard.answers import START, Answers
 from edgeguard.backend import Vocabulary
 from edgeguard.errors import ProfileError, RecordError
 from edgeguard.grammar import Judged
-from edgeguard.profile import detect_profile, list_profiles, load_profile
+from edgeguard.profile import detect_profile, list_profiles, load_profile, parse_profile
 from edgeguard.prompt import Prompter, compile_prompt
 from edgeguard.rows.record import Message
 
@@ -514,9 +515,7 @@ def test_nothing_is_asked_behind_a_verdict(name: str) -> None:
         ("granite", "Granite 4.1 8b", GRANITE_4_TEMPLATE, None),
         ("granitehybrid", "Granite 4.0 H Small", GRANITE_4_TEMPLATE, None),
         ("granite", "granite-guardian-3.2-5b-lora-harm-categories", None, None),
-        ("bert", "granite-guardian-hap-38m", None, None),
         ("gemma2", "Gemma 2 2b It", "{{ bos_token }}{% for m in messages %}<start_of_turn>{% endfor %}", None),
-        ("gemma3", "shieldgemma-2-4b-it", None, None),
         ("mistral3", "Ministral 3 3B Instruct 2512", MISTRAL_TEMPLATE, None),
     ],
 )
@@ -524,6 +523,18 @@ def test_a_file_is_told_by_its_name_or_its_template_and_neighbours_are_not(
     architecture, name, template, expected
 ) -> None:
     assert detect_profile(architecture=architecture, name=name, chat_template=template) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "why"),
+    [
+        ("bert", "granite-guardian-hap-38m", "a classification head"),
+        ("gemma3", "shieldgemma-2-4b-it", "judges images"),
+    ],
+)
+def test_a_neighbour_that_cannot_be_scored_is_told_why(architecture, name, why) -> None:
+    with pytest.raises(ProfileError, match=why):
+        detect_profile(architecture=architecture, name=name, chat_template=None)
 
 
 def test_a_template_of_one_granite_guardian_is_not_another_s() -> None:
@@ -548,3 +559,44 @@ def test_a_subset_of_the_questions_has_a_name_of_its_own_and_keeps_the_umbrella_
         "harm",
     )
     assert replace(profile.asking(["violence"])).questions.umbrella is None
+
+
+# Rules of a user's own
+
+ROOT = Path(__file__).parents[1]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_house_rules_show_the_post_once_and_then_ask_about_each_rule() -> None:
+    profile = load_profile(ROOT / "examples" / "house-rules.toml")
+    vocabulary = byte_vocabulary(("<|im_start|>", "<|im_end|>"), eog="<|im_end|>")
+    ask = compile_prompt(profile, CHATML, vocabulary)
+    asked = {c.code: c.description for c in profile.categories}
+    for texts, shown in (
+        (("Sofa to give away ",), "Post: Sofa to give away\n\n"),
+        (("Hi", "Get lost!"), "Neighbour: Hi\n\nPost: Get lost!\n\n"),
+    ):
+        parts = ask.parts(chat(*texts))
+        assert spelled(parts.shared, vocabulary) == shown.partition(": ")[2] + "Does it contain "
+        for code, (preamble, rest) in parts.asked.items():
+            ids = preamble + parts.shared + rest
+            assert ids == ask.encode(chat(*texts), code)
+            turn = f"<|im_start|>user\n{shown}Does it contain {asked[code]}? Answer yes or no.<|im_end|>\n<|im_start|>assistant\n"
+            assert spelled(ids, vocabulary).endswith(turn)
+    answers = Answers(profile.answer, vocabulary, ask.stops)
+    for said, label in (("yes", "unsafe"), ("\nNo.", "safe"), (" no\n\nBecause", "safe")):
+        assert read(answers, list(said.encode())) == {label}
+
+
+def test_the_worked_example_of_the_docs_is_a_profile() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(\[questions\]\n.*?)```", page, re.DOTALL)
+    profile = parse_profile(f'name = "docs"\ntaxonomy = "docs"\n{block}'.encode(), "docs/profiles.md")
+    assert profile.questions is not None and profile.questions.asked == ("advertising", "insults")
+    ask = compile_prompt(profile, CHATML, byte_vocabulary(("<|im_start|>", "<|im_end|>"), eog="<|im_end|>"))
+    assert ask.parts(chat("Sofa to give away")).shared
+    for name in CODES:
+        assert f"`{name}`" in page

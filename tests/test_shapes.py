@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vocabularies import real
 
 from edgeguard import Guard, Search
 from edgeguard.answers import START, Answers
@@ -238,3 +239,25 @@ def test_runs_lead_through_each_verdict_to_the_next_choice():
     read = compiled.run(b"Safety: Unsafe\nCategories: Vi")
     assert read is not None
     assert [written(compiled, run) for run in compiled.spines(read[0])] == ["olent\nRefusal: "]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary_name", "profile", "first"),
+    [
+        ("qwen2", "qwen3guard", [73037, 25, 73067]),  # `Safety` `:` ` Unsafe`
+        ("qwen2", "granite-guardian-3.3", None),
+        ("starcoder", "granite-guardian-3.1", None),
+        ("llama-bpe", "llama-guard-3", [271, 39257, 198, 50]),  # "\n\n" `unsafe` "\n" `S`
+        ("llama-bpe", "nemotron-safety-guard", None),
+    ],
+)
+def test_what_is_evaluated_ahead_are_the_tokens_that_the_tokenizer_makes(vocabulary_name, profile, first):
+    """The longest tokens first would write `<s` `core` `>`, which no model does: each token then cost a step."""
+    real_one = real(vocabulary_name)
+    compiled = Answers(load_profile(profile).answer, real_one, real_one.eog)
+    runs = compiled.spines(START)
+    for run in runs:
+        text = written(compiled, run)
+        assert list(run) == real_one.encode(text), text
+    if first is not None:
+        assert list(runs[0][: len(first)]) == first

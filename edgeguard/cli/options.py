@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
+    from edgeguard.workers import Workers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,11 +31,6 @@ _MODEL_OPTIONS = (
         type=click.Path(path_type=Path),
         help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
         "[default: edgeguard-135m]",
-    ),
-    click.option(
-        "--runtime",
-        metavar="NAME",
-        help="llama or onnx, where the built-in guard could be opened by both [default: the faster one, as measured]",
     ),
     click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
@@ -46,6 +43,11 @@ _MODEL_OPTIONS = (
         "--strictness",
         metavar="NAME",
         help="Of a profile that leaves open what counts as unsafe: strict, loose … [default: the profile's]",
+    ),
+    click.option(
+        "--runtime",
+        type=click.Choice(["llama", "onnx"]),
+        help="Of a built-in guard, what to score with [default: llama where it is installed]",
     ),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
     click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
@@ -141,7 +143,21 @@ def take_reading(options: dict[str, Any]) -> Reading:
         raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
-def load_guard(
+def load_guard(**options: Any) -> Guard:
+    """The guard that the options ask for. `options`: as `load_arguments` takes them."""
+    from edgeguard.guard import Guard
+
+    return Guard.load(**load_arguments(**options))
+
+
+def load_workers(n: int, **options: Any) -> Workers:
+    """n processes with the guard that the options ask for, each with one thread where they name no number."""
+    from edgeguard.workers import Workers
+
+    return Workers(n, **load_arguments(**options))
+
+
+def load_arguments(
     *,
     model: Path | None,
     profile: str | None,
@@ -153,11 +169,11 @@ def load_guard(
     no_calibration: bool = False,
     force_calibration: bool = False,
     **options: Any,
-) -> Guard:
-    """The guard that the options ask for. `options`: those of RuntimeOptions and of Search, by their names."""
+) -> dict[str, Any]:
+    """What `Guard.load` is to be called with. `options`: those of RuntimeOptions and of Search, by their names."""
     from edgeguard.backend import RuntimeOptions
     from edgeguard.calibration.files import read_calibration
-    from edgeguard.guard import Guard, Search
+    from edgeguard.guard import Search
 
     if no_calibration and (calibration or force_calibration):
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
@@ -167,18 +183,17 @@ def load_guard(
     if calibration and force_calibration:
         taken = read_calibration(calibration).unbound()
     runtime = {field.name: options.pop(field.name) for field in fields(RuntimeOptions) if field.name in options}
-    return Guard.load(
-        model,
-        profile=profile,
-        policies=None if policies is None else split_names(policies),
-        strictness=strictness,
-        estimator=estimator,  # type: ignore[arg-type]  # click.Choice has checked it
-        runtime=RuntimeOptions(**runtime),
-        search=Search(**options),
-        calibration=taken,
-        thresholds=read_thresholds(threshold),
-        tell=lambda line: click.echo(f"edgeguard: {printable(line)}", err=True),
-    )
+    return {
+        "model": model,
+        "profile": profile,
+        "policies": None if policies is None else split_names(policies),
+        "strictness": strictness,
+        "estimator": estimator,
+        "runtime": RuntimeOptions(**runtime),
+        "search": Search(**options),
+        "calibration": taken,
+        "thresholds": read_thresholds(threshold),
+    }
 
 
 def split_names(*given: str) -> list[str]:
@@ -240,6 +255,7 @@ def reported_errors() -> Iterator[None]:
     from edgeguard.cli.advice import advised
     from edgeguard.errors import EdgeguardError
 
+    _echo_log()
     try:
         yield
     except EdgeguardError as error:
@@ -252,6 +268,18 @@ def reported_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("edgeguard: interrupted", err=True)
         sys.exit(1)
+
+
+class _Echo(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"edgeguard: {printable(record.getMessage())}", err=True)
+
+
+def _echo_log() -> None:
+    """What the library logs becomes a line on stderr, as errors do; once, however often a process runs commands."""
+    log = logging.getLogger("edgeguard")
+    if not any(isinstance(handler, _Echo) for handler in log.handlers):
+        log.addHandler(_Echo())
 
 
 def drop_stdout() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -17,6 +17,7 @@ from edgeguard.cli.options import (
     calibration_options,
     drop_stdout,
     load_guard,
+    load_workers,
     model_options,
     record_options,
     reported_errors,
@@ -26,9 +27,12 @@ from edgeguard.cli.options import (
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Guard
+    from edgeguard.guard import Score
     from edgeguard.rows.record import Failure, Record
     from edgeguard.rows.writer import Writer
+    from edgeguard.workers import About
+
+    Judged = Iterator[tuple[Record | Failure, Score | Failure]]
 
 
 @dataclass
@@ -89,6 +93,13 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
+@click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that score side by side, one thread each unless --threads says more [default: this one alone]",
+)
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -105,6 +116,7 @@ def score(
     format_: str | None,
     overwrite: bool,
     resume: bool,
+    workers: int | None,
     limit: int | None,
     fail_over: float | None,
     table: bool,
@@ -134,13 +146,14 @@ def score(
 
         format_ = format_ or format_of(output)
         _refuse_existing(output, overwrite or resume)
-        records = peeked(reading.records(source, limit=limit))  # what is wrong with the file, before a model
-        total = count_records(source, format=reading.format, encoding=reading.encoding)
-        with load_guard(estimator=estimator, **options) as guard:
+        opened = _own_stdin() if workers and str(source) == "-" else source
+        records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
+        total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
+        with _scorer(workers and min(workers, max(1, total or workers)), estimator=estimator, **options) as scorer:
             if table:
-                tally = _show_table(guard, records, source)
+                tally = _show_table(scorer, records, source)
             else:
-                tally = _write(guard, records, source, _smaller(total, limit), output, format_, overwrite, resume)
+                tally = _write(scorer, records, source, total, output, format_, overwrite, resume)
     if fail_over is not None and tally.highest > fail_over:
         click.echo(
             f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
@@ -148,6 +161,35 @@ def score(
         )
         sys.exit(3)
     sys.exit(1 if tally.errors else 0)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """A guard, or several processes with it. `judged`: (records, their file's name) → what is made of each."""
+
+    about: About
+    judged: Callable[[Iterator[Record | Failure], str], Judged]
+
+
+@contextmanager
+def _scorer(workers: int | None, **options: Any) -> Iterator[_Scorer]:
+    from edgeguard.rows.judging import judged
+    from edgeguard.workers import about
+
+    if workers is None:
+        with load_guard(**options) as guard:
+            yield _Scorer(about(guard), lambda records, where: judged(records, guard.score, where=where))
+    else:
+        with load_workers(workers, **options) as pool:
+            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where))
+
+
+def _own_stdin() -> str | BinaryIO:
+    """stdin with a buffer of its own: Python ends badly where a thread still waits at the buffer of sys.stdin."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)  # the thread has it until the process ends
+    except (AttributeError, OSError):  # it is closed, or not a file
+        return "-"
 
 
 def _same_file(source: Path, output: Path) -> bool:
@@ -175,7 +217,7 @@ def _name_of(source: Path) -> str:
 
 
 def _write(
-    guard: Guard,
+    scorer: _Scorer,
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
@@ -184,17 +226,16 @@ def _write(
     overwrite: bool,
     resume: bool,
 ) -> Tally:
-    from edgeguard.rows.judging import judged
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
-    labels = (*guard.codes, *guard.field_labels)
+    labels = (*scorer.about.codes, *scorer.about.field_labels)
     writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(guard, records, writer, output)
-            for _, result in judged(records, guard.score, where=_name_of(source)):
+            done = _skip_resumed(scorer.about, records, writer, output)
+            for _, result in scorer.judged(records, _name_of(source)):
                 row = result.row()
                 writer.write(row)
                 tally.add(row)
@@ -211,16 +252,12 @@ def _write(
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(guard: Guard, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
+def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
 
     done = Tally()
-    identity = {
-        "estimator": guard.estimator,
-        "profile": guard.profile.name,
-        "model_sha256": guard.backend.info.sha256,
-    }
+    identity = {"estimator": about.estimator, "profile": about.profile, "model_sha256": about.model_sha256}
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -280,16 +317,15 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     click.echo(", ".join(parts), err=True)
 
 
-def _show_table(guard: Guard, records: Iterator[Record | Failure], source: Path) -> Tally:
+def _show_table(scorer: _Scorer, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
-    from edgeguard.rows.judging import judged
     from edgeguard.rows.record import Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in judged(records, guard.score, where=_name_of(source)):
+    for record, result in scorer.judged(records, _name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
         lines.append((printable(text[:200]), result))
-    print_scores(lines, {c.code: c.name for c in guard.profile.categories})
+    print_scores(lines, scorer.about.names)
     _summarise(tally, time.perf_counter() - began, 0)
     return tally

@@ -6,7 +6,6 @@ number (lora.py, weights.py, turns.py), and no version of a tool stands in the f
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from edgeguard.convert.weights import Weights
 from edgeguard.errors import EdgeguardError, ModelError, OutputError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
-from edgeguard.formats.manifest import Origin, Source, as_metadata
+from edgeguard.formats.manifest import Origin, Source, as_metadata, beside, read_manifest
 
 FORM_TYPES = (*MERGED_TYPES, *ONNX_TYPES)
 _ROOM = 2  # bytes a base's byte: eight bits for its five, and what lies beside
@@ -34,17 +33,14 @@ def make_form(guard: BuiltIn, form: Form, *, tell: Callable[[str], None] = lambd
     than on the machine that it was released on, and OutputError where there is no room or no leave to write.
     """
     folder = guard.form_folder(form)
-    if folder is None:
-        raise OutputError(f"there is no home folder to keep {guard.name}:{form.name} in", kind="no_cache")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder.parent} cannot be made: {error.strerror or error}", kind="no_cache") from None
+    _make_cache(folder.parent)
     with locked(folder.with_name(f"{folder.name}.lock")):
         if not form.is_whole(folder):
             tell(f"making {guard.name}:{form.name} in {folder}, once; this takes some seconds")
             shutil.rmtree(folder, ignore_errors=True)
-            with staged(folder, model=guard.base_path, folder=True, overwrite=False, n_bytes=_room(guard)) as stage:
+            base = guard.base_path
+            n_bytes = base.stat().st_size * _ROOM
+            with staged(folder, model=base, folder=True, overwrite=False, n_bytes=n_bytes) as stage:
                 made = stage / folder.name
                 made.mkdir()
                 write_form(guard, form.name, made)
@@ -70,8 +66,16 @@ def write_form(guard: BuiltIn, name: str, folder: Path) -> None:
         write_merged(weights, path, metadata={**metadata, "general.name": guard.name}, to=name)
 
 
-def _room(guard: BuiltIn) -> int:
-    return guard.n_bytes * _ROOM
+def _make_cache(folder: Path) -> None:
+    if not folder.is_absolute():  # "~" stays as it is where nobody knows the user's home
+        raise OutputError(f"{folder} cannot be written: there is no home folder", kind="cache_not_writable")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror or error}; make it writable, or set XDG_CACHE_HOME to another",
+            kind="cache_not_writable",
+        ) from None
 
 
 def _refuse_other(guard: BuiltIn, form: Form, made: Path) -> None:
@@ -79,7 +83,7 @@ def _refuse_other(guard: BuiltIn, form: Form, made: Path) -> None:
     for name, expected in form.sha256.items():
         found = sha256(made / name)
         if found != expected:
-            guard.check_sources()
+            guard.check_files()
             raise ModelError(
                 f"{guard.name}:{form.name} came out otherwise here: {name} has sha256 {found}, expected {expected}, so "
                 "it is not used; tell its makers which versions of numpy, gguf and onnx are installed",
@@ -109,19 +113,19 @@ def merged_built_in(guard: BuiltIn, path: Path | None = None) -> Path:
 
 
 def cache_path(guard: BuiltIn) -> Path:
-    """Where the merged guard is kept on this machine. Raises OutputError where there is no home folder."""
-    cache = cache_folder()
-    if cache is None:
-        raise OutputError(f"there is no home folder to keep {guard.name} in; name an output", kind="no_cache")
-    return cache / f"{guard.name}-{guard.version}.F32.gguf"
+    """Where the merged guard is kept on this machine."""
+    return cache_folder() / f"{guard.name}-{guard.version}.F32.gguf"
 
 
 def is_merged(guard: BuiltIn, path: Path) -> bool:
     """Is this the merged guard? By the manifest beside it: its sources are the guard's, and the file is whole."""
+    manifest = beside(path)
     try:
-        manifest = json.loads(path.with_name(f"{path.name}.manifest.json").read_text(encoding="utf-8"))
-        sources = {source["sha256"] for source in manifest["sources"]}
-        (output,) = manifest["outputs"]
-        return sources == set(guard.sha256.values()) and bool(output["sha256"] == sha256(path))
+        found = read_manifest(manifest)
+        if found is None or {source.sha256 for source in found[0].sources} != set(guard.sha256.values()):
+            return False
+        # A name of a manifest, which anybody may have written, is a name beside it.
+        files = [(entry["sha256"], manifest.with_name(Path(entry["file"]).name)) for entry in found[1]]
+        return bool(files) and all(digest == sha256(path) for digest, path in files)
     except (OSError, ValueError, KeyError, TypeError, EdgeguardError):
         return False

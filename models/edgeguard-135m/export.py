@@ -126,7 +126,6 @@ package = "{BASE["package"]}"
 version = "{BASE["version"]}"
 file = "{BASE["file"]}"
 license = "{BASE["license"]}"
-n_bytes = {base.stat().st_size}
 sha256 = "{sha256(base)}"
 
 [adapter]

@@ -16,6 +16,8 @@ from edgeguard.errors import printable
 if TYPE_CHECKING:
     from edgeguard.builtin import BuiltIn, BuiltInFile, Form
 
+_ORIGINS = {"package": "of the installed package", "cache": "pulled into the cache folder"}
+
 
 def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> None:
     """What each built-in guard is and what it is made of."""
@@ -30,7 +32,8 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
             size = "" if file.path is None else f", {file.n_bytes / 1e6:.1f} MB"
             facts.add_row(file.role, Text(printable(f"{file.file}{size}, {file.license}")))
             facts.add_row("", f"sha256 {file.sha256}")
-            facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text("there, hash right"))
+            where = f"there, hash right; {_ORIGINS[file.origin]}: {file.path}" if file.origin else ""
+            facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text(printable(where)))
         for form in guard.forms:
             facts.add_row("form", _form(guard, form))
             facts.add_row("", f"model_sha256 {form.model_sha256}")
@@ -39,11 +42,10 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
 
 
 def _form(guard: BuiltIn, form: Form) -> Text:
-    """`q8_0, for llama.cpp, calibrated, made: …; default`."""
-    folder = guard.form_folder(form)
+    """`q8_0, for llama.cpp, calibrated, made: …, default`."""
     if form.name == ADAPTER:
         where = "the files above"
-    elif folder is not None and folder.is_dir():
+    elif (folder := guard.form_folder(form)).is_dir():
         where = f"made: {folder}"
     else:
         where = "made at first use"
