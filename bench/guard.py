@@ -5,7 +5,7 @@
 DATA is the data pack: val.jsonl, eval_public/, and for the baseline train.jsonl and train_pairs.jsonl. All scores come
 from edgeguard itself. FOLDER keeps them, by model and file, so that a second run need not score again.
 
-edgeguard-135m  the built-in guard, at its own calibration and thresholds
+edgeguard-135m  the built-in guard in its default form, at its own calibration and thresholds
 smollm2         its base model, asked zero-shot with the policy in the prompt
 tf-idf          logistic regression on word and character n-grams, trained on the same collected rows
 
@@ -30,20 +30,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss, roc_auc_score
 from sklearn.pipeline import make_union
 
-from edgeguard.builtin import built_in
+from edgeguard.builtin import Form, base_model, built_in
 from edgeguard.calibration.decide import label_log_odds, predict
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.fitting import fit_labels
-from edgeguard.calibration.maps import logit, sigmoid
+from edgeguard.calibration.maps import Calibration, logit, sigmoid
 from edgeguard.calibration.thresholds import Goal
-from edgeguard.evaluation.table import ScoreTable, decisions, score_records
+from edgeguard.evaluation.table import ScoreTable, decisions
 from edgeguard.evaluation.table_file import load_table, save_table
-from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_fields, read_records
 from edgeguard.rows.record import Record
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "edgeguard-135m"))
+from calibrate import scores_of, with_own_truth, with_progress
+
+GUARD = built_in("edgeguard-135m")
 RESAMPLINGS = 300
 N_BINS = 15
 VERDICT = ("AUROC", "AUPRC", "F1", "false positives", "Brier", "Brier raw", "ECE", "ECE raw")
@@ -75,20 +78,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--scores", type=Path, required=True, help="folder to keep scores in")
+    parser.add_argument("--form", default=GUARD.default[0], help="of the guard [default: %(default)s]")
     parser.add_argument("--zero-shot", type=int, metavar="N", help="the base model too, on N records of each file")
     parser.add_argument("--json", type=Path, help="all figures, as JSON")
     args = parser.parse_args()
     args.scores.mkdir(parents=True, exist_ok=True)
     files = [args.data / "val.jsonl", *sorted((args.data / "eval_public").glob("*.jsonl"))]
     files += sorted((args.data / "eval_public" / "restricted").glob("*.jsonl"))
-    tables = {path: table_of("edgeguard-135m", path, args.scores) for path in files}
+    form = GUARD.form(args.form)
+    tables = {path: scores_of(GUARD, form.name, path, args.scores) for path in files}
     baseline = TfIdf(args.data)
     systems: dict[str, Callable[[Path], Predictions]] = {
-        f"edgeguard-135m {name}": lambda path, name=name: ours(tables[path], name)
+        f"edgeguard-135m {name}": lambda path, name=name: ours(tables[path], form, name)
         for name in ("marginal", "joint", "conditional")
     }
     if args.zero_shot:
-        asked = {path: table_of("smollm2", sampled(path, args.zero_shot, args.scores), args.scores) for path in files}
+        asked = {path: zero_shot_table(sampled(path, args.zero_shot, args.scores), args.scores) for path in files}
         rows = {path: rows_of(tables[path], asked[path]) for path in files}
         systems["smollm2 marginal"] = at_thresholds(
             lambda path: zero_shot(asked[path]), files[0], asked[files[0]].truth
@@ -136,40 +141,25 @@ def show(found: Sequence[float], *, sign: str = "") -> str:
 # Systems
 
 
-def table_of(system: str, path: Path, folder: Path) -> ScoreTable:
-    """A file's scores, from the folder where they are there."""
-    profile = "edgeguard-135m" if system == "edgeguard-135m" else "instruct"
-    model = built_in("edgeguard-135m").model_sha256
-    if system != "edgeguard-135m":
-        model = sha256(built_in("edgeguard-135m").base_path)
-    key = hashlib.sha256(f"{model} {profile} {sha256(path)}".encode()).hexdigest()[:16]
-    kept = folder / f"{system}-{path.stem}-{key}.npz"
-    if kept.exists():
-        return with_own_truth(load_table(kept), path)
-    with Guard.load(profile=profile, calibration=False) as guard:
-        records, done = list(read_records(path)), 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if done % 100 == 0:
-                print(f"{system} {path.name} {done} of {len(records)}", file=sys.stderr)
-
-        table = score_records(guard, records, advance=advance)
-    save_table(table, kept)
-    return with_own_truth(table, path)
+def zero_shot_table(path: Path, folder: Path) -> ScoreTable:
+    """The base model's scores of a file, from the folder where they are there."""
+    said = f"{sha256(base_model())} instruct {sha256(path)}"
+    kept = folder / f"smollm2-{path.stem}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.npz"
+    if not kept.exists():
+        with Guard.load(profile="instruct", calibration=False) as guard:
+            save_table(with_progress(guard, path, "smollm2"), kept)
+    return with_own_truth(load_table(kept), path)
 
 
-def with_own_truth(table: ScoreTable, path: Path) -> ScoreTable:
-    """The table with the labels of the file that it was scored from."""
-    truth = find_truth(path, table.labels)
-    assert truth is not None
-    return with_truth(table, truth, same_file=True)
+def ours(table: ScoreTable, form: Form, estimator: str) -> Predictions:
+    """A form of the built-in guard as `edgeguard score` shows it."""
+    fitted = GUARD.calibration(form, estimator)
+    assert fitted is not None, f"models/edgeguard-135m/calibrate.py has not fitted {form.name} yet"
+    return at(read_calibration(fitted), table, estimator)
 
 
-def ours(table: ScoreTable, estimator: str) -> Predictions:
-    """The built-in guard as `edgeguard score` shows it."""
-    calibration = read_calibration(built_in("edgeguard-135m").calibration(estimator))
+def at(calibration: Calibration, table: ScoreTable, estimator: str) -> Predictions:
+    """Scores with a calibration and its thresholds."""
     decided = decisions(table, estimator, calibration=calibration)
     return Predictions(decided.y_prob, decided.y_pred, sigmoid(table.margin))
 

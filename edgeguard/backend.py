@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -142,8 +143,8 @@ class RuntimeOptions:
     kv_cache    precision of the keys and values; None: the runtime's own
     lora        an adapter's file, to apply beside the weights
     condition   another way to compute the same, to measure noise with
-    runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has a
-                form for each; None is llama.cpp there, where it is installed
+    runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has
+                forms for each; None is there the first of its defaults whose runtime is installed
 
     A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
     """
@@ -184,6 +185,15 @@ class Runtime:
     takes: frozenset[str]
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     short: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its module can be found; it is not imported."""
+        return find_spec(self.module) is not None
+
+    def takes_all(self, options: RuntimeOptions) -> bool:
+        """Whether all options given mean something to it, and it is the runtime that they name, if they name one."""
+        return options.runtime in (None, self.short) and options.given().keys() <= {"condition", "runtime", *self.takes}
 
     def check(self, options: RuntimeOptions) -> None:
         """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""

@@ -1,8 +1,9 @@
 """Guards that come with edgeguard: an adapter in this package, on a base model that comes as a Python package.
 
-Each is a folder with a `guard.toml`: what it is, what it is made of, and the sha256 of both. The base is that of the
-installed package, else the one that `edgeguard.pull` put into the cache folder. So scoring works offline, and what is
-scored with is what the model card's figures were made with, or an error.
+Each is a folder with a `guard.toml`: what it is, what it is made of, the forms that are made of that on a user's
+machine, and the sha256 of every file. The base is that of the installed package, else the one that `edgeguard.pull` put
+into the cache folder. So scoring works offline, and what is scored with is what the model card's figures were made
+with, or an error.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeguard.errors import ModelError
+from edgeguard.errors import ModelError, did_you_mean
 from edgeguard.formats.hashes import combined, sha256
+from edgeguard.formats.model_file import Kind
 
 DEFAULT = "edgeguard-135m"
+ADAPTER = "adapter"  # the form that is not made: the adapter beside the base model
 _PACKAGE = Path(__file__).parent
 # In the wheel, and in a checkout, where pip's editable install finds the package.
 _FOLDERS = (_PACKAGE / "guards", _PACKAGE.parent / "models")
 
 
 Origin = Literal["package", "cache"]
+_MODEL = (".gguf", ".onnx", ".onnx.data")  # endings of the files that a score's model_sha256 is over
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,38 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Form:
+    """A guard as a runtime opens it. The same guard, other bits: each has its own calibrations.
+
+    name    what it is asked for by; of a form that is made, the type that `convert` calls so
+    kind    what opens it, as `formats.model_file` tells models apart
+    sha256  name → hash of each file, the same on every machine
+    """
+
+    name: str
+    kind: Kind
+    sha256: Mapping[str, str]
+
+    @property
+    def model_sha256(self) -> str:
+        """What a score's model_sha256 is."""
+        hashes = {name: digest for name, digest in self.sha256.items() if name.endswith(_MODEL)}
+        return combined(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
+
+    @property
+    def beside(self) -> Mapping[str, str]:
+        """The files that no model_sha256 is over: a tokenizer, a configuration."""
+        return {name: digest for name, digest in self.sha256.items() if not name.endswith(_MODEL)}
+
+    def is_whole(self, folder: Path) -> bool:
+        """Are its files in this folder, every byte of them?"""
+        try:
+            return all(sha256(folder / name) == digest for name, digest in self.sha256.items())
+        except ModelError:
+            return False
+
+
+@dataclass(frozen=True)
 class BuiltIn:
     """A guard that comes with edgeguard.
 
@@ -42,6 +78,8 @@ class BuiltIn:
     profile   name of its profile
     base      file name of the base model; `base_package` brings it, in version `base_version` ("": any)
     sha256    file name → hash, of the base model and of the adapter
+    made      the forms that are made of both
+    default   names of forms: the first whose runtime is installed is what the guard's name stands for
     """
 
     name: str
@@ -57,6 +95,8 @@ class BuiltIn:
     adapter: str
     sha256: Mapping[str, str]
     base_version: str = ""
+    made: tuple[Form, ...] = ()
+    default: tuple[str, ...] = (ADAPTER,)
 
     @property
     def requirement(self) -> str:
@@ -101,13 +141,39 @@ class BuiltIn:
         return self.folder / "README.md"
 
     @property
-    def model_sha256(self) -> str:
-        """What a score's model_sha256 is: the hash of both files."""
-        return combined(self.sha256)
+    def forms(self) -> tuple[Form, ...]:
+        """All there are: base and adapter as they come, and what is made of them."""
+        return (Form(ADAPTER, "gguf", self.sha256), *self.made)
 
-    def calibration(self, estimator: str) -> Path:
-        """The calibration file for one estimator."""
-        return self.folder / f"calibration-{estimator}.json"
+    def form(self, name: str) -> Form:
+        """The form of that name. Raises ModelError."""
+        found = {form.name: form for form in self.forms}
+        if name not in found:
+            raise ModelError(
+                f"{self.name} has no form {name!r}{did_you_mean(name, found)}; it has {', '.join(found)}",
+                kind="unknown_form",
+            )
+        return found[name]
+
+    def made_form(self, name: str) -> Form:
+        """The form of that name, one that is made. Raises ModelError."""
+        form = self.form(name)
+        if form.name == ADAPTER:
+            raise ModelError(f"{self.name}:{ADAPTER} is base model and adapter as they come; there is nothing to make")
+        return form
+
+    def form_folder(self, form: Form) -> Path:
+        """Where a form that is made is kept.
+
+        The name has the hash in it: two versions of edgeguard do not take turns at making it.
+        """
+        return cache_folder() / f"{self.name}-{self.version}-{form.name}-{form.model_sha256[:8]}"
+
+    def calibration(self, form: Form, estimator: str) -> Path | None:
+        """The calibration file of a form for one estimator; None where none was fitted."""
+        folder = self.folder if form.name == ADAPTER else self.folder / form.name
+        path = folder / f"calibration-{estimator}.json"
+        return path if path.is_file() else None
 
     def row(self, files: Sequence[BuiltInFile]) -> dict[str, Any]:
         """As one JSON object, with what `state` says of its files."""
@@ -118,15 +184,21 @@ class BuiltIn:
             "profile": self.profile,
             "license": self.license,
             "card": str(self.card),
-            "model_sha256": self.model_sha256,
             "files": [{**asdict(file), "path": None if file.path is None else str(file.path)} for file in files],
+            "default": list(self.default),
+            "forms": [self._form_row(form) for form in self.forms],
         }
 
-    def check(self, found: str) -> None:
-        """Hold the hash of the files that were loaded against the guard's own. Raises ModelError."""
-        if found != self.model_sha256:
-            self.check_files()
-            raise ModelError(f"the files of {self.name} changed while they were loaded; load it again")
+    def _form_row(self, form: Form) -> dict[str, Any]:
+        folder = None if form.name == ADAPTER else self.form_folder(form)
+        return {
+            "name": form.name,
+            "kind": form.kind,
+            "model_sha256": form.model_sha256,
+            "folder": None if folder is None else str(folder),
+            "made": folder is not None and folder.is_dir(),
+            "calibrated": self.calibration(form, "marginal") is not None,
+        }
 
     def check_files(self) -> None:
         """Hold the hash of each file against the guard's own. Raises ModelError, which says how to get it right."""
@@ -199,11 +271,33 @@ def built_in(name: str) -> BuiltIn:
 
 def find_built_in(model: str | Path | None) -> BuiltIn | None:
     """The built-in guard that `model` asks for: the default for None, or by name where no file has it; else None."""
+    found = find_form(model)
+    return None if found is None or found[1] is not None else found[0]
+
+
+def find_form(model: str | Path | None) -> tuple[BuiltIn, str | None] | None:
+    """The built-in guard that `model` asks for, and the form: "NAME", "NAME:FORM". None where it asks for none.
+
+    Raises ModelError for a form that the guard has not.
+    """
     if model is None:
-        return built_in(DEFAULT)
+        return built_in(DEFAULT), None
     if len(Path(model).parts) != 1 or Path(model).exists():
         return None
-    return next((guard for guard in built_in_guards() if guard.name == str(model)), None)
+    name, colon, form = str(model).partition(":")
+    found = next((guard for guard in built_in_guards() if guard.name == name), None)
+    if found is None:
+        return None
+    return found, found.form(form).name if colon else None
+
+
+def fitted_for(model_sha256: str, estimator: str) -> Path | None:
+    """The calibration that a built-in guard brings for scores of this model, whichever form that is; None for none."""
+    for guard in built_in_guards():
+        for form in guard.forms:
+            if form.model_sha256 == model_sha256:
+                return guard.calibration(form, estimator)
+    return None
 
 
 def base_model() -> Path:
@@ -250,4 +344,6 @@ def _read(path: Path) -> BuiltIn:
         adapter=adapter["file"],
         sha256={base["file"]: base["sha256"], adapter["file"]: adapter["sha256"]},
         base_version=base.get("version", ""),
+        made=tuple(Form(name, form["kind"], form["sha256"]) for name, form in found.get("form", {}).items()),
+        default=tuple(found.get("forms", {}).get("default", [ADAPTER])),
     )

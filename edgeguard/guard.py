@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +15,16 @@ import numpy.typing as npt
 
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
-from edgeguard.backends import check_options, installed_runtime, open_backend
-from edgeguard.builtin import BuiltIn, find_built_in
+from edgeguard.backends import open_backend
+from edgeguard.builtin import BuiltIn, Form, find_form
 from edgeguard.calibration.decide import Decisions, decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import ContextOverflow, ModelError, OffGrammar, ProfileError
+from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
+from edgeguard.forms import Tell, in_log, open_built_in
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
@@ -33,7 +33,6 @@ from edgeguard.rows.shapes import make_record
 from edgeguard.tree import Tree, explore
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
-_LOG = logging.getLogger("edgeguard")  # says on stderr what the caller should know, where nobody has set up logging
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
 
 
@@ -245,42 +244,32 @@ class Guard:
         search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        tell: Tell = in_log,
     ) -> Self:
         """Open a model file and fit a profile to it.
 
-        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name; None for the default guard.
-                     With a `profile` that is not the default guard's, None is the model that it stands on
+        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
+                     "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
+                     guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
         strictness   what counts as unsafe, of a profile that leaves it open; None: the profile's default
-        runtime      how to open the model
-                     A built-in guard is opened by llama.cpp where that is installed, else by ONNX Runtime: converted
-                     once, which is said in the log, kept in the cache folder, and not calibrated
+        runtime      how to open the model; `forms.chosen` says which form of a built-in guard that is
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
+        tell         hears what takes time or is amiss with a built-in guard's files, a line each; left out, the log
 
         Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
         it is.
         """
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
-        built = find_built_in(model)
-        if built is not None and model is None and given is not None and given.name != built.profile:
-            model, built = built.base_path, None
-        if built is not None:
-            model, runtime = _form(built, runtime)
-            given = given or load_profile(built.profile)
-        assert model is not None
-        backend = _open(model, runtime, built)
+        opened = _open(model, given, runtime, tell)
+        backend = opened.backend
         try:
-            given = variant_of(given or _detected(backend), policies, strictness)
-            if built is not None and runtime.runtime == "onnx":
-                built = None  # another model file, to which the guard's name and calibrations are not bound
-                if calibration is True:
-                    _LOG.warning(_UNCALIBRATED, backend.info.path.parent.name)
-            elif built is not None and runtime.lora == built.adapter_path:
-                built.check(backend.info.sha256)
-                calibration = built.calibration(estimator) if calibration is True else calibration
+            given = variant_of(opened.profile or _detected(backend), policies, strictness)
+            if calibration is True:
+                calibration = opened.calibration(estimator, tell)
             maps = _calibration(calibration, given, estimator, backend)
             return cls(
                 backend,
@@ -289,7 +278,7 @@ class Guard:
                 search=search,
                 calibration=maps,
                 thresholds=thresholds,
-                name=None if built is None else built.name,
+                name=None if opened.built is None else opened.built.name,
             )
         except BaseException:
             backend.close()
@@ -569,35 +558,41 @@ def _tokens(prompts: Mapping[str | None, Prefix], trees: Trees) -> dict[str, int
     }
 
 
-_UNCALIBRATED = (
-    "%s is the built-in guard in another form, to which its calibration and thresholds do not apply: "
-    "the scores are the model's own, not calibrated"
-)
+@dataclass(frozen=True)
+class _Opened:
+    """A model, and what is known of it: the built-in guard that it is, and which of its forms."""
+
+    backend: Backend
+    profile: Profile | None
+    built: BuiltIn | None = None
+    form: Form | None = None
+
+    def calibration(self, estimator: str, tell: Tell) -> Path | bool:
+        """The one that it comes with; False for none."""
+        if self.built is None or self.form is None:
+            return False
+        found = self.built.calibration(self.form, estimator)
+        if found is None:
+            tell(
+                f"no calibration of {estimator} was fitted for {self.built.name}:{self.form.name}; its scores are the "
+                "model's own probabilities"
+            )
+        return found or False
 
 
-def _form(built: BuiltIn, runtime: RuntimeOptions) -> tuple[Path, RuntimeOptions]:
-    """The files of a built-in guard for the runtime that was asked for, or is installed; ONNX is made where need be.
-
-    The options say then which it is. Raises ModelError where no runtime is installed, or the base is not there.
-    """
-    short = runtime.runtime or ("llama" if runtime.lora else installed_runtime("llama", "onnx"))
-    if short == "llama":
-        return built.base_path, replace(runtime, runtime="llama", lora=runtime.lora or built.adapter_path)
-    runtime = replace(runtime, runtime="onnx")
-    check_options("onnx", runtime)  # before some seconds of conversion
-    from edgeguard.convert.built_in import onnx_built_in
-
-    return onnx_built_in(built, tell=_LOG.warning), runtime
-
-
-def _open(model: str | Path, runtime: RuntimeOptions, built: BuiltIn | None) -> Backend:
-    """The open model; a built-in's file that does not open is held against its hash first, which says what to do."""
-    try:
-        return open_backend(model, runtime)
-    except ModelError:
-        if built is not None and model == built.cached_base:
-            built.check_files()
-        raise
+def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
+    """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
+    built, form = find_form(model) or (None, None)
+    if built is not None and model is None and profile is not None and profile.name != built.profile:
+        return _Opened(open_backend(built.base_path, runtime), profile)
+    if built is None:
+        assert model is not None
+        return _Opened(open_backend(model, runtime), profile)
+    profile = profile or load_profile(built.profile)
+    if runtime.lora is not None:  # somebody else's, in the place of the guard's own
+        return _Opened(open_backend(built.base_path, runtime), profile, built)
+    backend, opened = open_built_in(built, form, runtime, tell=tell)
+    return _Opened(backend, profile, built, opened)
 
 
 def _detected(backend: Backend) -> Profile:

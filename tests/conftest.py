@@ -79,6 +79,14 @@ forms = ["2"]
 BIAS = {"safe": 8.0, "unsafe": 9.0, "1": 8.5, "2": 8.0, "0": 7.5, ",": 7.5, "<|im_end|>": 9.0}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests make of built-in guards is not left in the user's cache folder, nor taken from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", n_ctx=1024, logit_std=1.0, bias=BIAS)

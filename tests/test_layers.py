@@ -26,7 +26,7 @@ LAYERS = [
     {"calibration"},
     {"builtin"},
     {"answers", "backends", "convert", "pull", "templates"},
-    {"tree", "prompt", "inspection"},
+    {"tree", "prompt", "inspection", "forms"},
     {"estimators", "ports", "description"},
     {"estimates"},
     {"guard"},

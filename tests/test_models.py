@@ -122,7 +122,7 @@ def test_files_that_are_not_the_guard_s_own_are_refused(tiny_built_in: BuiltIn, 
     """Else a score would carry the guard's name and another model's opinion."""
     with Guard.load(runtime=RuntimeOptions(threads=1), calibration=False) as guard:
         assert guard.name == "edgeguard-tiny"
-        assert guard.backend.info.sha256 == tiny_built_in.model_sha256
+        assert guard.backend.info.sha256 == tiny_built_in.form(models.ADAPTER).model_sha256
         assert guard.profile.name == "edgeguard-135m"
     write_adapter(tiny_built_in.adapter_path, twice(tiny_model), arch=ARCH)
     with pytest.raises(ModelError, match="reinstall edgeguard"):
@@ -140,7 +140,8 @@ def test_with_another_profile_the_default_is_the_base_model(
 def test_the_list_says_what_is_wrong(run, tiny_built_in: BuiltIn, monkeypatch):
     listed = run("models")
     assert listed.exit_code == 0
-    for word in ("edgeguard-tiny", tiny_built_in.model_sha256, "Apache-2.0", *tiny_built_in.sha256.values()):
+    adapter = tiny_built_in.form(models.ADAPTER)
+    for word in ("edgeguard-tiny", adapter.model_sha256, "Apache-2.0", *tiny_built_in.sha256.values()):
         assert word in listed.stdout.replace("\n", "").replace(" ", "") or word in listed.stdout
     (row,) = json.loads(run("models", "--json").stdout)
     assert [file["problem"] for file in row["files"]] == [None, None]

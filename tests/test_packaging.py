@@ -22,7 +22,9 @@ def test_the_wheel_holds_the_profiles_the_types_and_the_guard_and_nothing_else(t
     assert not outside
     guard = {n.removeprefix("edgeguard/guards/edgeguard-135m/") for n in names if n.startswith("edgeguard/guards/")}
     estimators = ("conditional", "joint", "marginal")
-    assert guard == {"README.md", "adapter.gguf", "guard.toml", *(f"calibration-{e}.json" for e in estimators)}
+    forms = ("", "q8_0/", "q4_0/", "onnx-int8/", "onnx-int4/")
+    calibrations = {f"{form}calibration-{e}.json" for form in forms for e in estimators}
+    assert guard == {"README.md", "adapter.gguf", "guard.toml"} | calibrations
     assert "edgeguard/quant/page.html.jinja" in names
     others = {n for n in names if n.endswith((".gguf", ".onnx", ".jsonl", ".pt"))}
     assert others == {"edgeguard/guards/edgeguard-135m/adapter.gguf"}

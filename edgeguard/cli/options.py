@@ -29,7 +29,8 @@ _MODEL_OPTIONS = (
         "--model",
         "-m",
         type=click.Path(path_type=Path),
-        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models` [default: edgeguard-135m]",
+        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
+        "[default: edgeguard-135m]",
     ),
     click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
@@ -46,7 +47,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--runtime",
         type=click.Choice(["llama", "onnx"]),
-        help="Of a built-in guard, the form to score with [default: llama where it is installed]",
+        help="Of a built-in guard, what to score with [default: llama where it is installed]",
     ),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
     click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def staged(out: Path, *, model: Path, folder: bool, overwrite: bool, n_bytes: in
         shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let in one process at a time, by a lock on the file `path` that goes with the process, however that ends.
+
+    Where the system has no such locks, all are let in: what they make is put in place in one step. Raises OutputError
+    where the file cannot be made.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+    with file:
+        _lock(file.fileno())
+        yield
+
+
 def put(made: Path, out: Path) -> None:
     """Move a finished file or folder to its place, in one step; another conversion's result gives way."""
     if made.is_dir():
@@ -105,6 +122,23 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+if sys.platform == "win32":
+
+    def _lock(descriptor: int) -> None:
+        import msvcrt
+
+        with suppress(OSError):  # it gives up after ten seconds; all are let in then
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+
+else:
+
+    def _lock(descriptor: int) -> None:
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _umask() -> int:

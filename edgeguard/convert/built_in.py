@@ -1,23 +1,97 @@
-"""A built-in guard as one model: its adapter merged into its base, F32 weights to convert and to quantize, or ONNX."""
+"""A built-in guard as one model: its adapter merged into its base, as F32 weights or in one of its forms.
+
+A form's bytes are the same on every machine, so `guard.toml` knows their hashes: the weights are computed number by
+number (lora.py, weights.py, turns.py), and no version of a tool stands in the files.
+"""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
-from edgeguard.builtin import BuiltIn, cache_folder
-from edgeguard.convert import Options, convert
+from edgeguard.builtin import BuiltIn, Form, cache_folder
+from edgeguard.convert import ONNX_TYPES, Options, convert
+from edgeguard.convert.adapters import read_adapter
+from edgeguard.convert.artifact import locked, put, staged
+from edgeguard.convert.folder import write_folder
+from edgeguard.convert.merged import MERGED_TYPES, write_merged
+from edgeguard.convert.weights import Weights
 from edgeguard.errors import EdgeguardError, ModelError, OutputError
+from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
-from edgeguard.formats.manifest import IN_FOLDER, beside, read_manifest
+from edgeguard.formats.manifest import Origin, Source, as_metadata, beside, read_manifest
 
-# Of the ONNX types the one that keeps the verdicts (docs/quantization-study.md: at most 0.35 % flip) at 154 MB.
-ONNX_TYPE = "onnx-int8"
-_NEEDS = ("gguf", "onnx", "tokenizers")  # packages that conversion and the ONNX adapter import
+FORM_TYPES = (*MERGED_TYPES, *ONNX_TYPES)
+_ROOM = 2  # bytes a base's byte: eight bits for its five, and what lies beside
+
+
+def make_form(guard: BuiltIn, form: Form, *, tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Put a form into the cache folder, whole or not at all, and give its folder; what is there already is left.
+
+    Of several processes one makes it, and the others wait. Raises ModelError, also for a form that came out otherwise
+    than on the machine that it was released on, and OutputError where there is no room or no leave to write.
+    """
+    folder = guard.form_folder(form)
+    _make_cache(folder.parent)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        if not form.is_whole(folder):
+            tell(f"making {guard.name}:{form.name} in {folder}, once; this takes some seconds")
+            shutil.rmtree(folder, ignore_errors=True)
+            base = guard.base_path
+            n_bytes = base.stat().st_size * _ROOM
+            with staged(folder, model=base, folder=True, overwrite=False, n_bytes=n_bytes) as stage:
+                made = stage / folder.name
+                made.mkdir()
+                write_form(guard, form.name, made)
+                _refuse_other(guard, form, made)
+                put(made, folder)
+    return folder
+
+
+def write_form(guard: BuiltIn, name: str, folder: Path) -> None:
+    """Write the form `name` into a folder that is there and empty: a type of `convert`, one of FORM_TYPES.
+
+    Raises ModelError, OutputError.
+    """
+    header = gguf.read_header(guard.base_path)
+    gguf.check_model(header)
+    weights = Weights(header, read_adapter(guard.adapter_path, header))
+    sources = (Source("model", guard.sha256[guard.base]), Source("lora", guard.sha256[guard.adapter]))
+    metadata = as_metadata(Origin(name, sources, options={}, tools={}))
+    if name in ONNX_TYPES:
+        write_folder(weights, folder, precision=ONNX_TYPES[name], activations="int8", metadata=metadata)
+    else:
+        path = folder / f"{guard.name}.{name}.gguf"
+        write_merged(weights, path, metadata={**metadata, "general.name": guard.name}, to=name)
+
+
+def _make_cache(folder: Path) -> None:
+    if not folder.is_absolute():  # "~" stays as it is where nobody knows the user's home
+        raise OutputError(f"{folder} cannot be written: there is no home folder", kind="cache_not_writable")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror or error}; make it writable, or set XDG_CACHE_HOME to another",
+            kind="cache_not_writable",
+        ) from None
+
+
+def _refuse_other(guard: BuiltIn, form: Form, made: Path) -> None:
+    """Raises ModelError for files that are not those that were released, with the reason where the sources have it."""
+    for name, expected in form.sha256.items():
+        found = sha256(made / name)
+        if found != expected:
+            guard.check_files()
+            raise ModelError(
+                f"{guard.name}:{form.name} came out otherwise here: {name} has sha256 {found}, expected {expected}, so "
+                "it is not used; tell its makers which versions of numpy, gguf and onnx are installed",
+                kind="form_differs",
+            )
+
+
+# As F32, for conversions and as a reference
 
 
 def merge_built_in(guard: BuiltIn, path: Path, *, overwrite: bool = False) -> Path:
@@ -45,69 +119,7 @@ def cache_path(guard: BuiltIn) -> Path:
 
 def is_merged(guard: BuiltIn, path: Path) -> bool:
     """Is this the merged guard? By the manifest beside it: its sources are the guard's, and the file is whole."""
-    return _is_whole(guard, beside(path))
-
-
-def onnx_path(guard: BuiltIn) -> Path:
-    """Where the guard's ONNX form is kept on this machine, a folder."""
-    return cache_folder() / f"{guard.name}-{guard.version}-{ONNX_TYPE}"
-
-
-def is_onnx(guard: BuiltIn, folder: Path) -> bool:
-    """Is this the guard's ONNX form? By its manifest: its sources are the guard's, and every file is whole."""
-    return _is_whole(guard, folder / IN_FOLDER)
-
-
-def onnx_built_in(guard: BuiltIn, *, tell: Callable[[str], None] = lambda line: None) -> Path:
-    """The guard for ONNX Runtime, made once and kept in the cache folder; `tell` hears that it is made.
-
-    Any number of processes may make it at once: each has a folder of its own, and the first whole one is taken by all.
-    Raises ModelError where the base model or a package is missing, OutputError for a cache that cannot be written.
-    """
-    folder = onnx_path(guard)
-    if is_onnx(guard, folder):
-        return folder
-    base = guard.base_path
-    if missing := [package for package in _NEEDS if find_spec(package) is None]:
-        raise ModelError(
-            f"{guard.name} has to be converted for ONNX Runtime, which needs {' and '.join(missing)}, not installed; "
-            "pip install 'edgeguard[onnx]'",
-            kind="cannot_convert",
-        )
-    tell(f"{guard.name} is converted for ONNX Runtime, once, in some seconds: {folder}")
-    guard.check_files()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error.strerror or error}; make the cache folder writable, or set "
-            "XDG_CACHE_HOME to another",
-            kind="cache_not_writable",
-        ) from None
-    try:
-        made = convert(base, stage / folder.name, to=ONNX_TYPE, options=Options(lora=guard.adapter_path)).path
-        _put_folder(guard, made, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return folder
-
-
-def _put_folder(guard: BuiltIn, made: Path, folder: Path) -> None:
-    """Move the folder to its place, which another process may have taken with the same; a damaged one gives way."""
-    for attempt in range(3):
-        with suppress(OSError):  # a folder that is not empty is in the way
-            made.rename(folder)
-            return
-        if is_onnx(guard, folder):
-            return
-        with suppress(OSError):  # another process has moved it
-            folder.rename(made.with_name(f"damaged-{attempt}"))
-    raise OutputError(f"{folder} cannot be replaced; remove it, and try again", kind="cache_not_writable")
-
-
-def _is_whole(guard: BuiltIn, manifest: Path) -> bool:
-    """Are the sources of a conversion in the cache the guard's files, and its outputs those that were written?"""
+    manifest = beside(path)
     try:
         found = read_manifest(manifest)
         if found is None or {source.sha256 for source in found[0].sources} != set(guard.sha256.values()):

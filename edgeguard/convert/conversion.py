@@ -15,8 +15,8 @@ from edgeguard.convert import artifact
 from edgeguard.convert.adapters import read_adapter
 from edgeguard.convert.blocks import CARRIED, Activations
 from edgeguard.convert.checkpoint import export
-from edgeguard.convert.decoder import read_decoder
-from edgeguard.convert.graph import Precision, write_graph
+from edgeguard.convert.folder import write_folder
+from edgeguard.convert.graph import Precision
 from edgeguard.convert.merged import write_merged
 from edgeguard.convert.quantize import FILE_TYPES, Quantized, is_float, quantize
 from edgeguard.convert.weights import Weights
@@ -24,7 +24,6 @@ from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.manifest import IN_FOLDER, Origin, as_manifest, as_metadata, beside
 from edgeguard.formats.model_file import find_model
-from edgeguard.formats.tokenizer import tokenizer_files
 
 ONNX_TYPES: Mapping[str, Precision] = {
     "onnx": "source",
@@ -115,42 +114,14 @@ def default_output(model: Path, to: str) -> Path:
 def _to_onnx(weights: Weights, out: Path, to: str, options: Options) -> Converted:
     header, precision = weights.header, ONNX_TYPES[to]
     origin = _origin(header.path, to, options, _PACKAGES)
-    tokenizer = tokenizer_files(header)
     name = options.name or str(header.metadata.get("general.name", "") or header.path.stem)
     with _staged(out, header.path, to, options, _room(header, precision)) as stage:
         folder = stage / out.name
         folder.mkdir()
-        kinds = write_graph(
-            weights,
-            folder,
-            precision=precision,
-            activations=options.activations,
-            metadata=as_metadata(origin),
+        kinds = write_folder(
+            weights, folder, precision=precision, activations=options.activations, metadata=as_metadata(origin)
         )
-        for file, data in {**tokenizer, "config.json": _config(weights)}.items():
-            (folder / file).write_bytes(data)
         return _finish(folder, out, origin, _onnx_notices(weights, precision), name=name, matrices=kinds)
-
-
-def _config(weights: Weights) -> bytes:
-    """config.json as Hugging Face's models have it, as far as the GGUF says."""
-    d, arch = read_decoder(weights), weights.header.architecture
-    names = {"llama": "LlamaForCausalLM", "granite": "GraniteForCausalLM"}
-    config = {
-        "architectures": [names.get(arch, f"{arch.capitalize()}ForCausalLM")],
-        "model_type": arch,
-        "hidden_size": d.width,
-        "num_hidden_layers": d.n_layer,
-        "num_attention_heads": d.n_head,
-        "num_key_value_heads": d.n_head_kv,
-        "head_dim": d.head,
-        "rms_norm_eps": d.epsilon,
-        "vocab_size": d.n_vocab,
-        "max_position_embeddings": d.n_ctx,
-        "tie_word_embeddings": "output.weight" not in weights,
-        **({"sliding_window": d.window.size} if d.window else {}),
-    }
-    return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def _onnx_notices(weights: Weights, precision: Precision) -> tuple[str, ...]:

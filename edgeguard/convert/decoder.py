@@ -5,12 +5,14 @@ An unknown key or tensor may change what a model computes, so it is an error her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeguard.convert.turns import powers
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
 from edgeguard.formats.gguf import Header
@@ -249,8 +251,12 @@ def _frequencies(weights: Weights, numbers: _Numbers, head: int, arch: _Architec
 
 def _powers(numbers: _Numbers, head: int, base: float) -> npt.NDArray[np.float64]:
     n_rotated = numbers.whole("rope.dimension_count", head)
-    powers: npt.NDArray[np.float64] = base ** (-np.arange(0, n_rotated, 2, dtype=np.float64) / n_rotated)
-    return powers
+    if not (math.isfinite(base) and base > 0):
+        raise ModelError(
+            f"{numbers.header.path}: {numbers.header.architecture}.rope.freq_base is {base:g}, a positive number is "
+            "needed; convert the model again"
+        )
+    return powers(base, n_rotated)
 
 
 def _factor(numbers: _Numbers) -> float:

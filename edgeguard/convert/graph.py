@@ -26,7 +26,8 @@ import numpy.typing as npt
 from edgeguard.convert.blocks import ACCURACY, CARRIED, SIZE, Activations, Blocks, carry
 from edgeguard.convert.decoder import Decoder, read_decoder
 from edgeguard.convert.store import Store
-from edgeguard.convert.weights import Weights, gguf_library
+from edgeguard.convert.turns import turns
+from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
 from edgeguard.formats.onnx_graph import WINDOW
 
@@ -131,9 +132,7 @@ class _Graph:
             whole = self.weights.changed(name) or info.type_name not in CARRIED
             return None if whole else carry(self.weights.blocks(name), info.type_name)
         wanted = "Q4_0" if self.precision == "int4" and name not in (_HEAD, _OUTPUT) else "Q8_0"
-        if info.type_name == wanted and not self.weights.changed(name):
-            return carry(self.weights.blocks(name), wanted)
-        return carry(_quantized(self.weights.float32(name), wanted), wanted)
+        return carry(self.weights.quantized(name, wanted), wanted)
 
     def count(self, name: str, blocks: Blocks | None) -> None:
         kind = str(self.float) if blocks is None else f"int{blocks.bits}"
@@ -195,9 +194,9 @@ class _Graph:
         self._refuse_unused()
 
     def _angles(self, layers: str, frequencies: npt.NDArray[np.float64]) -> None:
-        angles = np.outer(np.arange(self.decoder.n_ctx), frequencies)
-        self.constant(f"cos{layers}", np.cos(angles).astype(self.float))
-        self.constant(f"sin{layers}", np.sin(angles).astype(self.float))
+        cosines, sines = turns(self.decoder.n_ctx, frequencies)
+        self.constant(f"cos{layers}", cosines.astype(self.float))
+        self.constant(f"sin{layers}", sines.astype(self.float))
 
     def _interface(self) -> None:
         from onnx import TensorProto, helper
@@ -420,10 +419,3 @@ class _Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgeguard")
         helper.set_model_props(model, dict(sorted(metadata.items())))
         path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _quantized(matrix: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[np.uint8]:
-    """(n, k) floats → (n, bytes a row) of ggml's blocks, as llama.cpp quantizes without an importance matrix."""
-    library = gguf_library()
-    raw: npt.NDArray[np.uint8] = library.quants.quantize(matrix, library.GGMLQuantizationType[type_name])
-    return raw

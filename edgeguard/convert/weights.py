@@ -81,6 +81,20 @@ class Weights:
             found = found + self._adapter.delta(name)
         return found
 
+    def quantized(self, name: str, type_name: str) -> npt.NDArray[np.uint8]:
+        """A matrix in blocks of ggml's type `type_name`: (rows, bytes a row).
+
+        Its own blocks where it has such, else what llama.cpp makes of its floats without an importance matrix: the
+        numpy code of the gguf package, number by number, whose bits depend neither on the machine nor on its threads.
+        """
+        if self.info(name).type_name == type_name and not self.changed(name):
+            return self._stored(name)
+        library = gguf_library()
+        raw: npt.NDArray[np.uint8] = library.quants.quantize(
+            self.float32(name), library.GGMLQuantizationType[type_name]
+        )
+        return raw
+
     def _stored(self, name: str) -> npt.NDArray[np.uint8]:
         info = self.info(name)
         begin = self.header.data_offset + info.offset

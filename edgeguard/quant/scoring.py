@@ -99,7 +99,7 @@ def is_kept(variant: Variant, setting: Setting, folder: Path) -> bool:
 def key_of(variant: Variant, setting: Setting) -> str:
     """A folder's name for what these scores follow from."""
     said = {
-        "runtime": asdict(setting.runtime),
+        "runtime": {name: value for name, value in asdict(setting.runtime).items() if name != "runtime"},
         "search": asdict(setting.search),
         "limit": setting.limit,
         "reading": asdict(setting.reading),

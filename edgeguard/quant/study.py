@@ -58,7 +58,8 @@ class StudyOptions:
     label_map     what its names stand for in the taxonomy
     command       how the study was asked for, for the report to say
 
-    Raises ValueError for a `lora`, which is merged into a reference first, and a `condition`, which a study chooses.
+    Raises ValueError for a `lora`, which is merged into a reference first, a `condition`, which a study chooses, and a
+        `runtime`, which each model's file says.
     """
 
     records: Path
@@ -80,8 +81,9 @@ class StudyOptions:
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.runtime.lora is not None or self.runtime.condition is not None:
-            raise ValueError(f"a study takes no lora and no condition; {self.runtime} has one")
+        taken = self.runtime
+        if not (taken.lora is None and taken.condition is None and taken.runtime is None):
+            raise ValueError(f"a study takes no lora and no condition, and no runtime; {taken} has one")
 
     @property
     def models(self) -> Path:
@@ -256,7 +258,7 @@ def _first(setting: Setting, n: int) -> Setting:
 
 def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
     """What the report says of how it was made; no path of this machine but the records' name."""
-    from edgeguard import __version__
+    from edgeguard.version import __version__
 
     return {
         "edgeguard": __version__,

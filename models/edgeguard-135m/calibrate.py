@@ -1,23 +1,30 @@
-"""Fits the calibrations that go with the guard: three files from one scoring of the validation set.
+"""Fits the calibrations that go with the guard: three files for each form, from one scoring of the validation set.
 
-    python models/edgeguard-135m/calibrate.py DATA/val.jsonl
+    python models/edgeguard-135m/calibrate.py DATA/val.jsonl                              # all forms
+    python models/edgeguard-135m/calibrate.py DATA/val.jsonl --form q8_0 --scores FOLDER
 
-`edgeguard calibrate` gives the same for one estimator: --method platt --threshold-for f1
---threshold-for unsafe:fpr=0.02 --safe-rate 0.01.
+FOLDER keeps the scores, for a second run and for bench/forms.py and bench/guard.py. `edgeguard calibrate` gives the
+same for one estimator: --method platt --threshold-for f1 --threshold-for unsafe:fpr=0.02 --safe-rate 0.01.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgeguard.backend import Condition, RuntimeOptions
+from edgeguard.builtin import ADAPTER, BuiltIn, built_in
 from edgeguard.calibration.files import write_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
 from edgeguard.evaluation.calibrate import calibrate
 from edgeguard.evaluation.table import ScoreTable, score_records
+from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import find_truth, with_truth
+from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
 
@@ -28,23 +35,67 @@ SAFE_RATE = 0.01  # of the safe records, over a category's threshold
 
 def main() -> None:
     """Command line."""
+    guard = built_in(HERE.name)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("val", type=Path)
+    parser.add_argument("--form", action="append", choices=[form.name for form in guard.forms], help="[default: all]")
+    parser.add_argument("--scores", type=Path, help="folder to keep scores in")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
-    with Guard.load(calibration=False) as guard:
-        table = score_records(guard, read_records(args.val))
-        identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
-    truth = find_truth(args.val, table.labels)
-    assert truth is not None
-    for estimator, calibration in fit(with_truth(table, truth, same_file=True), identity, args.val).items():
-        write_calibration(calibration, args.out / f"calibration-{estimator}.json")
+    for form in [guard.form(name) for name in args.form] if args.form else guard.forms:
+        table = scores_of(guard, form.name, args.val, args.scores, RuntimeOptions(threads=args.threads))
+        identity = {"guard": guard.name, "profile": guard.profile, "model_sha256": form.model_sha256}
+        out = args.out if form.name == ADAPTER else args.out / form.name
+        out.mkdir(parents=True, exist_ok=True)
+        for estimator, calibration in fit(table, identity, args.val).items():
+            write_calibration(calibration, out / f"calibration-{estimator}.json")
 
 
 def fit(table: ScoreTable, identity: Mapping[str, str], val: Path) -> dict[str, Calibration]:
     """Estimator → calibration, by the guard's own rule, of a guard's scores on the validation set."""
     rule = {"method": "platt", "goals": GOALS, "safe_rate": SAFE_RATE}
     return {name: calibrate(table, name, identity=identity, source=val, **rule)[0] for name in table.scores}
+
+
+def scores_of(
+    guard: BuiltIn, form: str, path: Path, folder: Path | None, runtime: RuntimeOptions = RuntimeOptions()
+) -> ScoreTable:
+    """A form's scores of a file, with the file's labels; from the folder where they are there, else kept in it.
+
+    They do not depend on the number of threads, as the study of quantization found; on a `condition` they do.
+    """
+    said = f"{guard.form(form).model_sha256} {guard.profile} {sha256(path)} {runtime.condition or Condition()}"
+    key = hashlib.sha256(said.encode()).hexdigest()[:16]
+    kept = None if folder is None else folder / f"{form}-{path.stem}-{key}.npz"
+    if kept is not None and kept.exists():
+        return with_own_truth(load_table(kept), path)
+    with Guard.load(f"{guard.name}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
+        table = with_progress(loaded, path, form)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_table(table, kept)
+    return with_own_truth(table, path)
+
+
+def with_progress(guard: Guard, path: Path, name: str) -> ScoreTable:
+    """Score a file, and say on stderr how far it is."""
+    records, done = list(read_records(path)), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if done % 100 == 0:
+            print(f"{name} {path.name} {done} of {len(records)}", file=sys.stderr)
+
+    return score_records(guard, records, advance=advance)
+
+
+def with_own_truth(table: ScoreTable, path: Path) -> ScoreTable:
+    """The table with the labels of the file that it was scored from."""
+    truth = find_truth(path, table.labels)
+    assert truth is not None
+    return with_truth(table, truth, same_file=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Writes a trained adapter as the GGUF file that llama.cpp applies, and guard.toml, which says what it is.
 
     python models/edgeguard-135m/export.py RUN/adapter.pt [MORE/adapter.pt …]
+    python models/edgeguard-135m/forms.py   # adds the forms that are made of it
 
 Several runs are averaged in the space of the products B A and brought back to the rank by a singular value
 decomposition: the mean of the matrices themselves would mean nothing, each run has its own basis.

@@ -14,8 +14,8 @@ def _open(path: Path, options: RuntimeOptions) -> Backend:
 
 
 RUNTIME = Runtime(
-    short="llama",
     name="llama.cpp",
+    short="llama",
     opens=frozenset({"gguf"}),
     module="llama_cpp",
     package="edgeguard[llama]",

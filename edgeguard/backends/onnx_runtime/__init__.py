@@ -14,8 +14,8 @@ def _open(path: Path, options: RuntimeOptions) -> Backend:
 
 
 RUNTIME = Runtime(
-    short="onnx",
     name="ONNX Runtime",
+    short="onnx",
     opens=frozenset({"onnx"}),
     module="onnxruntime",
     package="edgeguard[onnx]",

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeguard.backends import opener
+from edgeguard.builtin import ADAPTER
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.builtin import BuiltIn, BuiltInFile
+    from edgeguard.builtin import BuiltIn, BuiltInFile, Form
 
 _ORIGINS = {"package": "of the installed package", "cache": "pulled into the cache folder"}
 
@@ -32,6 +34,21 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
             facts.add_row("", f"sha256 {file.sha256}")
             where = f"there, hash right; {_ORIGINS[file.origin]}: {file.path}" if file.origin else ""
             facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text(printable(where)))
-        facts.add_row("sha256", f"{guard.model_sha256} (of both, the model_sha256 of its scores)")
+        for form in guard.forms:
+            facts.add_row("form", _form(guard, form))
+            facts.add_row("", f"model_sha256 {form.model_sha256}")
         facts.add_row("card", Text(printable(str(guard.card))))
         console.print(facts)
+
+
+def _form(guard: BuiltIn, form: Form) -> Text:
+    """`q8_0, for llama.cpp, calibrated, made: …, default`."""
+    if form.name == ADAPTER:
+        where = "the files above"
+    elif (folder := guard.form_folder(form)).is_dir():
+        where = f"made: {folder}"
+    else:
+        where = "made at first use"
+    fitted = "calibrated" if guard.calibration(form, "marginal") else "not calibrated"
+    line = Text(printable(f"{form.name}, for {opener(form.kind).name}, {fitted}, {where}"))
+    return line.append(", default" if form.name in guard.default else "", "bold")
