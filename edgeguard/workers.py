@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn, Self
 from edgeguard import process
 from edgeguard.backend import RuntimeOptions
 from edgeguard.errors import ModelError, RecordError
+from edgeguard.fingerprint import contents
 from edgeguard.guard import Guard, Score
 from edgeguard.rows.judging import Input, judged, understood
 from edgeguard.rows.record import Failure, Record, failure_of
@@ -35,6 +36,7 @@ class About:
     """What a guard is, for who writes its rows without having it.
 
     model_sha256  as a score has it
+    contents      everything of it that can change a row, as `fingerprint.contents` gives it
     codes         of the taxonomy, those asked about, in order; names: code → its name
     field_labels  what rows report besides, as "field=label"
     """
@@ -45,6 +47,7 @@ class About:
     codes: tuple[str, ...]
     names: Mapping[str, str]
     field_labels: tuple[str, ...]
+    contents: Mapping[str, str | int | float | bool | None]
 
 
 def about(guard: Guard) -> About:
@@ -56,6 +59,7 @@ def about(guard: Guard) -> About:
         codes=guard.codes,
         names={category.code: category.name for category in guard.profile.categories},
         field_labels=guard.field_labels,
+        contents=contents(guard),
     )
 
 

@@ -19,7 +19,7 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"errors", "version"},
-    {"pattern", "process", "tomlfile"},
+    {"files", "pattern", "process", "tomlfile"},
     {"automaton", "backend", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
@@ -30,6 +30,7 @@ LAYERS = [
     {"estimators", "ports", "description"},
     {"estimates"},
     {"guard"},
+    {"fingerprint"},
     {"workers"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},

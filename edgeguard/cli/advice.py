@@ -39,6 +39,8 @@ ADVICE = {
     "worker_not_started": "or take fewer --workers",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",
     "output_broken_off": "--resume goes on where it ends",
+    "other_run": "--overwrite starts anew",
+    "no_run": "name another --output, or --overwrite to start anew",
     "other_output": "or --overwrite to start anew",
     "folder_not_writable": "name another --out",
     "conversion_exists": "--overwrite replaces it",

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import read_thresholds, record_options, reported_errors, split_names, take_reading
+from edgeguard.cli.options import (
+    read_thresholds,
+    record_options,
+    refuse_read,
+    reported_errors,
+    split_names,
+    take_reading,
+)
 from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
@@ -111,6 +118,8 @@ def quant(
 
     Exit code 4: no variant keeps inside --max-flip-rate and --max-auprc-loss.
     """
+    read = {"records": records, "variant": variants, "calibration": calibration, "labels-map": labels_map, **others}
+    refuse_read([out / "report.json", out / "report.html", *(out / "repair").glob("*.json")], read)
     reading = take_reading(others)
     with reported_errors():
         from edgeguard.backend import RuntimeOptions

@@ -12,6 +12,7 @@ from edgeguard.cli.options import (
     load_guard,
     model_options,
     record_options,
+    refuse_read,
     reported_errors,
     search_options,
     take_reading,
@@ -96,6 +97,7 @@ def calibrate(
         from edgeguard.errors import CalibrationError, OutputError
         from edgeguard.evaluation.calibrate import contextual
 
+        refuse_read([out], {"input": source, **options})
         if out.exists() and not overwrite:
             raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
         if method == "contextual":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeguard.cli.options import reported_errors
+from edgeguard.cli.options import refuse_read, reported_errors
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def convert(
             threads=threads,
             overwrite=overwrite,
         )
+        refuse_read([output] if output is not None else [], {"lora": options.lora, "imatrix": imatrix})
         done = run(given, output or default_output(named, kind), to=kind, options=options)
         for notice in (*done.notices, *_uncalibrated(built, lora, kind)):
             click.echo(f"edgeguard: {printable(notice)}", err=True)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
-    from edgeguard.workers import Workers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -150,11 +149,43 @@ def load_guard(**options: Any) -> Guard:
     return Guard.load(**load_arguments(**options))
 
 
-def load_workers(n: int, **options: Any) -> Workers:
-    """n processes with the guard that the options ask for, each with one thread where they name no number."""
-    from edgeguard.workers import Workers
+def files_of(options: Mapping[str, Any]) -> list[tuple[str, str | Path]]:
+    """(option, path) of every value that names something on the disk: files that a command reads."""
+    found = [
+        (name, one) for name, value in options.items() for one in (value if isinstance(value, tuple) else (value,))
+    ]
+    return [(f"the {name}", one) for name, one in found if isinstance(one, str | Path) and _is_there(one)]
 
-    return Workers(n, **load_arguments(**options))
+
+def refuse_read(outputs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Misuse, where a command would write over a file that it reads, as any of its options or arguments says."""
+    from edgeguard.errors import OutputError
+    from edgeguard.files import check_not_read
+
+    try:
+        check_not_read(outputs, [*files_of(options), *_built_in_files()])
+    except OutputError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _built_in_files() -> list[tuple[str, Path]]:
+    """Folders whose files edgeguard reads unasked: of the built-in guards, and of the profiles."""
+    from importlib.resources import files
+
+    from edgeguard.builtin import built_in_guards, find_base
+
+    guards = built_in_guards()
+    bases = (find_base(guard) for guard in guards)
+    folders = [path for guard in guards for path in (guard.folder, *map(guard.form_folder, guard.forms))]
+    own = [*folders, *(base.path for base in bases if base is not None), Path(str(files("edgeguard") / "profiles"))]
+    return [("a file of edgeguard's own", path) for path in own]
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return str(path) == "-" or Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def load_arguments(

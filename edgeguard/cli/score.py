@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +15,10 @@ import click
 from edgeguard.cli.options import (
     calibration_options,
     drop_stdout,
-    load_guard,
-    load_workers,
+    load_arguments,
     model_options,
     record_options,
+    refuse_read,
     reported_errors,
     search_options,
     take_reading,
@@ -28,7 +27,9 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.guard import Score
+    from edgeguard.rows.readers import Reading
     from edgeguard.rows.record import Failure, Record
+    from edgeguard.rows.run import OutputRun, Settings
     from edgeguard.rows.writer import Writer
     from edgeguard.workers import About
 
@@ -137,23 +138,22 @@ def score(
         raise click.UsageError("--resume and --overwrite exclude each other")
     if table and (output is not None or format_ is not None):
         raise click.UsageError("--table is for the screen; leave --output and --format out")
-    if output is not None and _same_file(source, output):
-        raise click.UsageError(f"{output} is the input; name another --output")
     reading = take_reading(options)
     with reported_errors():
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
-        format_ = format_ or format_of(output)
-        _refuse_existing(output, overwrite or resume)
-        opened = _own_stdin() if workers and str(source) == "-" else source
-        records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
-        total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
-        with _scorer(workers and min(workers, max(1, total or workers)), estimator=estimator, **options) as scorer:
-            if table:
-                tally = _show_table(scorer, records, source)
-            else:
-                tally = _write(scorer, records, source, total, output, format_, overwrite, resume)
+        to = Output(output, format_ or format_of(output), overwrite, resume)
+        with to.claimed({"input": source, **options}) as run:
+            opened = _own_stdin() if workers and str(source) == "-" else source
+            records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
+            total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
+            n_workers = workers and min(workers, max(1, total or workers))
+            with _scorer(n_workers, reading, estimator=estimator, **options) as scorer:
+                if table:
+                    tally = _show_table(scorer, records, source)
+                else:
+                    tally = _write(scorer, records, source, total, to, run)
     if fail_over is not None and tally.highest > fail_over:
         click.echo(
             f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
@@ -164,24 +164,58 @@ def score(
 
 
 @dataclass(frozen=True)
+class Output:
+    """Where rows go: a file, None or "-" for stdout, and what may be done with one that is there."""
+
+    path: Path | None
+    format: str
+    overwrite: bool
+    resume: bool
+
+    @contextmanager
+    def claimed(self, options: Mapping[str, Any]) -> Iterator[OutputRun | None]:
+        """The output for this process alone, before a model is loaded. `options` name the files that it must not be."""
+        from edgeguard.files import target
+        from edgeguard.rows.run import run_file
+        from edgeguard.rows.writer import claim
+
+        if self.path is not None and str(self.path) != "-":
+            refuse_read([target(self.path), run_file(self.path)], options)
+        run = claim(self.path, format=self.format, overwrite=self.overwrite, resume=self.resume)
+        with run or nullcontext():
+            yield run
+
+
+@dataclass(frozen=True)
 class _Scorer:
-    """A guard, or several processes with it. `judged`: (records, their file's name) → what is made of each."""
+    """A guard, or several processes with it.
+
+    judged    (records, their file's name) → what is made of each
+    settings  all that can change a row
+    """
 
     about: About
     judged: Callable[[Iterator[Record | Failure], str], Judged]
+    settings: Settings
 
 
 @contextmanager
-def _scorer(workers: int | None, **options: Any) -> Iterator[_Scorer]:
+def _scorer(workers: int | None, reading: Reading, **options: Any) -> Iterator[_Scorer]:
+    from edgeguard.fingerprint import fingerprint
+    from edgeguard.guard import Guard
     from edgeguard.rows.judging import judged
-    from edgeguard.workers import about
+    from edgeguard.workers import Workers, about
 
+    arguments = load_arguments(**options)
     if workers is None:
-        with load_guard(**options) as guard:
-            yield _Scorer(about(guard), lambda records, where: judged(records, guard.score, where=where))
+        with Guard.load(**arguments) as guard:
+            said = about(guard)
+            settings = fingerprint(said.contents, arguments, reading)
+            yield _Scorer(said, lambda records, where: judged(records, guard.score, where=where), settings)
     else:
-        with load_workers(workers, **options) as pool:
-            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where))
+        with Workers(workers, **arguments) as pool:
+            settings = fingerprint(pool.about.contents, arguments, reading, threads=1)
+            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where), settings)
 
 
 def _own_stdin() -> str | BinaryIO:
@@ -190,21 +224,6 @@ def _own_stdin() -> str | BinaryIO:
         return open(sys.stdin.fileno(), "rb", closefd=False)  # the thread has it until the process ends
     except (AttributeError, OSError):  # it is closed, or not a file
         return "-"
-
-
-def _same_file(source: Path, output: Path) -> bool:
-    try:
-        return str(source) != "-" and os.path.samefile(source, output)
-    except (OSError, ValueError):  # one of them is not there, or is no name a file can have
-        return False
-
-
-def _refuse_existing(output: Path | None, allowed: bool) -> None:
-    """Before the model loads; the writer checks again, without a race."""
-    from edgeguard.rows.writer import already_exists
-
-    if output is not None and str(output) != "-" and not allowed and os.path.isfile(output):
-        raise already_exists(output)
 
 
 def _smaller(total: int | None, limit: int | None) -> int | None:
@@ -221,23 +240,23 @@ def _write(
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
-    output: Path | None,
-    format_: str,
-    overwrite: bool,
-    resume: bool,
+    to: Output,
+    run: OutputRun | None,
 ) -> Tally:
+    from edgeguard.rows.run import digest_of
     from edgeguard.rows.writer import open_writer
 
-    tally = Tally()
+    tally, where = Tally(), _name_of(source)
     labels = (*scorer.about.codes, *scorer.about.field_labels)
-    writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
+    flags = {"overwrite": to.overwrite, "resume": to.resume}
+    writer = open_writer(to.path, format=to.format, labels=labels, settings=scorer.settings, run=run, **flags)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(scorer.about, records, writer, output)
-            for _, result in scorer.judged(records, _name_of(source)):
+            done = _skip_resumed(records, where, writer, to.path)
+            for record, result in scorer.judged(records, where):
                 row = result.row()
-                writer.write(row)
+                writer.write(row, digest_of(record, where))
                 tally.add(row)
                 advance()
     except BrokenPipeError:
@@ -245,19 +264,19 @@ def _write(
         click.echo(f"edgeguard: the output was closed after {tally.records} rows", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        again = f"; run again with --resume to go on from row {writer.rows}" if output else ""
+        again = f"; run again with --resume to go on from row {writer.rows}" if to.path else ""
         click.echo(f"edgeguard: interrupted after {tally.records} records{again}", err=True)
         sys.exit(1)
     _summarise(tally, time.perf_counter() - began, writer.resumed)
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
+def _skip_resumed(records: Iterator[Record | Failure], where: str, writer: Writer, output: Path | None) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
+    from edgeguard.rows.run import digest_of
 
     done = Tally()
-    identity = {"estimator": about.estimator, "profile": about.profile, "model_sha256": about.model_sha256}
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -267,12 +286,10 @@ def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Wri
                 f"{output}: row {number} has id {row.id!r}, the input's record {number} has {record.id!r}; "
                 "this is not the output of this input"
             )
-        other = {k: v for k, v in (row.identity or {}).items() if v != identity[k]}
-        if other:
-            key = next(iter(other))
+        if digest_of(record, where) != row.record:
             raise OutputError(
-                f"{output}: row {number} was made with {key} {other[key]}, this run has {identity[key]}; "
-                "resume with the same, or write to another file"
+                f"{output}: row {number} was made of a record with another content than the input's record {number} "
+                f"(line {record.line}); was one changed, put in or taken out? This is not the output of this input"
             )
         done.records += 1
         done.errors += row.is_error

@@ -19,6 +19,7 @@ from edgeguard.backends import runtime_of
 from edgeguard.errors import ModelError
 from edgeguard.evaluation.table import ScoreTable, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
+from edgeguard.files import write_whole
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
 from edgeguard.profile import Profile, load_profile, variant_of
@@ -233,9 +234,7 @@ def _score_chunks(guard: Guard, records: Sequence[Any], out: Path) -> None:
     vocabulary = guard.backend.vocabulary
     pieces = hashlib.sha256(b"\0".join(vocabulary.pieces)).hexdigest()
     said = {"vocabulary": pieces, "n_vocab": len(vocabulary), "architecture": guard.backend.info.architecture}
-    half = out / "done.json.partial"
-    half.write_text(json.dumps(said), encoding="utf-8")
-    half.replace(out / "done.json")
+    write_whole(out / "done.json", json.dumps(said).encode())
 
 
 def _peak() -> float:
