@@ -106,6 +106,7 @@ class OutputRun:
     output  the file itself, links followed
     path    where it is noted; made: nothing was there
     noted   what an earlier run has left, or this one has begun
+    restored  the journal has been made of the finished output
     """
 
     output: Path
@@ -114,6 +115,7 @@ class OutputRun:
     noted: Noted | None
     _file: FileIO = field(repr=False)
     _size: int = 0
+    restored: bool = False
 
     def begin(self, format: str, settings: Settings, token: str) -> None:
         """Note a run without a row yet, in place of what there was. Raises OSError."""

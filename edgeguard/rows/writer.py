@@ -156,6 +156,8 @@ class Writer:
         try:
             if kind is None:
                 self._finish(self.rows)
+            elif self.rows == self.resumed and self._run is not None:
+                _drop_restored(self._run)
         finally:
             if self._run is not None:
                 self._run.close()
@@ -430,8 +432,16 @@ def _restore_journal(run: OutputRun, labels: Sequence[str]) -> None:
             for batch in file.iter_batches(batch_size=_ROW_GROUP):
                 lines.writelines(map(json_bytes, batch.to_pylist()))
         os.replace(half, _rows_file(run, run.noted.token))
+        run.restored = True
     finally:
         half.unlink(missing_ok=True)
+
+
+def _drop_restored(run: OutputRun) -> None:
+    """Remove the journal of a finished Parquet file that was not gone on from; the file has its rows."""
+    if run.restored:
+        with suppress(OSError):
+            _rows_file(run, run.noted.token if run.noted else "").unlink()
 
 
 def _check_columns(path: Path, labels: Sequence[str]) -> None:
