@@ -723,7 +723,7 @@ def test_ctrl_c_says_how_to_go_on(tiny: Tiny, edgeguard_command: Callable[..., l
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 1
+    assert process.wait(60) == 130
     process.stdin.close()
     message = one_line(process.stderr.read().decode())
     process.stderr.close()

@@ -411,19 +411,12 @@ def test_resuming_a_missing_file_begins_it_and_a_complete_one_changes_nothing(tm
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_rows_that_are_there_tell_their_ids_and_their_model(tmp_path: Path, format: str) -> None:
+def test_the_rows_that_are_there_tell_their_ids(tmp_path: Path, format: str) -> None:
     crash(tmp_path / "out", [failure("x"), score("a\nb"), score("c", model_sha256="cd")], format)
     with open_writer(tmp_path / "out", format=format, labels=LABELS, resume=True) as writer:
         assert writer.resumed == writer.rows == 3
         writer.write(score("later"))
         assert [row[:2] for row in writer.resumed_rows()] == [("x", True), ("a\nb", False), ("c", False)]
-        assert writer.resumed_identity == {"estimator": "marginal", "profile": "p", "model_sha256": "ab"}
-
-
-def test_without_a_scored_row_there_is_no_identity(tmp_path: Path) -> None:
-    crash(tmp_path / "out", [failure("x")], "jsonl")
-    with open_writer(tmp_path / "out", format="jsonl", labels=LABELS, resume=True) as writer:
-        assert writer.resumed_identity is None
 
 
 def test_ids_keep_their_type_in_jsonl_and_are_strings_in_csv(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from edgeguard.cli.options import (
     search_options,
     take_reading,
 )
+from edgeguard.cli.say import say
 from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def calibrate(
             from edgeguard.cli.screen.evaluation import print_fits
 
             print_fits(fits)
-        click.echo(f"wrote {out}", err=True)
+        say(f"wrote {out}")
 
 
 def _fit(

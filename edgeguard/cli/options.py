@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeguard.cli.say import say, stdout_lost
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -290,20 +290,18 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except EdgeguardError as error:
-        click.echo(f"edgeguard: {printable(advised(error))}", err=True)
+        say(f"edgeguard: {printable(advised(error))}")
         sys.exit(1)
     except OSError as error:  # files have errors of their own: this is stdout, full or closed by its reader
-        drop_stdout()
-        click.echo(f"edgeguard: stdout cannot be written ({error.strerror or error})", err=True)
-        sys.exit(1)
+        sys.exit(stdout_lost(error))
     except KeyboardInterrupt:
-        click.echo("edgeguard: interrupted", err=True)
-        sys.exit(1)
+        say("edgeguard: interrupted")
+        sys.exit(130)
 
 
 class _Echo(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"edgeguard: {printable(record.getMessage())}", err=True)
+        say(f"edgeguard: {printable(record.getMessage())}")
 
 
 def _echo_log() -> None:
@@ -311,8 +309,3 @@ def _echo_log() -> None:
     log = logging.getLogger("edgeguard")
     if not any(isinstance(handler, _Echo) for handler in log.handlers):
         log.addHandler(_Echo())
-
-
-def drop_stdout() -> None:
-    """Point stdout elsewhere, so that what it still holds is not written once more when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

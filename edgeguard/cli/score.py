@@ -14,7 +14,6 @@ import click
 
 from edgeguard.cli.options import (
     calibration_options,
-    drop_stdout,
     load_arguments,
     model_options,
     record_options,
@@ -23,6 +22,7 @@ from edgeguard.cli.options import (
     search_options,
     take_reading,
 )
+from edgeguard.cli.say import drop, say, stdout_is_free
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def score(
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
+        stdout_is_free[0] = output is not None and str(output) != "-"
         to = Output(output, format_ or format_of(output), overwrite, resume)
         with to.claimed({"input": source, **options}) as run:
             opened = _own_stdin() if workers and str(source) == "-" else source
@@ -155,10 +156,7 @@ def score(
                 else:
                     tally = _write(scorer, records, source, total, to, run)
     if fail_over is not None and tally.highest > fail_over:
-        click.echo(
-            f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
-            err=True,
-        )
+        say(f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}")
         sys.exit(3)
     sys.exit(1 if tally.errors else 0)
 
@@ -260,13 +258,13 @@ def _write(
                 tally.add(row)
                 advance()
     except BrokenPipeError:
-        drop_stdout()
-        click.echo(f"edgeguard: the output was closed after {tally.records} rows", err=True)
+        drop(sys.stdout)
+        say(f"edgeguard: the output was closed after {tally.records} rows")
         sys.exit(1)
     except KeyboardInterrupt:
         again = f"; run again with --resume to go on from row {writer.rows}" if to.path else ""
-        click.echo(f"edgeguard: interrupted after {tally.records} records{again}", err=True)
-        sys.exit(1)
+        say(f"edgeguard: interrupted after {tally.records} records{again}")
+        sys.exit(130)
     _summarise(tally, time.perf_counter() - began, writer.resumed)
     return _with_resumed(tally, done)
 
@@ -331,7 +329,7 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
-    click.echo(", ".join(parts), err=True)
+    say(", ".join(parts))
 
 
 def _show_table(scorer: _Scorer, records: Iterator[Record | Failure], source: Path) -> Tally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from edgeguard.errors import OutputError
 from edgeguard.rows import csv
@@ -24,13 +24,12 @@ from edgeguard.rows.schema import IDENTITY, ResultRow, columns, flatten, to_json
 class SeenRow(NamedTuple):
     """What a row already written tells. CSV and Parquet give every id as a string, and CSV "" as None.
 
-    identity  its estimator, profile and model_sha256; None for an error row, as is `unsafe`
-    record    the digest of the record that it was made of
+    unsafe  None for an error row
+    record  the digest of the record that it was made of
     """
 
     id: Id
     is_error: bool
-    identity: dict[str, Any] | None
     flagged: bool = False
     unsafe: float | None = None
     record: str = NO_RECORD
@@ -85,9 +84,8 @@ def seen(row: ResultRow) -> SeenRow:
     if "id" not in row or not ("error" in row or row.keys() >= set(IDENTITY)):
         raise ValueError("not a result row")
     if "error" in row:
-        return SeenRow(row["id"], True, None)
-    identity = {key: row[key] for key in IDENTITY}
-    return SeenRow(row["id"], False, identity, row.get("flagged") is True, row.get("unsafe"))
+        return SeenRow(row["id"], True)
+    return SeenRow(row["id"], False, row.get("flagged") is True, row.get("unsafe"))
 
 
 def _json_row(data: bytes) -> ResultRow:
@@ -114,7 +112,6 @@ class Found:
 
     end: int = 0
     n_rows: int = 0
-    identity: dict[str, Any] | None = None
 
 
 def scan(path: Path, encoding: Encoding, run: OutputRun, format: str, settings: Settings) -> Found:
@@ -167,7 +164,7 @@ def _looks_right(path: Path, encoding: Encoding, number: int, data: bytes) -> No
 
 def _kept(path: Path, end: int, rows: Iterator[tuple[int, bytes]], run: OutputRun, encoding: Encoding) -> Found:
     entries = run.entries()
-    n_rows, identity = 0, None
+    n_rows = 0
     for number, data in rows:
         entry = next(entries, None)
         if entry is None or not entry.is_of(data):
@@ -175,8 +172,8 @@ def _kept(path: Path, end: int, rows: Iterator[tuple[int, bytes]], run: OutputRu
             if after is None and (not data.strip(b"\0") or (entry is not None and entry.began(data.rstrip(b"\0")))):
                 break
             raise _not_a_row(path, number, data)
-        end, n_rows, identity = end + len(data), n_rows + 1, identity or seen(encoding.decode(data)).identity
-    return Found(end, n_rows, identity)
+        end, n_rows = end + len(data), n_rows + 1
+    return Found(end, n_rows)
 
 
 def split(stream: BinaryIO, encoding: Encoding, number: int) -> Iterator[tuple[int, bytes]]:

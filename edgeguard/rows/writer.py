@@ -101,8 +101,7 @@ def _write_failure(error: OSError, where: str, n_rows: int, *, resumable: bool) 
 class Writer:
     """An open output, a context manager. Leaving it without an exception completes the output.
 
-    resumed           rows that were there already
-    resumed_identity  estimator, profile and model_sha256 of the first scored one of them, None without one
+    resumed  rows that were there already
     """
 
     def __init__(
@@ -110,7 +109,6 @@ class Writer:
     ) -> None:
         self._sink, self._encoding, self._run, self._finish = sink, encoding, run, finish
         self.resumed = found.n_rows
-        self.resumed_identity = found.identity
 
     @property
     def rows(self) -> int:
