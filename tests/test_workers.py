@@ -416,7 +416,7 @@ def test_ctrl_c_ends_all_and_says_how_to_go_on(tiny: Tiny, edgeguard_command: Co
     workers = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it too
     status, said = end_of(process)
-    assert status == 1
+    assert status == 130
     assert "interrupted after 8 records; run again with --resume to go on from row 8" in one_line(said)
     assert out.read_bytes().count(b"\n") == 8
     assert not any(map(is_alive, workers))
