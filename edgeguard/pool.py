@@ -228,9 +228,12 @@ class _Seat:
         try:
             done, value = self._ask(job)
         except _Died as death:
-            job.future.set_exception(
-                WorkerDied(f"{death} while it had this record, twice; it said last: {death.last_words}")
+            when = (
+                "while it had this record, twice"
+                if death.at_work
+                else f"before it had begun with this record, {_OPENINGS} times"
             )
+            job.future.set_exception(WorkerDied(f"{death} {when}; it said last: {death.last_words}"))
         except _Closing:
             job.future.set_exception(ValueError("the pool is closed"))
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -24,12 +25,15 @@ class Opening:
 
     log: Path
     how: str = "well"
+    ready: Path | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[str]:
         with self.log.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        if self.how == "says no":
+        if self.how == "logs":
+            logging.getLogger("edgeguard").warning("open%s", "ing")
+        if self.how == "says no" or (self.ready is not None and not self.ready.exists()):
             raise ModelError("no.gguf is no model", kind="no_room_for_context", path=Path("no.gguf"))
         if self.how == "dies":
             sys.stderr.write("llama.cpp: ran out of luck\n")
@@ -54,6 +58,11 @@ def echo(opened: str, item: Any) -> Any:
     """The item, of which printing makes nothing else."""
     print("noise")
     return item
+
+
+def logs(opened: str, item: str) -> None:
+    """Says a line in the log."""
+    logging.getLogger("edgeguard.deep.inside").warning(item)
 
 
 def slowly(opened: str, item: tuple[Any, float]) -> Any:
@@ -99,3 +108,40 @@ def raises(opened: str, item: str) -> None:
 
 class Local(Exception):
     """Does not survive pickle."""
+
+
+class DiesUnread:
+    """An item that ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return die, ()
+
+
+class OnlyThere:
+    """An item that comes to the process and not back."""
+
+    def __init__(self, at_home: int | None = None) -> None:
+        self.at_home = at_home or os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _only_there, (self.at_home,)
+
+
+def _only_there(at_home: int) -> OnlyThere:
+    if os.getpid() == at_home:
+        raise TypeError("it lives in the other process")
+    return OnlyThere(at_home)
+
+
+def score_slowly(guard: Guard, record: Record) -> Score:
+    """A guard that takes its time with some records."""
+    if record.messages[-1].content.startswith("wait"):
+        time.sleep(float(record.messages[-1].content.split()[1]))
+    return guard.score(record)
+
+
+def score_or_break(guard: Guard, record: Record) -> Score:
+    """A guard whose weights turn out to be broken."""
+    if "broken" in record.messages[-1].content:
+        raise ModelError("its weights are broken", kind="odd", number=7)
+    return guard.score(record)

@@ -8,239 +8,29 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import Run, RunProcess
 from hypothesis import given
 from hypothesis import strategies as st
-from stub_worker import Opening, echo, hello, kills, process_id, raises, score_or_die, slowly
+from processes import SECONDS, children, gone, until
+from stub_worker import score_or_break, score_or_die, score_slowly
 
-from edgeguard import ContextOverflow, Guard, ModelError, RuntimeOptions, Search, WorkerDied, Workers, score_many
-from edgeguard.ahead import Ahead
+from edgeguard import Failure, Guard, ModelError, RuntimeOptions, Score, Search, Workers, score_many
 from edgeguard.builtin import ADAPTER, DEFAULT
 from edgeguard.calibration.maps import Calibration, Map
+from edgeguard.convert import convert
 from edgeguard.pool import Pool
-from edgeguard.workers import EACH, SMALL, Plan, plan
+from edgeguard.workers import AHEAD, EACH, SMALL, Plan, plan, size_of
 
 Tiny = tuple[str, ...]
 Command = Callable[..., list[str]]
-
-
-# ------------------------------------------------------------ processes
-
-
-@pytest.fixture
-def opening(tmp_path: Path) -> Opening:
-    return Opening(tmp_path / "opened")
-
-
-def pool_of(opening: Opening, n: int = 2, start: int = 1) -> Pool:
-    return Pool(opening, hello=hello, n=n, start=start, what="a worker process")
-
-
-def openings(opening: Opening) -> list[str]:
-    return opening.log.read_text().splitlines()
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"  # nobody reaps it here
-
-
-def until(done: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_what_is_sent_comes_back_as_it_was_and_prints_do_not_mix_with_it(tmp_path: Path) -> None:
-    items = ["x" * 3_000_000, "Ünïcödé 漢字 \0", "\udc80 alone", b"\xff" * 10, None, {"deep": [1, (2.5, "a")]}]
-    with pool_of(Opening(tmp_path / "opened", "prints")) as pool:
-        assert [f.result(30) for f in [pool.submit(echo, item) for item in items]] == items
-
-
-def test_processes_are_started_as_tasks_wait_and_no_more_than_asked(opening: Opening) -> None:
-    with pool_of(opening, n=3) as pool:
-        assert pool.hello() == "opened"
-        for _ in range(5):
-            pool.submit(echo, 1).result(30)
-        assert len(openings(opening)) == 1
-        assert [f.result(30) for f in [pool.submit(slowly, (i, 0.2)) for i in range(8)]] == list(range(8))
-        assert len(openings(opening)) == 3
-        (pids := {*map(int, openings(opening))}).remove(pool.submit(process_id, None).result(30))
-    assert len(pids) == 2 and all(map(gone, map(int, openings(opening))))
-
-
-def test_a_task_that_kills_its_process_twice_is_an_error_of_its_own(opening: Opening, tmp_path: Path) -> None:
-    items = ["a", "kill", "b", f"kill once {tmp_path / 'once'}", "c"]
-    with pool_of(opening, n=1) as pool:
-        futures = [pool.submit(kills, item) for item in items]
-        with pytest.raises(WorkerDied, match=r"ended by SIGSEGV while .*twice; it said last: GGML_ASSERT\(false\)"):
-            futures.pop(1).result(30)
-        assert [future.result(30) for future in futures] == [items[0], *items[2:]]
-    assert len(openings(opening)) == 4  # one, two for the killer, one for what died once
-
-
-def test_a_process_that_cannot_open_is_one_error_and_no_loop(tmp_path: Path) -> None:
-    opening = Opening(tmp_path / "no", "says no")
-    with pool_of(opening) as pool:
-        with pytest.raises(ModelError, match=r"^no\.gguf is no model$") as error:
-            pool.hello()
-        assert (error.value.kind, error.value.data) == ("no_room_for_context", {"path": Path("no.gguf")})
-        for _ in range(3):
-            with pytest.raises(ModelError, match=r"no\.gguf is no model"):
-                pool.submit(echo, 1).result(30)
-    assert len(openings(opening)) == 1
-    opening = Opening(tmp_path / "dies", "dies")
-    with (
-        pool_of(opening, n=1) as pool,
-        pytest.raises(ModelError, match=r"by SIGKILL while it started, 3 times; it said last: llama\.cpp: ran"),
-    ):
-        pool.hello()
-    assert len(openings(opening)) == 3
-
-
-def test_a_process_that_finds_other_files_than_the_first_ends_the_run(tmp_path: Path) -> None:
-    with pool_of(Opening(tmp_path / "opened", "changes"), n=1) as pool:
-        assert pool.hello() == "opened as 1"
-        with pytest.raises(ModelError, match="found other files than those before it"):
-            pool.submit(kills, "kill").result(30)
-
-
-def test_errors_are_the_same_on_this_side(opening: Opening) -> None:
-    with pool_of(opening, n=1) as pool:
-        with pytest.raises(ContextOverflow, match="needs 10 tokens") as overflow:
-            pool.submit(raises, "overflow").result(30)
-        assert overflow.value.data == {"n_tokens": 10, "n_ctx": 5}
-        with pytest.raises(KeyError, match="a bug") as bug:
-            pool.submit(raises, "a bug").result(30)
-        assert "stub_worker.py" in bug.value.__notes__[0]  # where it is from
-        with pytest.raises(RuntimeError, match="Local: <function"):
-            pool.submit(raises, "unpicklable").result(30)
-    assert len(openings(opening)) == 1
-
-
-def test_closing_ends_what_is_at_work_and_cancels_what_waits(opening: Opening) -> None:
-    pool = pool_of(opening, n=1)
-    futures = [pool.submit(slowly, (i, 60)) for i in range(3)]
-    until(futures[0].running)
-    began = time.monotonic()
-    pool.close()
-    pool.close()
-    assert time.monotonic() - began < 5
-    assert all(future.done() for future in futures) and futures[2].cancelled()
-    with pytest.raises(ValueError, match="closed"):
-        pool.submit(echo, 1)
-    assert all(map(gone, map(int, openings(opening))))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_processes_killed_at_random_lose_double_and_reorder_nothing(opening: Opening, seed: int) -> None:
-    rng, stop = random.Random(seed), threading.Event()
-
-    def kill_some() -> None:
-        for _ in range(6):  # the oldest, and so few: no process is killed three times while it starts
-            if stop.wait(rng.uniform(0.05, 0.2)):
-                return
-            if alive := [pid for pid in map(int, openings(opening)) if not gone(pid)]:
-                with suppress(ProcessLookupError):
-                    os.kill(alive[0], signal.SIGKILL)
-
-    with pool_of(opening, n=3, start=3) as pool:
-        pool.hello()
-        futures = [pool.submit(slowly, (i, rng.uniform(0, 0.03))) for i in range(150)]
-        killer = threading.Thread(target=kill_some)
-        killer.start()
-        results = [future.exception(60) or future.result() for future in futures]
-        stop.set()
-        killer.join()
-    # A record may be met twice by chance: then it is an error in its place.
-    assert all(found == i or isinstance(found, WorkerDied) for i, found in enumerate(results))
-    assert sum(isinstance(found, WorkerDied) for found in results) <= 3
-
-
-CHILD = """
-import sys, time
-from pathlib import Path
-from stub_worker import Opening, hello, slowly
-from edgeguard.pool import Pool
-pool = Pool(Opening(Path(sys.argv[1])), hello=hello, n=2, start=2)
-tasks = [pool.submit(slowly, (i, 60)) for i in range(2)]
-while not all(task.running() for task in tasks) or len(Path(sys.argv[1]).read_text().splitlines()) < 2:
-    time.sleep(0.01)
-print("ready", flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, how: signal.Signals) -> None:
-    log = tmp_path / "opened"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", CHILD, log], stdout=subprocess.PIPE, env=environment) as parent:
-        assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
-        parent.send_signal(how)
-        assert parent.wait(10) == -how
-    until(lambda: all(map(gone, map(int, log.read_text().splitlines()))), 10)
-
-
-# ------------------------------------------------------------ reading ahead
-
-
-@given(st.integers(1, 5), st.integers(0, 30), st.integers(1, 20), st.lists(st.integers(0, 9), max_size=40))
-def test_no_more_is_read_than_there_is_room_for(most: int, taken: int, heaviest: int, weights: list[int]) -> None:
-    read: list[int] = []
-
-    def source() -> Iterator[int]:
-        for weight in weights:
-            read.append(weight)
-            yield weight
-
-    ahead = Ahead(source(), lambda weight: weight, most=most, weigh=lambda weight: weight, heaviest=heaviest)
-    got = list(itertools.islice(ahead, taken))
-    assert got == weights[:taken]
-    time.sleep(0.001)
-    waiting = read[len(got) : -1]  # but for the one in hand
-    assert len(waiting) <= most and (len(waiting) <= 1 or sum(waiting) <= heaviest)
-    ahead.close()
-
-
-def test_what_was_read_is_not_kept_waiting_by_what_was_not() -> None:
-    gate = threading.Event()
-
-    def trickle() -> Iterator[int]:
-        yield 1
-        gate.wait(30)
-        yield 2
-
-    ahead = Ahead(trickle(), str, most=8)
-    assert next(ahead) == "1" and ahead.number_within(0.01) is None
-    gate.set()
-    assert list(ahead) == ["2"]
-    assert Ahead(range(3), str, most=8).number_within(5) == 3
-    assert Ahead(itertools.count(), str, most=8).number_within(5) is None
-
-
-def test_an_error_of_the_source_comes_behind_the_items_before_it() -> None:
-    def torn() -> Iterator[int]:
-        yield from (1, 2)
-        raise ValueError("torn")
-
-    ahead, got = Ahead(torn(), str, most=8), []
-    with pytest.raises(ValueError, match="torn"):
-        got.extend(iter(lambda: next(ahead), None))
-    assert list(ahead) == []
 
 
 # ------------------------------------------------------------ how many
@@ -268,6 +58,22 @@ def test_the_rule_for_the_number_of_processes() -> None:
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 1 << 34), st.integers(0, 1 << 34))
 def test_how_many_records_there_are_and_how_much_memory_is_free_change_no_bits(a: int, b: int, m: int, n: int) -> None:
     assert planned(records=a, memory=m).threads == planned(records=b, memory=n).threads
+
+
+def test_all_parts_of_a_model_are_counted_and_nothing_beside_it(tmp_path: Path) -> None:
+    for name, n in {
+        "a.gguf": 3,
+        "a.gguf.old": 90,
+        "b-00001-of-00002.gguf": 4,
+        "b-00002-of-00002.gguf": 5,
+        "c/model.onnx": 1,
+        "c/model.onnx.data": 70,
+        "c/other.bin": 90,
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(n))
+    names = ("a.gguf", "b-00001-of-00002.gguf", "c/model.onnx", "c", "none.gguf", "nul\0.gguf")
+    assert [size_of(tmp_path / name) for name in names] == [3, 9, 71, 71, None, None]
 
 
 # ------------------------------------------------------------ whole commands
@@ -302,6 +108,123 @@ def test_one_two_and_three_processes_write_the_same_bytes(run: Run, tiny: Tiny, 
         json.loads(line).get("error", {}).get("type") for line in (tmp_path / "2-out.jsonl").read_text().splitlines()
     ]
     assert [kind for kind in kinds if kind] == ["invalid_json", "context_overflow", "duplicate_id"]
+
+
+@pytest.fixture(scope="module")
+def onnx(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tiny_model, tmp_path_factory.mktemp("onnx") / "onnx", to="onnx-int8").path
+
+
+def test_models_of_onnx_runtime_give_the_same_bits_too(onnx: Path, tiny_guard: Guard) -> None:
+    texts = [f"text {i} {'word ' * (i * 5 % 30)}" for i in range(8)] + [""]
+    options: dict[str, Any] = {"profile": tiny_guard.profile, "runtime": RuntimeOptions(threads=1)}
+    with Guard.load(onnx, **options) as guard:
+        alone = list(guard.score_many(texts))
+    for n in (1, 2, 3):
+        assert list(score_many(texts, onnx, workers=n, profile=tiny_guard.profile)) == alone
+
+
+@pytest.mark.parametrize("n", [5, 19])
+def test_the_number_that_is_chosen_changes_no_bits(
+    run: Run, tiny: Tiny, source: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """Without a word about workers and threads: one process for a few lines, several for more."""
+    started: list[int] = []
+    monkeypatch.setattr("edgeguard.workers.available_cores", lambda: 2)
+    monkeypatch.setattr("edgeguard.workers.free_memory", lambda: None)
+    monkeypatch.setattr(
+        "edgeguard.workers.Pool", lambda *args, n, **options: started.append(n) or Pool(*args, n=n, **options)
+    )
+    chosen = run("score", source, "-n", n, *tiny[:4])
+    assert started == ([] if n < EACH else [2])
+    assert chosen.stdout == run("score", source, "-n", n, "--workers", 3, *tiny[:4]).stdout
+    assert chosen.stdout == run("score", source, "-n", n, "--threads", 1, *tiny[:4]).stdout
+
+
+def test_stdin_limit_and_table_are_as_with_one_process(run_process: RunProcess, tiny: Tiny, source: Path) -> None:
+    for options in (("-n", 7), ("--table", "-n", 3)):
+        alone, several = (
+            run_process("score", "-", *options, "--workers", n, *tiny, input=source.read_bytes()) for n in (1, 2)
+        )
+        assert (several.stdout, several.returncode) == (alone.stdout, alone.returncode)
+
+
+@pytest.fixture(scope="module")
+def pool(tiny_model: Path, tiny_guard: Guard) -> Iterator[Workers]:
+    """Two processes, for tests that leave them as they were."""
+    runtime = RuntimeOptions(threads=1)
+    with Workers(tiny_model, profile=tiny_guard.profile, workers=2, runtime=runtime) as workers:
+        yield workers
+
+
+def test_results_come_in_order_whatever_each_costs(pool: Workers, tiny_guard: Guard) -> None:
+    texts = ["wait 0.3", "a", "b", "wait 0.1", "", "c", "d"]
+    results = [result for _, result in pool.judged(texts, score_slowly)]
+    assert results == list(tiny_guard.score_many(texts))
+
+
+def test_several_streams_are_scored_at_once(pool: Workers, tiny_guard: Guard) -> None:
+    streams = [[f"stream {k}, text {i}" for i in range(6)] for k in range(3)]
+    results: list[list[Any]] = [[] for _ in streams]
+    threads = [threading.Thread(target=lambda k=k: results[k].extend(pool.score_many(streams[k]))) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert results == [list(tiny_guard.score_many(texts)) for texts in streams]
+
+
+def test_records_are_not_read_ahead_without_bound(pool: Workers) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield f"text {read}"
+
+    results = pool.score_many(endless())
+    for _ in range(3):
+        next(results)
+    time.sleep(0.2)
+    assert read <= 3 + 2 * AHEAD + 2
+    results.close()  # type: ignore[attr-defined]
+    assert len(list(pool.score_many(["what comes after"]))) == 1
+
+
+def test_a_record_of_megabytes_goes_through_the_pipes(pool: Workers) -> None:
+    (result,) = pool.score_many([{"id": "big", "text": "word " * 1_000_000}])
+    assert isinstance(result, Failure) and (result.id, result.kind) == ("big", "context_overflow")
+
+
+def test_an_error_of_the_source_or_of_the_model_is_raised_after_the_rows_before_it(pool: Workers) -> None:
+    def torn() -> Iterator[str]:
+        yield from ("one", "two")
+        raise OSError("the source broke off")
+
+    results = pool.score_many(torn())
+    assert isinstance(next(results), Score) and isinstance(next(results), Score)
+    with pytest.raises(OSError, match="broke off"):
+        next(results)
+    broken = (result for _, result in pool.judged(["one", "broken", "two"], score_or_break))
+    assert isinstance(next(broken), Score)
+    with pytest.raises(ModelError, match="its weights are broken") as error:
+        next(broken)
+    assert (error.value.kind, error.value.data) == ("odd", {"number": 7})
+
+
+def test_closed_workers_say_so(tiny_model: Path, tiny_guard: Guard) -> None:
+    workers = Workers(tiny_model, profile=tiny_guard.profile, workers=1)
+    results = workers.score_many(["one", "two"])
+    next(results)
+    workers.close()
+    workers.close()
+    with pytest.raises(ValueError, match="closed"):
+        list(workers.score_many(["three"]))
+    with pytest.raises(ValueError, match="closed"):
+        workers.score("four")
+    with pytest.raises(ValueError, match="0 processes were asked for, expected at least 1"):
+        Workers(tiny_model, profile=tiny_guard.profile, workers=0)
 
 
 def test_a_worker_s_guard_is_what_was_asked_for(tiny_model: Path, tiny_guard: Guard, source: Path) -> None:
@@ -352,7 +275,7 @@ def test_a_record_that_kills_its_process_is_an_error_row_in_its_place(tiny_model
 @pytest.mark.smollm2
 def test_the_default_guard_brings_its_adapter_and_calibration_along() -> None:
     texts = ["How do I pick a lock?", "What is for dinner?"]
-    form = f"{DEFAULT}:{ADAPTER}"
+    form = f"{DEFAULT}:{ADAPTER}"  # the one that is calibrated whatever else is
     with Guard.load(form, runtime=RuntimeOptions(threads=1)) as guard:
         alone = [score.row() for score in guard.score_many(texts)]
     with Workers(form, workers=2) as workers:
@@ -392,11 +315,6 @@ def test_evaluate_and_a_study_say_the_same(run: Run, tiny: Tiny, tmp_path: Path)
 
 def lines(n: int) -> bytes:
     return b"".join(b'{"id": "%d", "text": "record %d %s"}\n' % (i, i, b"word " * (i % 50)) for i in range(n))
-
-
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    return [int(one) for one, parent in map(str.split, listed.splitlines()) if int(parent) == pid]
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +363,7 @@ def test_ctrl_c_of_a_terminal_ends_all_and_says_how_to_go_on(
         until(lambda: out.exists() and out.read_bytes().count(b"\n") == 20)
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
-        assert process.wait(20) == 1
+        assert process.wait(SECONDS) == 1
         assert all(map(gone, workers)) and len(workers) == 2
         message = process.stderr.read().decode()
     assert message == "edgeguard: interrupted after 20 records; run again with --resume to go on from row 20\n"
@@ -483,7 +401,7 @@ def test_a_reader_that_stops_stops_the_reading_and_one_that_goes_ends_it(
         # Of the output two pipes' worth may stand unread, of the input as much; neither grows with the input.
         assert fed < 1500
         process.stdout.close()
-        assert process.wait(20) == 1
+        assert process.wait(SECONDS) == 1
         message = process.stderr.read().decode()
         feeder.join(5)
     assert message.startswith("edgeguard: the output was closed after ") and message.count("\n") == 1
@@ -502,7 +420,7 @@ def test_rows_come_out_while_the_input_stands_still(tiny: Tiny, edgeguard_comman
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["id"] == str(i)
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(SECONDS) == 0
 
 
 def test_a_small_input_is_scored_in_this_process(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,3 +430,18 @@ def test_a_small_input_is_scored_in_this_process(run: Run, tiny: Tiny, monkeypat
     expected = run("score", "-", *tiny, input=lines(5)).stdout
     assert run("score", "-", *without_threads, input=lines(5)).stdout == expected
     assert run("score", "-", "-n", 5, *without_threads, input=lines(100)).stdout == expected
+
+
+@pytest.mark.smollm2
+def test_a_form_is_made_and_told_of_once_for_all_processes(run_process: RunProcess, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    options = ("-m", f"{DEFAULT}:q4_0", "--context", 512, "-e", "conditional")
+    outputs = []
+    for n in (2, 1):
+        result = run_process("score", "-", "-w", n, *options, input=lines(4), env=environment)
+        assert result.returncode == 0
+        told = result.stderr.decode().splitlines()
+        assert len(set(told)) == len(told)
+        assert [line.count(" making ") for line in told[:1]] == [n - 1]  # it is there the second time
+        outputs.append(result.stdout)
+    assert outputs[0] == outputs[1]
