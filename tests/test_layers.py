@@ -18,7 +18,7 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors", "version"},
+    {"cache", "errors", "version"},
     {"pattern", "process", "tomlfile", "machine", "ahead"},
     {"automaton", "backend", "pool", "rows"},
     {"grammar"},

@@ -81,7 +81,7 @@ Examples:
     "--threads",
     "-t",
     type=click.IntRange(min=1),
-    help="CPU threads of a process [default: all cores; 1 by the rule of --workers]",
+    help="CPU threads of a process [default: all cores; 1 where --workers says or chooses the processes]",
 )
 @click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]")
 @click.option("--tolerance", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="As of `score`")

@@ -54,7 +54,7 @@ _MODEL_OPTIONS = (
         "--threads",
         "-t",
         type=click.IntRange(min=1),
-        help="CPU threads of a process [default: all cores; 1 by the rule of `score --workers`]",
+        help="CPU threads of a process [default: all cores; 1 where --workers says or chooses the processes]",
     ),
     click.option(
         "--device",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeguard.backend import RuntimeOptions, available_cores
+from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import conditions
 from edgeguard.builtin import find_built_in
 from edgeguard.convert.built_in import merged_built_in
@@ -19,6 +19,7 @@ from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
+from edgeguard.machine import available_cores
 from edgeguard.quant import DEFAULT_VARIANTS
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import not_writable
