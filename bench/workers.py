@@ -86,7 +86,7 @@ def main() -> None:
     compare(args.workers, args.model, args.profile, texts, args.rounds)
     print("peak PSS of all workers, without the parent")
     for n, peak in memory.items():
-        one = f"; one worker and {n} × {_MORE} MiB: {memory[1] + n * _MORE:.0f} MiB" if 1 in memory else ""
+        one = f"; one worker and {n} × {_MORE} MiB: {memory[1] + n * _MORE:.0f} MiB" if 1 in memory and n > 1 else ""
         print(f"   {n} workers: {peak:.0f} MiB{one}")
     return None
 
@@ -99,7 +99,7 @@ def compare(counts: Sequence[int], model: str | None, profile: str | None, texts
     for one in (alone, *lones):
         one.done()
     for pool in pools.values():
-        scored(pool, texts[: 2 * len(counts)])
+        scored(pool, texts)
     rates: dict[str, list[float]] = {}
     for _ in range(rounds):
         rates.setdefault("default", []).append(len(texts) / common.seconds(lambda: side_by_side([alone])))
