@@ -19,8 +19,8 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
-    {"pattern", "process", "tomlfile"},
-    {"automaton", "backend", "rows"},
+    {"pattern", "process", "tomlfile", "machine", "ahead"},
+    {"automaton", "backend", "pool", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
     {"calibration"},

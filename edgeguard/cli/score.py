@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,23 +16,23 @@ import click
 from edgeguard.cli.options import (
     calibration_options,
     drop_stdout,
-    load_guard,
-    load_workers,
     model_options,
+    open_guard,
     record_options,
     reported_errors,
     search_options,
     take_reading,
+    workers_option,
 )
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Score
+    from edgeguard.guard import Guard
     from edgeguard.rows.record import Failure, Record
     from edgeguard.rows.writer import Writer
-    from edgeguard.workers import About
+    from edgeguard.workers import Workers
 
-    Judged = Iterator[tuple[Record | Failure, Score | Failure]]
+_PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a stream
 
 
 @dataclass
@@ -73,6 +73,7 @@ Examples:
 )
 @click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
 @model_options
+@workers_option
 @click.option(
     "--estimator",
     "-e",
@@ -93,13 +94,6 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
-@click.option(
-    "--workers",
-    "-w",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes that score side by side, one thread each unless --threads says more [default: this one alone]",
-)
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -116,10 +110,10 @@ def score(
     format_: str | None,
     overwrite: bool,
     resume: bool,
-    workers: int | None,
     limit: int | None,
     fail_over: float | None,
     table: bool,
+    workers: int | None,
     **options: Any,
 ) -> None:
     """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
@@ -146,14 +140,17 @@ def score(
 
         format_ = format_ or format_of(output)
         _refuse_existing(output, overwrite or resume)
-        opened = _own_stdin() if workers and str(source) == "-" else source
+        opened = _own_stdin() if str(source) == "-" else source
         records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
         total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
-        with _scorer(workers and min(workers, max(1, total or workers)), estimator=estimator, **options) as scorer:
+        known = total
+        if total is None and workers is None:
+            records, known = _a_few(records)
+        with open_guard(workers=workers, records=known, estimator=estimator, **options) as guard:
             if table:
-                tally = _show_table(scorer, records, source)
+                tally = _show_table(guard, records, source)
             else:
-                tally = _write(scorer, records, source, total, output, format_, overwrite, resume)
+                tally = _write(guard, records, source, total, output, format_, overwrite, resume)
     if fail_over is not None and tally.highest > fail_over:
         click.echo(
             f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
@@ -163,33 +160,20 @@ def score(
     sys.exit(1 if tally.errors else 0)
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """A guard, or several processes with it. `judged`: (records, their file's name) → what is made of each."""
-
-    about: About
-    judged: Callable[[Iterator[Record | Failure], str], Judged]
-
-
-@contextmanager
-def _scorer(workers: int | None, **options: Any) -> Iterator[_Scorer]:
-    from edgeguard.rows.judging import judged
-    from edgeguard.workers import about
-
-    if workers is None:
-        with load_guard(**options) as guard:
-            yield _Scorer(about(guard), lambda records, where: judged(records, guard.score, where=where))
-    else:
-        with load_workers(workers, **options) as pool:
-            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where))
-
-
 def _own_stdin() -> str | BinaryIO:
     """stdin with a buffer of its own: Python ends badly where a thread still waits at the buffer of sys.stdin."""
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)  # the thread has it until the process ends
     except (AttributeError, OSError):  # it is closed, or not a file
         return "-"
+
+
+def _a_few(records: Iterator[Record | Failure]) -> tuple[Iterator[Record | Failure], int | None]:
+    """The same records, and how many, where they are few and come at once: for these one process is enough."""
+    from edgeguard.ahead import Ahead
+
+    ahead = Ahead(records, lambda record: record, most=_PEEK)
+    return ahead, ahead.number_within(_PATIENCE)
 
 
 def _same_file(source: Path, output: Path) -> bool:
@@ -217,7 +201,7 @@ def _name_of(source: Path) -> str:
 
 
 def _write(
-    scorer: _Scorer,
+    guard: Guard | Workers,
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
@@ -226,16 +210,17 @@ def _write(
     overwrite: bool,
     resume: bool,
 ) -> Tally:
+    from edgeguard.guard import Guard
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
-    labels = (*scorer.about.codes, *scorer.about.field_labels)
+    labels = (*guard.codes, *guard.field_labels)
     writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(scorer.about, records, writer, output)
-            for _, result in scorer.judged(records, _name_of(source)):
+            done = _skip_resumed(guard, records, writer, output)
+            for _, result in guard.judged(records, Guard.score, where=_name_of(source)):
                 row = result.row()
                 writer.write(row)
                 tally.add(row)
@@ -252,12 +237,18 @@ def _write(
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
+def _skip_resumed(
+    guard: Guard | Workers, records: Iterator[Record | Failure], writer: Writer, output: Path | None
+) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
 
     done = Tally()
-    identity = {"estimator": about.estimator, "profile": about.profile, "model_sha256": about.model_sha256}
+    identity = {
+        "estimator": guard.estimator,
+        "profile": guard.profile.name,
+        "model_sha256": guard.model_sha256,
+    }
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -317,15 +308,16 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     click.echo(", ".join(parts), err=True)
 
 
-def _show_table(scorer: _Scorer, records: Iterator[Record | Failure], source: Path) -> Tally:
+def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
+    from edgeguard.guard import Guard
     from edgeguard.rows.record import Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in scorer.judged(records, _name_of(source)):
+    for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
         lines.append((printable(text[:200]), result))
-    print_scores(lines, scorer.about.names)
+    print_scores(lines, {category.code: category.name for category in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)
     return tally
