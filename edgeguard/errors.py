@@ -5,7 +5,8 @@ EdgeguardError
 ├── ProfileError          a guard profile with a mistake, or one that does not fit the model
 ├── RecordError           one input record that cannot be scored; the others go on
 │   ├── ContextOverflow   its prompt is longer than the model's context
-│   └── OffGrammar        the model does not answer in the profile's grammar
+│   ├── OffGrammar        the model does not answer in the profile's grammar
+│   └── WorkerDied        the process that scored it ended, and a second one too
 ├── CalibrationError      a calibration file with a mistake, or one of another guard
 ├── InputError            an input file that cannot be read at all
 └── OutputError           an output that cannot be written, or must not be overwritten
@@ -19,7 +20,8 @@ user has none. `cli/advice.py` adds what an option can do, by kind.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class EdgeguardError(Exception):
@@ -36,6 +38,10 @@ class EdgeguardError(Exception):
         if kind is not None:
             self.kind = kind
         self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same error in another process, whatever its class asks for to be made."""
+        return _again, (type(self), str(self), self.kind, self.data)
 
 
 class ModelError(EdgeguardError):
@@ -71,6 +77,12 @@ class OffGrammar(RecordError):
     kind = "off_grammar"
 
 
+class WorkerDied(RecordError):
+    """The process that scored the record ended, and so did a fresh one."""
+
+    kind = "worker_died"
+
+
 class CalibrationError(EdgeguardError):
     """The calibration has a mistake, or was fitted on another guard."""
 
@@ -81,6 +93,12 @@ class InputError(EdgeguardError):
 
 class OutputError(EdgeguardError):
     """The output cannot be written."""
+
+
+def _again(kind_of: type[EdgeguardError], message: str, kind: str, data: Mapping[str, Any]) -> EdgeguardError:
+    error = kind_of.__new__(kind_of)
+    EdgeguardError.__init__(error, message, kind=kind, **data)
+    return error
 
 
 def printable(text: str) -> str:

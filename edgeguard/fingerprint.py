@@ -1,7 +1,7 @@
 """Everything that can change a row, as one flat mapping: two runs with the same one write the same rows of a record.
 
-It is built here alone. An option of `Guard.load`, of RuntimeOptions, of Search or of how records are read joins by
-itself; what a file says joins by its content, whatever its name.
+It is built here alone. An option of RuntimeOptions, of Search or of how records are read joins by itself; what a file
+says joins by its content, whatever its name.
 """
 
 from __future__ import annotations
@@ -11,69 +11,50 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from edgeguard.backend import RuntimeOptions, available_cores
+from edgeguard.backend import available_cores
 from edgeguard.backends import runtimes
 from edgeguard.guard import Guard
 from edgeguard.version import __version__
+from edgeguard.workers import Workers
 
 Value = str | int | float | bool | None
 
-# Arguments of Guard.load whose effect `contents` tells, and what hears messages.
-_IN_CONTENTS = {
-    "model",
-    "profile",
-    "policies",
-    "strictness",
-    "estimator",
-    "search",
-    "calibration",
-    "thresholds",
-    "tell",
-}
 _IN_HASH = {"lora"}  # of RuntimeOptions: the model's hash is over the adapter too
+_CHANGE_NO_ROW = {"max_ratio"}  # of how records are read
 
 
-def contents(guard: Guard) -> dict[str, Value]:
-    """What a loaded guard is: hashes of its model, profile and calibration, its thresholds, its search, its runtime."""
-    calibration = guard.calibration
-    return {
+def fingerprint(guard: Guard | Workers, reading: object) -> dict[str, Value]:
+    """The mapping of a run. `reading`: how records are read, a dataclass."""
+    said = guard.ask(contents) if isinstance(guard, Workers) else contents(guard)
+    return {"edgeguard": __version__, **said, **_without(_CHANGE_NO_ROW, _flat(reading, "input"))}
+
+
+def contents(guard: Guard, _: None = None) -> dict[str, Value]:
+    """What a loaded guard is: hashes of its model, profile and calibration, its thresholds, search and runtime.
+
+    Threads may change last digits, so their number is part of it.
+    """
+    calibration, runtime = guard.calibration, guard.runtime
+    known: dict[str, Value] = {
         "guard": guard.name,
-        "model_sha256": guard.backend.info.sha256,
+        "model_sha256": guard.model_sha256,
         "runtime": _runtime(guard),
         "profile": guard.profile.name,
         "profile_sha256": _digest(dataclasses.replace(guard.profile, source="")),
         "estimator": guard.estimator,
         **_flat(guard.search),
-        "context": guard.backend.n_ctx,
         "calibration_sha256": None if calibration is None else _digest((calibration.maps, calibration.thresholds)),
         "threshold": guard.thresholds.default,
         **{f"threshold of {label}": value for label, value in sorted(guard.thresholds.labels.items())},
+        "context": guard.backend.n_ctx,
+        "threads": runtime.threads or available_cores(),
     }
+    return {**_without(_IN_HASH, _flat(runtime)), **known}
 
 
-def fingerprint(
-    contents: Mapping[str, Value], arguments: Mapping[str, Any], reading: object, *, threads: int | None = None
-) -> dict[str, Value]:
-    """The mapping of a run.
-
-    contents   of the guard
-    arguments  what `Guard.load` was called with
-    reading    how records are read, a dataclass
-    threads    of one process, where the arguments name none; they may change last digits
-    """
-    runtime: RuntimeOptions = arguments.get("runtime", RuntimeOptions())
-    given = {name: value for name, value in arguments.items() if name not in {*_IN_CONTENTS, "runtime"}}
-    options = {name: value for name, value in _flat(runtime).items() if name not in {*_IN_HASH, *contents}}
-    return {
-        "edgeguard": __version__,
-        **contents,
-        **options,
-        "threads": runtime.threads or threads or available_cores(),
-        **{key: value for name, one in given.items() for key, value in _flat(one, name).items()},
-        **_flat(reading, "input"),
-    }
+def _without(names: set[str], values: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if name.rpartition(".")[2] not in names}
 
 
 def _flat(value: object, name: str = "") -> dict[str, Value]:

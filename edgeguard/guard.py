@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
-from edgeguard.builtin import BuiltIn, Form, find_form
+from edgeguard.builtin import ADAPTER, BuiltIn, Form, find_form
 from edgeguard.calibration.decide import Decisions, decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
@@ -24,7 +25,7 @@ from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
-from edgeguard.forms import Tell, in_log, open_built_in
+from edgeguard.forms import Tell, in_log, open_built_in, prepare
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
@@ -32,6 +33,7 @@ from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
 from edgeguard.tree import Tree, explore
 
+T = TypeVar("T")
 EstimatorName = Literal["conditional", "joint", "marginal"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
 
@@ -209,6 +211,7 @@ class Guard:
             )
         self.backend, self.profile, self.estimator = backend, profile, estimator
         self.search, self.calibration, self._name = search, calibration, name
+        self.runtime = RuntimeOptions()
         self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
             raise ProfileError(
@@ -271,7 +274,7 @@ class Guard:
             if calibration is True:
                 calibration = opened.calibration(estimator, tell)
             maps = _calibration(calibration, given, estimator, backend)
-            return cls(
+            loaded = cls(
                 backend,
                 given,
                 estimator=estimator,
@@ -280,6 +283,8 @@ class Guard:
                 thresholds=thresholds,
                 name=None if opened.built is None else opened.built.name,
             )
+            loaded.runtime = runtime
+            return loaded
         except BaseException:
             backend.close()
             raise
@@ -293,6 +298,11 @@ class Guard:
             return self._name
         path = self.backend.info.path
         return path.resolve().parent.name if path.name == "model.onnx" else path.stem
+
+    @property
+    def model_sha256(self) -> str:
+        """Of the model's files, as its scores say it."""
+        return self.backend.info.sha256
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -330,7 +340,13 @@ class Guard:
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
-        return (result for _, result in judged(records, self.score))
+        return (result for _, result in self.judged(records, type(self).score))
+
+    def judged(
+        self, records: Iterable[Input], task: Callable[[Self, Record], T], *, where: str = ""
+    ) -> Iterator[tuple[Record | Failure, T | Failure]]:
+        """Each record as it was understood, and what `task(guard, record)` makes of it: `rows.judging.judged`."""
+        return judged(records, partial(task, self), where=where)
 
     def explore(self, record: str | Mapping[str, Any] | Record, question: str | None = None) -> Tree:
         """The explored tree of answers to a record. Raises RecordError.
@@ -477,7 +493,7 @@ class Guard:
             calibrated=self.calibration is not None,
             guard=self.name,
             profile=self.profile.name,
-            model_sha256=self.backend.info.sha256,
+            model_sha256=self.model_sha256,
             tokens=tokens,
             skipped=record.skipped,
         )
@@ -580,19 +596,57 @@ class _Opened:
         return found or False
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked for by `model`: a file or a folder, or where `path` is None the form of that name of a guard."""
+
+    path: str | Path | None
+    built: BuiltIn | None = None
+    form: str | None = None
+
+
+def _asked(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions) -> _Asked:
+    found = find_form(model)
+    if found is None:
+        assert model is not None
+        return _Asked(model)
+    built, form = found
+    if model is None and profile is not None and profile.name != built.profile:
+        return _Asked(built.base_path)
+    if runtime.lora is not None:  # somebody else's, in the place of the guard's own
+        return _Asked(built.base_path, built)
+    return _Asked(None, built, form)
+
+
+def prepared(
+    model: str | Path | None, profile: str | Path | Profile | None, runtime: RuntimeOptions, *, tell: Tell = in_log
+) -> tuple[str | Path | None, Path]:
+    """For who loads one guard in several processes: what each is to name as its model, and the file or folder it opens.
+
+    A form of a built-in guard that is not there yet is made here, so that it is made, and told of, once. Raises what
+    `Guard.load` does for these arguments, but for what it finds in the model's files.
+    """
+    given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+    asked = _asked(model, given, runtime)
+    if asked.path is not None:
+        return model, Path(asked.path)
+    assert asked.built is not None
+    form = prepare(asked.built, asked.form, runtime, tell=tell)
+    if form.name == ADAPTER:
+        return f"{asked.built.name}:{ADAPTER}", asked.built.base_path
+    return model, asked.built.form_folder(form)
+
+
 def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
     """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
-    built, form = find_form(model) or (None, None)
-    if built is not None and model is None and profile is not None and profile.name != built.profile:
-        return _Opened(open_backend(built.base_path, runtime), profile)
-    if built is None:
-        assert model is not None
-        return _Opened(open_backend(model, runtime), profile)
-    profile = profile or load_profile(built.profile)
-    if runtime.lora is not None:  # somebody else's, in the place of the guard's own
-        return _Opened(open_backend(built.base_path, runtime), profile, built)
-    backend, opened = open_built_in(built, form, runtime, tell=tell)
-    return _Opened(backend, profile, built, opened)
+    asked = _asked(model, profile, runtime)
+    if profile is None and asked.built is not None:
+        profile = load_profile(asked.built.profile)
+    if asked.path is not None:
+        return _Opened(open_backend(asked.path, runtime), profile, asked.built)
+    assert asked.built is not None
+    backend, opened = open_built_in(asked.built, asked.form, runtime, tell=tell)
+    return _Opened(backend, profile, asked.built, opened)
 
 
 def _detected(backend: Backend) -> Profile:

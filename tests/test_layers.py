@@ -18,9 +18,9 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors", "version"},
-    {"files", "pattern", "process", "tomlfile"},
-    {"automaton", "backend", "rows"},
+    {"cache", "errors", "version"},
+    {"files", "pattern", "process", "tomlfile", "machine", "ahead"},
+    {"automaton", "backend", "pool", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
     {"calibration"},
@@ -30,8 +30,8 @@ LAYERS = [
     {"estimators", "ports", "description"},
     {"estimates"},
     {"guard"},
-    {"fingerprint"},
     {"workers"},
+    {"fingerprint"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgeguard.rows.readers import Reading
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.run import digest_of, run_file
 from edgeguard.rows.shapes import Fields
+from edgeguard.workers import Workers
 
 FORMATS = ["jsonl", "csv", "parquet"]
 Tiny = tuple[str, ...]
@@ -240,15 +242,34 @@ def test_a_digest_is_of_the_id_and_all_content() -> None:
 
 
 def test_every_option_of_the_runtime_the_search_and_the_reading_is_in_the_mapping(tiny_guard: Guard) -> None:
-    from dataclasses import fields
-
-    settings = fingerprint(contents(tiny_guard), {"runtime": RuntimeOptions(threads=1)}, Reading(), threads=3)
+    settings = fingerprint(tiny_guard, Reading())
     wanted = {field.name for one in (RuntimeOptions, type(tiny_guard.search)) for field in fields(one)} - {"lora"}
     assert wanted <= settings.keys()  # of an adapter the model's hash tells
     assert {f"input.fields.{field.name}" for field in fields(Fields)} <= settings.keys()
     assert str(settings["runtime"]).startswith("llama.cpp 0.") and settings["threads"] == 1
-    new = fingerprint({}, {"window": Fields(text="a"), "other": 3, "calibration": True}, Reading())
-    assert (new["window.text"], new["other"]) == ("a", 3) and "calibration" not in new
+
+
+def test_every_argument_of_load_is_told_by_the_mapping(tiny_guard: Guard) -> None:
+    # Whoever adds one says here what tells of it, or that it changes no row.
+    told_by = {
+        "model": "model_sha256",
+        "profile": "profile_sha256",
+        "policies": "profile_sha256",
+        "strictness": "profile_sha256",
+        "estimator": "estimator",
+        "runtime": "kv_cache",
+        "search": "tolerance",
+        "calibration": "calibration_sha256",
+        "thresholds": "threshold",
+        "tell": None,
+    }
+    assert [*signature(Guard.load).parameters] == [*told_by]
+    assert {key for key in told_by.values() if key is not None} <= contents(tiny_guard).keys()
+
+
+def test_workers_say_the_same_of_themselves(tiny_model: Path, tiny_profile: Path, tiny_guard: Guard) -> None:
+    with Workers(tiny_model, workers=1, profile=tiny_profile) as workers:  # one thread each, as the guard has
+        assert fingerprint(workers, Reading()) == fingerprint(tiny_guard, Reading())
 
 
 def test_a_profiles_content_is_its_own_and_not_its_places(tiny_guard: Guard) -> None:

@@ -36,12 +36,12 @@ ADVICE = {
     "format_not_recognised": "or name it with --input-format",
     "unknown_ending": "--format says it whatever the name",
     "no_output_name": "with --output",
-    "worker_not_started": "or take fewer --workers",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",
     "output_broken_off": "--resume goes on where it ends",
     "other_run": "--overwrite starts anew",
     "no_run": "name another --output, or --overwrite to start anew",
     "other_output": "or --overwrite to start anew",
+    "worker_not_started": "fewer --workers need less memory",
     "folder_not_writable": "name another --out",
     "conversion_exists": "--overwrite replaces it",
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
     from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
+    from edgeguard.workers import Workers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +50,12 @@ _MODEL_OPTIONS = (
         help="Of a built-in guard, what to score with [default: llama where it is installed]",
     ),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
-    click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
+    click.option(
+        "--threads",
+        "-t",
+        type=click.IntRange(min=1),
+        help="CPU threads of a process [default: all cores; 1 where --workers says or chooses the processes]",
+    ),
     click.option(
         "--device",
         type=click.Choice(["cpu", "cuda", "auto"]),
@@ -119,6 +125,13 @@ def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 
 
 model_options = _all(_MODEL_OPTIONS)
+workers_option = click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Processes, of one thread each unless --threads says more [default: by cores, model, records and memory]",
+)
 search_options = _all(_SEARCH_OPTIONS)
 calibration_options = _all(_CALIBRATION_OPTIONS)
 record_options = _all(_RECORD_OPTIONS)
@@ -143,10 +156,10 @@ def take_reading(options: dict[str, Any]) -> Reading:
 
 
 def load_guard(**options: Any) -> Guard:
-    """The guard that the options ask for. `options`: as `load_arguments` takes them."""
+    """The guard that the options ask for, in this process."""
     from edgeguard.guard import Guard
 
-    return Guard.load(**load_arguments(**options))
+    return Guard.load(**_load_arguments(**options))
 
 
 def files_of(options: Mapping[str, Any]) -> list[tuple[str, str | Path]]:
@@ -188,7 +201,14 @@ def _is_there(path: str | Path) -> bool:
         return False
 
 
-def load_arguments(
+def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Guard | Workers:
+    """The guard that the options ask for, in so many processes as they or the machine say, for so many records."""
+    from edgeguard.workers import open_guard
+
+    return open_guard(workers=workers, records=records, **_load_arguments(**options))
+
+
+def _load_arguments(
     *,
     model: Path | None,
     profile: str | None,
@@ -201,7 +221,7 @@ def load_arguments(
     force_calibration: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `Guard.load` is to be called with. `options`: those of RuntimeOptions and of Search, by their names."""
+    """What `Guard.load` takes. `options`: those of RuntimeOptions and of Search, by their names."""
     from edgeguard.backend import RuntimeOptions
     from edgeguard.calibration.files import read_calibration
     from edgeguard.guard import Search

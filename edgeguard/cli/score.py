@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +14,27 @@ import click
 
 from edgeguard.cli.options import (
     calibration_options,
-    load_arguments,
     model_options,
+    open_guard,
     record_options,
     refuse_read,
     reported_errors,
     search_options,
     take_reading,
+    workers_option,
 )
 from edgeguard.cli.say import drop, say, stdout_is_free
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Score
+    from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
     from edgeguard.rows.record import Failure, Record
     from edgeguard.rows.run import OutputRun, Settings
     from edgeguard.rows.writer import Writer
-    from edgeguard.workers import About
+    from edgeguard.workers import Workers
 
-    Judged = Iterator[tuple[Record | Failure, Score | Failure]]
+_PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a stream
 
 
 @dataclass
@@ -74,6 +75,7 @@ Examples:
 )
 @click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
 @model_options
+@workers_option
 @click.option(
     "--estimator",
     "-e",
@@ -94,13 +96,6 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
-@click.option(
-    "--workers",
-    "-w",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes that score side by side, one thread each unless --threads says more [default: this one alone]",
-)
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -117,10 +112,10 @@ def score(
     format_: str | None,
     overwrite: bool,
     resume: bool,
-    workers: int | None,
     limit: int | None,
     fail_over: float | None,
     table: bool,
+    workers: int | None,
     **options: Any,
 ) -> None:
     """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
@@ -146,15 +141,17 @@ def score(
         stdout_is_free[0] = output is not None and str(output) != "-"
         to = Output(output, format_ or format_of(output), overwrite, resume)
         with to.claimed({"input": source, **options}) as run:
-            opened = _own_stdin() if workers and str(source) == "-" else source
+            opened = _own_stdin() if str(source) == "-" else source
             records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
             total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
-            n_workers = workers and min(workers, max(1, total or workers))
-            with _scorer(n_workers, reading, estimator=estimator, **options) as scorer:
+            known = total
+            if total is None and workers is None:
+                records, known = _a_few(records)
+            with open_guard(workers=workers, records=known, estimator=estimator, **options) as guard:
                 if table:
-                    tally = _show_table(scorer, records, source)
+                    tally = _show_table(guard, records, source)
                 else:
-                    tally = _write(scorer, records, source, total, to, run)
+                    tally = _write(guard, records, source, total, to, run, reading)
     if fail_over is not None and tally.highest > fail_over:
         say(f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}")
         sys.exit(3)
@@ -183,37 +180,13 @@ class Output:
         with run or nullcontext():
             yield run
 
+    def writer(self, guard: Guard | Workers, run: OutputRun | None, settings: Settings) -> Writer:
+        """The open output."""
+        from edgeguard.rows.writer import open_writer
 
-@dataclass(frozen=True)
-class _Scorer:
-    """A guard, or several processes with it.
-
-    judged    (records, their file's name) → what is made of each
-    settings  all that can change a row
-    """
-
-    about: About
-    judged: Callable[[Iterator[Record | Failure], str], Judged]
-    settings: Settings
-
-
-@contextmanager
-def _scorer(workers: int | None, reading: Reading, **options: Any) -> Iterator[_Scorer]:
-    from edgeguard.fingerprint import fingerprint
-    from edgeguard.guard import Guard
-    from edgeguard.rows.judging import judged
-    from edgeguard.workers import Workers, about
-
-    arguments = load_arguments(**options)
-    if workers is None:
-        with Guard.load(**arguments) as guard:
-            said = about(guard)
-            settings = fingerprint(said.contents, arguments, reading)
-            yield _Scorer(said, lambda records, where: judged(records, guard.score, where=where), settings)
-    else:
-        with Workers(workers, **arguments) as pool:
-            settings = fingerprint(pool.about.contents, arguments, reading, threads=1)
-            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where), settings)
+        labels = (*guard.codes, *guard.field_labels)
+        flags = {"overwrite": self.overwrite, "resume": self.resume}
+        return open_writer(self.path, format=self.format, labels=labels, settings=settings, run=run, **flags)
 
 
 def _own_stdin() -> str | BinaryIO:
@@ -222,6 +195,14 @@ def _own_stdin() -> str | BinaryIO:
         return open(sys.stdin.fileno(), "rb", closefd=False)  # the thread has it until the process ends
     except (AttributeError, OSError):  # it is closed, or not a file
         return "-"
+
+
+def _a_few(records: Iterator[Record | Failure]) -> tuple[Iterator[Record | Failure], int | None]:
+    """The same records, and how many, where they are few and come at once: for these one process is enough."""
+    from edgeguard.ahead import Ahead
+
+    ahead = Ahead(records, lambda record: record, most=_PEEK)
+    return ahead, ahead.number_within(_PATIENCE)
 
 
 def _smaller(total: int | None, limit: int | None) -> int | None:
@@ -234,25 +215,25 @@ def _name_of(source: Path) -> str:
 
 
 def _write(
-    scorer: _Scorer,
+    guard: Guard | Workers,
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
     to: Output,
     run: OutputRun | None,
+    reading: Reading,
 ) -> Tally:
+    from edgeguard.fingerprint import fingerprint
+    from edgeguard.guard import Guard
     from edgeguard.rows.run import digest_of
-    from edgeguard.rows.writer import open_writer
 
     tally, where = Tally(), _name_of(source)
-    labels = (*scorer.about.codes, *scorer.about.field_labels)
-    flags = {"overwrite": to.overwrite, "resume": to.resume}
-    writer = open_writer(to.path, format=to.format, labels=labels, settings=scorer.settings, run=run, **flags)
+    writer = to.writer(guard, run, fingerprint(guard, reading))
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
             done = _skip_resumed(records, where, writer, to.path)
-            for record, result in scorer.judged(records, where):
+            for record, result in guard.judged(records, Guard.score, where=where):
                 row = result.row()
                 writer.write(row, digest_of(record, where))
                 tally.add(row)
@@ -332,15 +313,16 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     say(", ".join(parts))
 
 
-def _show_table(scorer: _Scorer, records: Iterator[Record | Failure], source: Path) -> Tally:
+def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
+    from edgeguard.guard import Guard
     from edgeguard.rows.record import Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in scorer.judged(records, _name_of(source)):
+    for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
         lines.append((printable(text[:200]), result))
-    print_scores(lines, scorer.about.names)
+    print_scores(lines, {category.code: category.name for category in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)
     return tally
