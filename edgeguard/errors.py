@@ -63,9 +63,10 @@ class ContextOverflow(RecordError):
 
     kind = "context_overflow"
 
-    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+    def __init__(self, n_tokens: int, n_ctx: int, *, counted_all: bool = True) -> None:
+        needs = f"{n_tokens}" if counted_all else f"more than {n_tokens}"
         super().__init__(
-            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; shorten the text",
+            f"the prompt needs {needs} tokens with its answer, the context holds {n_ctx}; shorten the text",
             n_tokens=n_tokens,
             n_ctx=n_ctx,
         )
