@@ -18,7 +18,6 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
-    from edgeguard.guard import Guard
     from edgeguard.rows.readers import Reading
     from edgeguard.workers import Workers
 
@@ -155,18 +154,29 @@ def take_reading(options: dict[str, Any]) -> Reading:
         raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
-def load_guard(**options: Any) -> Guard:
-    """The guard that the options ask for, in this process."""
-    from edgeguard.guard import Guard
+def begin_guard() -> None:
+    """Have a process for a guard start, before this one imports what it needs itself: they do it side by side."""
+    from edgeguard.pool import begin
 
-    return Guard.load(**_load_arguments(**options))
+    begin("edgeguard.workers")
 
 
-def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Guard | Workers:
-    """The guard that the options ask for, in so many processes as they or the machine say, for so many records."""
-    from edgeguard.workers import open_guard
+def load_guard(**options: Any) -> Workers:
+    """The guard that the options ask for, in one process that is not this one: native code may end it."""
+    begin_guard()
+    from edgeguard.workers import isolated
 
-    return open_guard(workers=workers, records=records, **_load_arguments(**options))
+    return isolated(**_load_arguments(**options))
+
+
+def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
+    """The guard that the options ask for, in as many processes as they or the machine say, for so many records."""
+    begin_guard()
+    from edgeguard.workers import Workers, open_guard
+
+    opened = open_guard(workers=workers, records=records, isolated=True, **_load_arguments(**options))
+    assert isinstance(opened, Workers)
+    return opened
 
 
 def _load_arguments(

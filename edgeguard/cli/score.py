@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from edgeguard.cli.options import (
+    begin_guard,
     calibration_options,
     drop_stdout,
     model_options,
@@ -135,6 +136,7 @@ def score(
         raise click.UsageError(f"{output} is the input; name another --output")
     reading = take_reading(options)
     with reported_errors():
+        begin_guard()
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
