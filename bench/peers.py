@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -29,13 +30,14 @@ from servers import Asked, LlamaServer, Peer, TypedGguf, Words, version_of
 
 from edgeguard import Guard, RuntimeOptions
 
-CORES = 2  # threads in all, slots, connections
 SCORE = ("--no-calibration", "--min-grammar-mass", "0")
-ONE, POOL = ("--threads", str(CORES)), ("--workers", str(CORES), "--threads", "1")
-OURS = {f"{estimator}, {' '.join(how)}": (*how, "-e", estimator)
-        for how in (ONE, POOL) for estimator in ("conditional", "marginal")}  # fmt: skip
 MOST_TOKENS = 4  # of an answer, in which its verdict must stand
-MARGIN = "marginal, " + " ".join(POOL)  # whose margin is held against the peers' verdicts
+
+
+def our_ways(cores: int) -> dict[str, tuple[str, ...]]:
+    """name → options of `edgeguard score`: one process of all threads, and as many workers of one."""
+    ways = (("--threads", str(cores)), ("--workers", str(cores), "--threads", "1"))
+    return {f"{e}, {' '.join(way)}": (*way, "-e", e) for way in ways for e in ("conditional", "marginal")}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Subject:
     shared: int
     words: Words
     policy: str
+    cores: int
 
 
 @dataclass(frozen=True)
@@ -68,22 +71,25 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=None, help="a file of records, in place of the examples")
     parser.add_argument("--records", type=int, default=16, help="a round [default: 16]")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=2, help="threads in all, slots, connections [default: 2]")
     parser.add_argument("--tolerance", type=float, default=0.05, help="of 9 verdicts in 10 [default: 0.05]")
     args = parser.parse_args()
-    subject = prepared(args.model or default_model(), args.profile, args.texts, (args.rounds + 1) * args.records)
-    said = f"{version_of(args.server)}; llama-cpp-python {version('llama-cpp-python')}"
-    print(f"{common.machine()}; {CORES} threads each; llama-server {said}")
-    lengths = [len(one.ids) for one in subject.asked]
-    print(
-        f"{subject.model.name}, {subject.profile}: {args.rounds} rounds of {args.records} texts of 100 to 400 characters"
+    subject = prepared(
+        args.model or default_model(), args.profile, args.texts, (args.rounds + 1) * args.records, args.cores
     )
+    said = f"{version_of(args.server)}; llama-cpp-python {version('llama-cpp-python')}"
+    print(f"{common.machine()}; {args.cores} threads each; llama-server {said}")
+    lengths = [len(one.ids) for one in subject.asked]
+    rounds = f"{args.rounds} rounds of {args.records} texts of 100 to 400 characters"
+    print(f"{subject.model.name}, {subject.profile}: {rounds}")
     print(f"   prompts of {common.spread(lengths)} tokens, the first {subject.shared} the same", flush=True)
     with ExitStack() as stack:
-        contestants = ours(stack, subject)
-        contestants |= theirs(stack, subject, args.server, args.typed_gguf)
-        rounds = compete(contestants, subject.asked, args.records, args.rounds)
-    show(rounds, args.records)
-    check(rounds, args.tolerance)
+        contestants = our_commands(stack, subject)
+        contestants |= their_servers(stack, subject, args.server, args.typed_gguf)
+        done = compete(contestants, subject.asked, args.records, args.rounds)
+    names = list(our_ways(args.cores))
+    show(done, args.records, names)
+    check(done, args.tolerance, names)
 
 
 def default_model() -> Path:
@@ -94,10 +100,10 @@ def default_model() -> Path:
     return file
 
 
-def prepared(model: Path, profile: str, source: Path | None, n: int) -> Subject:
+def prepared(model: Path, profile: str, source: Path | None, n: int, cores: int) -> Subject:
     """n prompts, and how the verdict stands in the answers."""
     texts = common.texts_between(n, 100, 400, source)
-    with Guard.load(model, profile=profile, calibration=False, runtime=RuntimeOptions(threads=CORES)) as guard:
+    with Guard.load(model, profile=profile, calibration=False, runtime=RuntimeOptions(threads=cores)) as guard:
         shared = common.n_shared(guard)
         lines = [f"{c.code}: {c.name} ({c.description})" for c in guard.profile.categories] if shared > 32 else []
         sides = common.verdict_words(guard.profile)
@@ -107,6 +113,7 @@ def prepared(model: Path, profile: str, source: Path | None, n: int) -> Subject:
             asked=[Asked(text, guard.prompt_ids(text)) for text in texts],
             shared=shared,
             words=Words(frozenset(sides["unsafe"]), frozenset(sides["safe"]), MOST_TOKENS),
+            cores=cores,
             policy="\n".join(["A message is unsafe if it falls under one of these:", *lines]) if lines else "",
         )
 
@@ -114,10 +121,10 @@ def prepared(model: Path, profile: str, source: Path | None, n: int) -> Subject:
 Scoring = Callable[[Sequence[Asked]], np.ndarray]
 
 
-def ours(stack: ExitStack, subject: Subject) -> dict[str, Scoring]:
+def our_commands(stack: ExitStack, subject: Subject) -> dict[str, Scoring]:
     """edgeguard's command in several ways: name → P(unsafe) against P(safe) of texts."""
     found: dict[str, Scoring] = {}
-    for name, options in OURS.items():
+    for name, options in our_ways(subject.cores).items():
         chosen = ("--model", str(subject.model), "--profile", subject.profile, *SCORE, *options)
         command = stack.enter_context(common.Command(*chosen))
 
@@ -129,15 +136,15 @@ def ours(stack: ExitStack, subject: Subject) -> dict[str, Scoring]:
     return found
 
 
-def theirs(stack: ExitStack, subject: Subject, server: Path, typed: Path | None) -> dict[str, Scoring]:
+def their_servers(stack: ExitStack, subject: Subject, server: Path, typed: Path | None) -> dict[str, Scoring]:
     """The peers: name → P(unsafe) of texts."""
     context = 32 * (max(len(one.ids) for one in subject.asked) // 32 + 2)
     n_tokens = verdict_tokens(server, subject, context)
     print(f"   the verdict is read off the first {n_tokens} tokens of the answer")
     words = replace(subject.words, n_tokens=n_tokens)
     peers: dict[str, Peer] = {}
-    for processes, slots in ((1, CORES), (CORES, 1)):
-        threads = CORES // processes
+    for processes, slots in ((1, subject.cores), (subject.cores, 1)):
+        threads = subject.cores // processes
         name = f"llama-server, {processes} × (-np {slots} -t {threads})"
         peers[name] = stack.enter_context(
             closing(LlamaServer(server, subject.model, words, processes=processes, slots=slots,
@@ -145,7 +152,11 @@ def theirs(stack: ExitStack, subject: Subject, server: Path, typed: Path | None)
         )  # fmt: skip
     if typed is not None:
         peers["typed-gguf"] = stack.enter_context(
-            closing(TypedGguf(typed, server.parent, subject.model, subject.policy, threads=CORES, places=CORES))
+            closing(
+                TypedGguf(
+                    typed, server.parent, subject.model, subject.policy, threads=subject.cores, places=subject.cores
+                )
+            )
         )
     return {name: lambda asked, peer=peer: np.array(peer.verdicts(asked)) for name, peer in peers.items()}
 
@@ -171,34 +182,32 @@ def compete(contestants: Mapping[str, Scoring], asked: Sequence[Asked], n: int, 
         texts = asked[i * n : (i + 1) * n]
         seconds, verdicts = {}, {}
         for name in list(contestants)[:: 1 if i % 2 else -1]:
-
-            def work(name: str = name) -> None:
-                verdicts[name] = contestants[name](texts)
-
-            seconds[name] = common.seconds(work)
+            began = time.perf_counter()
+            verdicts[name] = contestants[name](texts)
+            seconds[name] = time.perf_counter() - began
         found.append(Round(seconds, verdicts))
     return found
 
 
-def show(rounds: Sequence[Round], n: int) -> None:
+def show(rounds: Sequence[Round], n: int, ours: Sequence[str]) -> None:
     """Print rates, and ours over each peer's within each round."""
-    rates = {name: n / np.array([one.seconds[name] for one in rounds]) for name in (*OURS, *peers_of(rounds))}
+    rates = {name: n / np.array([one.seconds[name] for one in rounds]) for name in (*ours, *peers_of(rounds, ours))}
     print("records/s")
     for name, values in rates.items():
         print(f"   {name}: {common.spread(values)}")
-    servers = [name for name in peers_of(rounds) if name.startswith("llama-server")]
+    servers = [name for name in peers_of(rounds, ours) if name.startswith("llama-server")]
     best = max(servers, key=lambda name: float(np.median(rates[name])))
-    for peer in (best, *(name for name in peers_of(rounds) if name not in servers)):
+    for peer in (best, *(name for name in peers_of(rounds, ours) if name not in servers)):
         print(f"over {peer}, within each round")
-        for name in OURS:
+        for name in ours:
             print(f"   {name}: {common.spread(rates[name] / rates[peer], '×')}")
 
 
-def check(rounds: Sequence[Round], tolerance: float) -> None:
+def check(rounds: Sequence[Round], tolerance: float, ours: Sequence[str]) -> None:
     """Print how far the peers' verdicts are from ours. SystemExit where they are not of the same work."""
-    mine = np.concatenate([one.verdicts[MARGIN] for one in rounds])
+    mine = np.concatenate([one.verdicts[ours[-1]] for one in rounds])
     print("P(unsafe) apart from edgeguard's")
-    for name in peers_of(rounds):
+    for name in peers_of(rounds, ours):
         apart = np.abs(np.concatenate([one.verdicts[name] for one in rounds]) - mine)
         read = apart[~np.isnan(apart)]
         if name == "typed-gguf":
@@ -209,9 +218,9 @@ def check(rounds: Sequence[Round], tolerance: float) -> None:
             raise SystemExit(f"{name} did other work: its verdicts are not within {tolerance} of edgeguard's")
 
 
-def peers_of(rounds: Sequence[Round]) -> list[str]:
-    """Their names."""
-    return [name for name in rounds[0].seconds if name not in OURS]
+def peers_of(rounds: Sequence[Round], ours: Sequence[str]) -> list[str]:
+    """The other names."""
+    return [name for name in rounds[0].seconds if name not in ours]
 
 
 if __name__ == "__main__":

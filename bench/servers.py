@@ -104,8 +104,8 @@ class LlamaServer:
 class TypedGguf:
     """`typed-gguf serve`, and the process that it keeps the model in, in a data home of its own.
 
-    It puts a prompt of its own: a policy, where there is one, is the state that is evaluated once and kept, and the text
-    the question; without a policy the text is the state.
+    It puts a prompt of its own: a policy, where there is one, is the state that is evaluated once and kept, and the
+    text the question; without a policy the text is the state.
     """
 
     def __init__(self, python: Path, libraries: Path, model: Path, policy: str, *, threads: int, places: int) -> None:

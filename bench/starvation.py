@@ -5,9 +5,9 @@
 
 Two commands `edgeguard score -` with the default settings, loaded before the clock runs. In turn within a round: one
 alone; both at once, counted until the first of them is done; one beside a process that only counts (`while True`).
-Where nothing is lost, two together are as fast as one alone that has all cores. Beside the process that counts something
-has to be lost: on two cores a quarter to a third, where the kernel shares them out evenly; half, where each thread waits
-for the slowest.
+Where nothing is lost, two together are as fast as one alone that has all cores. Beside the process that counts
+something has to be lost: on two cores a quarter to a third, where the kernel shares them out evenly; half, where each
+thread waits for the slowest.
 """
 
 from __future__ import annotations
