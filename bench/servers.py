@@ -149,10 +149,14 @@ class TypedGguf:
 
 def version_of(binary: Path) -> str:
     """What `--version` says, its first line."""
-    done = subprocess.run([str(binary), "--version"], capture_output=True, text=True)
+    try:
+        done = subprocess.run([str(binary), "--version"], capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(f"{binary} cannot be run: {error}; bench/build_llama_server.sh builds one") from None
     if done.returncode:
         raise SystemExit(f"{binary} --version ended with {done.returncode}: {done.stderr.strip()}")
-    return next(line for line in (done.stdout + done.stderr).splitlines() if line.startswith("version"))
+    lines = (done.stdout + done.stderr).splitlines()
+    return next(line for line in lines if line.startswith("version")).removeprefix("version: ")
 
 
 def shared_out(connections: Sequence[http.client.HTTPConnection], asked: Sequence[Asked], ask: Any) -> list[float]:
@@ -161,6 +165,7 @@ def shared_out(connections: Sequence[http.client.HTTPConnection], asked: Sequenc
     errors: list[BaseException] = []
 
     def work(connection: http.client.HTTPConnection) -> None:
+        connection.close()  # servers end connections that were idle for some seconds; the next request opens it anew
         try:
             while not errors:
                 with lock:
