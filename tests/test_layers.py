@@ -19,7 +19,7 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"errors", "version"},
-    {"pattern", "process", "tomlfile"},
+    {"pattern", "process", "tomlfile", "windows"},
     {"automaton", "backend", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
