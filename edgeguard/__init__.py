@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Message as Message
     from edgeguard.rows.record import Record as Record
     from edgeguard.rows.shapes import Fields as Fields
-    from edgeguard.windows import Window as Window
+    from edgeguard.windows import TextWindow as TextWindow
     from edgeguard.workers import Workers as Workers
 
 _PUBLIC = {
@@ -54,7 +54,7 @@ _PUBLIC = {
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
-    "edgeguard.windows": ("Window",),
+    "edgeguard.windows": ("TextWindow",),
     "edgeguard.workers": ("Workers",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -79,8 +79,8 @@ __all__ = [
     "RuntimeOptions",
     "Score",
     "Search",
+    "TextWindow",
     "Thresholds",
-    "Window",
     "Workers",
     "list_profiles",
     "load_profile",

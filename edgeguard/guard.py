@@ -31,7 +31,7 @@ from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
 from edgeguard.tree import Tree, explore
-from edgeguard.windows import LEAST, Window, split
+from edgeguard.windows import LEAST, TextWindow, split
 
 EstimatorName = Literal["conditional", "joint", "marginal"]
 WindowSize = int | Literal["auto"]
@@ -98,7 +98,7 @@ class Score:
     model_sha256: str
     tokens: Mapping[str, int]
     skipped: int = 0
-    window: Window | None = None
+    window: TextWindow | None = None
 
     def row(self) -> dict[str, Any]:
         """As one JSON object; numbers to 7 significant digits, which is what float32 logits carry."""
@@ -345,7 +345,7 @@ class Guard:
                 return self._score_whole(record)
             return _worst([self._score_part(record, window) for window in windows], windows)
 
-    def windows(self, record: str | Mapping[str, Any] | Record) -> tuple[Window, ...]:
+    def windows(self, record: str | Mapping[str, Any] | Record) -> tuple[TextWindow, ...]:
         """Those that the judged text of a record is scored in; () where it is scored whole. Raises RecordError."""
         record = make_record(record)
         with self._in_use():
@@ -457,7 +457,7 @@ class Guard:
             raise ContextOverflow(longest + ANSWER_ROOM, self.backend.n_ctx)
         return prompts
 
-    def _windows(self, messages: tuple[Message, ...]) -> tuple[Window, ...]:
+    def _windows(self, messages: tuple[Message, ...]) -> tuple[TextWindow, ...]:
         """How the last of these is judged: () for whole. Raises ContextOverflow where the others leave no room."""
         if self.window is None:
             return ()
@@ -505,7 +505,7 @@ class Guard:
         trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
         return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
 
-    def _score_part(self, record: Record, window: Window) -> Score:
+    def _score_part(self, record: Record, window: TextWindow) -> Score:
         """As if a window were the record's whole text. Raises RecordError that says which window cannot be scored."""
         part = record.messages[-1].content[window.begin : window.end]
         try:
@@ -588,7 +588,7 @@ class Guard:
         )
 
 
-def _worst(scores: Sequence[Score], windows: Sequence[Window]) -> Score:
+def _worst(scores: Sequence[Score], windows: Sequence[TextWindow]) -> Score:
     """What the windows of one text say together: of each number the largest, of the codes at their threshold all.
 
     P(any window's answer names a label) is at least that, and nothing is known of how they depend on one another. The

@@ -33,7 +33,7 @@ _WORDS = re.compile(r"(?<!\s)\s++")
 
 
 @dataclass(frozen=True)
-class Window:
+class TextWindow:
     """A part of a text that is judged by itself.
 
     number      1 for the first; of: how many there are
@@ -55,7 +55,7 @@ class _Piece:
     cost: int
 
 
-def split(text: str, budget: int, tokens: Count, fits: Fits = lambda window: True) -> tuple[Window, ...]:
+def split(text: str, budget: int, tokens: Count, fits: Fits = lambda window: True) -> tuple[TextWindow, ...]:
     """The windows of a text that is not blank, in order; together they hold all of it but space between them.
 
     budget  tokens of a window, at least LEAST
@@ -83,7 +83,7 @@ def split(text: str, budget: int, tokens: Count, fits: Fits = lambda window: Tru
         done = end or done + 1
         spans.append(row.span(begin, done))
         begin = row.back(begin, done, overlap)
-    return tuple(Window(i, len(spans), *span) for i, span in enumerate(spans, 1))
+    return tuple(TextWindow(i, len(spans), *span) for i, span in enumerate(spans, 1))
 
 
 class _Row:

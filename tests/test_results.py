@@ -33,6 +33,7 @@ def scores(draw: st.DrawFn) -> dict[str, Any]:
         "category_scores": {label: draw(PROBS) for label in LABELS if "=" not in label},
         "fields": {"refusal": {"yes": draw(PROBS), "no": draw(PROBS)}},
         "skipped": draw(st.integers(0, 9)),
+        "window": draw(st.none() | st.just({"number": 2, "of": 3, "begin": 900, "end": 2**40})),
     }
     return score(draw(IDS), draw(PROBS), bounds=bounds, categories=categories, **changes)
 
@@ -97,8 +98,8 @@ def test_a_table_that_a_spreadsheet_saved_again_is_read_back(tmp_path: Path) -> 
     assert list(read_rows(tmp_path / "out.csv")) == [score("a", 0.75)]
 
 
-def test_rows_of_before_there_was_skipped_are_read(tmp_path: Path) -> None:
-    old = {key: value for key, value in score("a").items() if key != "skipped"}
+def test_rows_of_before_there_were_skipped_and_window_are_read(tmp_path: Path) -> None:
+    old = {key: value for key, value in score("a").items() if key not in ("skipped", "window")}
     write_all(tmp_path / "out", [old], "jsonl")
     assert list(read_rows(tmp_path / "out")) == [old]
 

@@ -60,4 +60,4 @@ def advised(error: EdgeguardError) -> str:
 
 def advised_rows(errors: Mapping[str, int]) -> list[str]:
     """What an option of `score` can do about error rows, a line for each kind. `errors`: kind → how many rows."""
-    return [f"{n} rows are {kind}: {ROWS_ADVICE[kind]}" for kind, n in errors.items() if kind in ROWS_ADVICE]
+    return [f"{n} × {kind}: {ROWS_ADVICE[kind]}" for kind, n in errors.items() if kind in ROWS_ADVICE]

@@ -341,7 +341,7 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
         f"{tally.errors.total()} errors",
-        *([f"{tally.windowed} records scored in {tally.windows} windows"] if tally.windowed else []),
+        *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
