@@ -15,7 +15,6 @@ from pathlib import Path
 from edgeguard.backend import Backend, Runtime, RuntimeOptions
 from edgeguard.backends import open_backend, opener
 from edgeguard.builtin import ADAPTER, BuiltIn, Form
-from edgeguard.convert.built_in import make_form
 from edgeguard.errors import EdgeguardError, ModelError
 
 Tell = Callable[[str], None]
@@ -37,6 +36,8 @@ def open_built_in(
         return backend, form
     instead = guard.form(ADAPTER)
     assert guard.base_path  # which raises what to do where there is none
+    from edgeguard.convert.built_in import make_form  # once in a form's life: its imports are not for every start
+
     try:
         make_form(guard, form, tell=tell)
     except EdgeguardError as error:

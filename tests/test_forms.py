@@ -324,7 +324,7 @@ def test_a_cache_that_has_the_form_is_read_and_never_written(guard: BuiltIn, mon
     """A container's image may bring it and be read-only; the superuser, who runs tests, may write everywhere."""
     folder = make_form(guard, guard.form("q8_0"))
     before = {path: path.stat().st_mtime_ns for path in (folder.parent, *folder.parent.rglob("*"))}
-    monkeypatch.setattr("edgeguard.forms.make_form", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr("edgeguard.convert.built_in.make_form", lambda *_, **__: pytest.fail("made again"))
     assert loaded() == (guard.form("q8_0").model_sha256, [])
     assert {path: path.stat().st_mtime_ns for path in (folder.parent, *folder.parent.rglob("*"))} == before
 

@@ -18,7 +18,7 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors", "version"},
+    {"cache", "errors", "version"},
     {"pattern", "process", "tomlfile", "windows"},
     {"automaton", "backend", "rows"},
     {"grammar"},
