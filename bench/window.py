@@ -27,7 +27,7 @@ from edgeguard.backend import Prefix
 from edgeguard.rows.jsonl import rows
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "messages.jsonl"
-MOST_LINES = 2000  # read of a file
+MOST_LINES = 400  # read of a file
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def lines_of(path: Path, guard: Guard) -> Lines:
     labelled = any(isinstance(labels, list) for _, labels in texts)
     harmful = {text for text, labels in texts if (labels if labelled else guard.score(text).flagged)}
     known = [text for text, labels in texts if not labelled or isinstance(labels, list)]
+    if not known or not harmful or not set(known) - harmful:
+        raise SystemExit(f"{path}: expected harmless and harmful lines among the first {MOST_LINES} with a text")
     return Lines(
         [text for text in known if text not in harmful],
         [text for text in known if text in harmful],
