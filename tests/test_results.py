@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_output import LABELS, failure, score, write_all
 
@@ -53,6 +53,7 @@ def with_flat_id(row: dict[str, Any], ending: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 @given(rows=ROWS)
+@settings(deadline=None)  # files
 def test_what_was_written_is_read_back(rows: list[dict[str, Any]], ending: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"out.{ending}")

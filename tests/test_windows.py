@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeguard.windows import LEAST, OVERLAP, split
@@ -34,6 +34,7 @@ def parts(text: str, budget: int, tokens=by_words) -> list[str]:
 
 
 @given(TEXTS, BUDGETS, st.sampled_from([by_words, by_bytes]))
+@settings(deadline=None)
 def test_windows_hold_all_of_a_text_but_space_between_them_in_order(text, budget, tokens):
     windows = split(text, budget, tokens)
     assert [(w.number, w.of) for w in windows] == [(i, len(windows)) for i in range(1, len(windows) + 1)]
@@ -46,17 +47,20 @@ def test_windows_hold_all_of_a_text_but_space_between_them_in_order(text, budget
 
 
 @given(TEXTS, BUDGETS, st.sampled_from([by_words, by_bytes]))
+@settings(deadline=None)
 def test_no_window_has_more_tokens_than_its_budget(text, budget, tokens):
     assert all(tokens(part) <= budget for part in parts(text, budget, tokens))
 
 
 @given(TEXTS, BUDGETS)
+@settings(deadline=None)
 def test_a_text_that_fits_is_one_window(text, budget):
     found = parts(text, budget)
     assert (found == [text.strip()]) == (by_words(text.strip()) <= budget)
 
 
 @given(st.lists(SENTENCES, min_size=1, max_size=30), BUDGETS)
+@settings(deadline=None)
 def test_a_sentence_of_up_to_seven_sixteenths_is_whole_in_a_window(sentences, budget):
     found = parts("".join(sentences), budget)
     longest = (budget - budget // OVERLAP) // 2
@@ -65,6 +69,7 @@ def test_a_sentence_of_up_to_seven_sixteenths_is_whole_in_a_window(sentences, bu
 
 
 @given(st.lists(SENTENCES, min_size=1, max_size=30), BUDGETS)
+@settings(deadline=None)
 def test_windows_in_a_row_share_an_eighth_of_the_budget(sentences, budget):
     text = "".join(sentences)
     for one, next_ in pairwise(split(text, budget, by_words)):
@@ -72,6 +77,7 @@ def test_windows_in_a_row_share_an_eighth_of_the_budget(sentences, budget):
 
 
 @given(st.lists(SENTENCES, min_size=2, max_size=30), BUDGETS)
+@settings(deadline=None)
 def test_windows_begin_and_end_with_sentences_where_these_are_short(sentences, budget):
     longest = (budget - budget // OVERLAP) // 2
     text = "".join(sentence for sentence in sentences if by_words(sentence) <= longest) or "a. b."
@@ -81,11 +87,13 @@ def test_windows_begin_and_end_with_sentences_where_these_are_short(sentences, b
 
 
 @given(TEXTS, BUDGETS)
+@settings(deadline=None)
 def test_the_same_text_gives_the_same_windows(text, budget):
     assert split(text, budget, by_words) == split(text, budget, by_words)
 
 
 @given(SENTENCES.map(lambda s: s * 20), BUDGETS)
+@settings(deadline=None)
 def test_a_window_that_does_not_fit_is_made_smaller(text, budget):
     """A tokenizer reads a text in its prompt otherwise than alone, by a token or two."""
     fits = lambda part: by_words(part) <= budget - 3  # noqa: E731
