@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Message as Message
     from edgeguard.rows.record import Record as Record
     from edgeguard.rows.shapes import Fields as Fields
+    from edgeguard.windows import TextWindow as TextWindow
     from edgeguard.workers import Workers as Workers
     from edgeguard.workers import score_many as score_many
 
@@ -56,6 +57,7 @@ _PUBLIC = {
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
+    "edgeguard.windows": ("TextWindow",),
     "edgeguard.workers": ("Workers", "score_many"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -80,6 +82,7 @@ __all__ = [
     "RuntimeOptions",
     "Score",
     "Search",
+    "TextWindow",
     "Thresholds",
     "WorkerDied",
     "Workers",

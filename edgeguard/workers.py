@@ -24,7 +24,7 @@ from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.errors import ModelError
 from edgeguard.formats.model_file import find_model
 from edgeguard.forms import Tell, in_log
-from edgeguard.guard import EstimatorName, Guard, Score, Search, prepared
+from edgeguard.guard import EstimatorName, Guard, Score, Search, WindowSize, prepared
 from edgeguard.machine import available_cores, free_memory
 from edgeguard.pool import Pool
 from edgeguard.profile import Profile
@@ -193,6 +193,7 @@ class Workers:
         search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
         tell: Tell = in_log,
     ) -> None:
         """Start the processes; each loads the guard by the other arguments, as `Guard.load`, whose errors are raised.
@@ -214,6 +215,7 @@ class Workers:
             "search": search,
             "calibration": calibration,
             "thresholds": thresholds,
+            "window": window,
         }
         self.workers, self.runtime = chosen.workers, runtime
         self._pool = Pool(

@@ -19,7 +19,7 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
-    {"pattern", "process", "tomlfile", "machine", "ahead"},
+    {"pattern", "process", "tomlfile", "machine", "ahead", "windows"},
     {"automaton", "backend", "pool", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},

@@ -18,6 +18,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
+    from edgeguard.guard import WindowSize
     from edgeguard.rows.readers import Reading
     from edgeguard.workers import Workers
 
@@ -187,6 +188,7 @@ def _load_arguments(
     strictness: str | None = None,
     threshold: tuple[str, ...] = (),
     estimator: str = "marginal",
+    window: WindowSize | None = None,
     calibration: Path | None = None,
     no_calibration: bool = False,
     force_calibration: bool = False,
@@ -215,6 +217,7 @@ def _load_arguments(
         "search": Search(**options),
         "calibration": taken,
         "thresholds": read_thresholds(threshold),
+        "window": window,
     }
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from edgeguard.cli.advice import advised_rows
 from edgeguard.cli.options import (
     begin_guard,
     calibration_options,
@@ -26,6 +28,7 @@ from edgeguard.cli.options import (
     workers_option,
 )
 from edgeguard.errors import printable
+from edgeguard.windows import LEAST
 
 if TYPE_CHECKING:
     from edgeguard.guard import Guard
@@ -38,11 +41,16 @@ _PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a
 
 @dataclass
 class Tally:
-    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records."""
+    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records.
+
+    errors  kind → how many rows; windowed: records that were scored in `windows`
+    """
 
     records: int = 0
     flagged: int = 0
-    errors: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    windowed: int = 0
+    windows: int = 0
     skipped: int = 0
     shortened: int = 0
     reused: int = 0
@@ -53,8 +61,11 @@ class Tally:
         """Count one row."""
         self.records += 1
         if "error" in row:
-            self.errors += 1
+            self.errors[row["error"]["type"]] += 1
             return
+        if row["window"] is not None:
+            self.windowed += 1
+            self.windows += row["window"]["of"]
         self.flagged += row["flagged"]
         self.skipped += row["skipped"]
         self.shortened += row["skipped"] > 0
@@ -62,6 +73,19 @@ class Tally:
         tokens = row["tokens"]
         self.reused += tokens["reused"]
         self.evaluated += tokens["prompt"] - tokens["reused"] + tokens["answer"]
+
+
+def _read_window(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of tokens, or "auto"."""
+    if value is None or value == "auto":
+        return value
+    try:
+        tokens = int(value)
+    except ValueError:
+        tokens = 0
+    if tokens < LEAST:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of at least {LEAST} tokens")
+    return tokens
 
 
 @click.command(
@@ -85,6 +109,13 @@ Examples:
 )
 @search_options
 @calibration_options
+@click.option(
+    "--window",
+    callback=_read_window,
+    metavar="TOKENS|auto",
+    help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
+    "context leaves [default: a text longer than the context is an error]",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",
@@ -159,7 +190,7 @@ def score(
             err=True,
         )
         sys.exit(3)
-    sys.exit(1 if tally.errors else 0)
+    sys.exit(1 if tally.errors.total() else 0)
 
 
 def _own_stdin() -> str | BinaryIO:
@@ -268,7 +299,7 @@ def _skip_resumed(
                 "resume with the same, or write to another file"
             )
         done.records += 1
-        done.errors += row.is_error
+        done.errors["resumed"] += row.is_error
         done.flagged += row.flagged
         done.highest = max(done.highest, row.unsafe or 0.0)
     return done
@@ -302,23 +333,29 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     parts = [
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
-        f"{tally.errors} errors",
+        f"{tally.errors.total()} errors",
+        *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
     click.echo(", ".join(parts), err=True)
+    for line in advised_rows(tally.errors):
+        click.echo(f"edgeguard: {line}", err=True)
 
 
 def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
     from edgeguard.guard import Guard
-    from edgeguard.rows.record import Record
+    from edgeguard.rows.record import Failure, Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
     for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
+        window = None if isinstance(result, Failure) else result.window
+        if window is not None:
+            text = f"[window {window.number} of {window.of}] {text[window.begin : window.end]}"
         lines.append((printable(text[:200]), result))
     print_scores(lines, {category.code: category.name for category in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)
