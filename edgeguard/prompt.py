@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import takewhile
 
 from edgeguard.backend import Vocabulary
-from edgeguard.errors import ProfileError, RecordError
+from edgeguard.errors import ProfileError, RecordError, shortened
 from edgeguard.profile import Profile
 from edgeguard.rows.record import Message
 from edgeguard.templates import (
@@ -146,7 +146,7 @@ class Prompter:
         try:
             return self._shape(roles, question)
         except ProfileError as error:
-            raise RecordError(f"roles {', '.join(roles)}: {error}", kind="invalid_roles") from error
+            raise RecordError(f"roles {shortened(', '.join(roles), 200)}: {error}", kind="invalid_roles") from error
 
 
 def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Vocabulary) -> Prompter:

@@ -20,7 +20,7 @@ PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"errors", "version"},
     {"pattern", "process", "tomlfile"},
-    {"automaton", "backend", "rows"},
+    {"automaton", "backend", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
     {"calibration"},
