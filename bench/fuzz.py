@@ -20,6 +20,12 @@ from fuzzing import Kind, print_count, run
 
 KINDS: Mapping[str, Kind] = {
     "gguf": fuzz_models.GGUF,
+    "adapter": fuzz_models.ADAPTER,
+    "onnx": fuzz_models.ONNX,
+    "tokenizer": fuzz_models.TOKENIZER,
+    "template": fuzz_models.TEMPLATE,
+    "profile": fuzz_models.PROFILE,
+    "calibration": fuzz_models.CALIBRATION,
 }
 
 
