@@ -154,7 +154,7 @@ def _adapter_attempt(path: Path) -> str:
 def _onnx_whole(folder: Path) -> Path:
     from edgeguard.convert import convert
 
-    return convert(write_tiny_llama(folder / "tiny.gguf"), folder / "onnx", to="onnx-fp32").path.parent
+    return convert(write_tiny_llama(folder / "tiny.gguf"), folder / "onnx", to="onnx-fp32").path
 
 
 def _onnx_mutant(draw: Draw, whole: Path, path: Path) -> Path:
