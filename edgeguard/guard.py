@@ -31,6 +31,7 @@ from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
+from edgeguard.templates import expect_strangers
 from edgeguard.tree import Tree, explore
 from edgeguard.windows import LEAST, TextWindow, split
 
@@ -326,6 +327,8 @@ class Guard:
                 tell=tell,
             )
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+        if given is not None or (model is not None and Path(model).exists()):
+            expect_strangers(given)  # gets ready while the model is being opened
         opened = _open(model, given, runtime, tell)
         backend = opened.backend
         try:

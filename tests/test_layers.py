@@ -20,7 +20,7 @@ PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
     {"pattern", "process", "tomlfile", "machine", "ahead", "windows"},
-    {"automaton", "backend", "pool", "rows"},
+    {"automaton", "backend", "pool", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
     {"calibration"},

@@ -309,10 +309,22 @@ class OnnxRuntime:
         return {past: value for (past, _), value in zip(io.past, after, strict=True)} if keep else {}
 
     def _read(self, logits: npt.NDArray[Any], places: Sequence[tuple[int, int, int]], rows: Rows) -> None:
+        if logits.ndim != (2 if self._interface.chosen else 3) or logits.shape[-1] != self._interface.n_vocab:
+            raise ModelError(
+                f"{self._path} gives logits of shape {logits.shape}, its graph says {self._interface.n_vocab} for each "
+                "token; convert it again"
+            )
         if not self._interface.chosen:
             last = self._interface.last_only
-            logits = np.stack([logits[i, -1 if last else at] for i, at, _ in places])
+            try:
+                logits = np.stack([logits[i, -1 if last else at] for i, at, _ in places])
+            except IndexError:
+                raise ModelError(
+                    f"{self._path} gives logits for fewer tokens than it was given; convert it again"
+                ) from None
         result = logits.astype(np.float32)
+        if len(result) != len(places):
+            raise ModelError(f"{self._path} gives logits for {len(result)} of {len(places)} tokens; convert it again")
         if np.isnan(result).any() or np.isposinf(result).any():
             raise ModelError(f"{self._path} computes no numbers: its weights are broken, download or convert it again")
         rows[[row for _, _, row in places]] = result
@@ -415,7 +427,8 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
     # Threads that spin while they wait take the cores from others, and halve the speed of a busy machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.use_deterministic_compute = True
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # its log goes to stderr, in colours; errors are raised
+    ort.set_default_logger_severity(4)
     providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
     if provider == _CUDA:
         _load_cuda()
@@ -434,7 +447,6 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
 
 def _load_cuda() -> None:
     """Load the libraries of the nvidia-* packages. What is missing it prints, and stdout is for scores."""
-    ort.set_default_logger_severity(4)
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()

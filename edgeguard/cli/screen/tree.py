@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as Drawing
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
 from edgeguard.estimates import Estimates, estimate
 from edgeguard.estimators import ESTIMATORS, log_odds
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def print_trees(found: Considered, *, least: float) -> None:
     """The answers the model considered, a branch each, heaviest first; then what each estimator makes of them."""
-    console, names = Console(), {c.code: c.name for c in found.profile.categories}
+    console, names = plain_console(), {c.code: c.name for c in found.profile.categories}
     trees = found.trees
     for code, tree in trees.items():
         begins = "the guard's answer begins"
@@ -103,6 +103,6 @@ def _estimates(names: Mapping[str, str], estimators: Iterable[str], found: Seque
             Text(printable(label)),
             Text(printable("" if name == label else name)),
             *(f"{each.scores[i]:.4f}" for each in found),
-            f"\\[{low:.4f}, {high:.4f}]",
+            f"[{low:.4f}, {high:.4f}]",
         )
     return table
