@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.shapes import Fields as Fields
     from edgeguard.windows import TextWindow as TextWindow
     from edgeguard.workers import Workers as Workers
+    from edgeguard.workers import isolated as isolated
     from edgeguard.workers import score_many as score_many
 
 _PUBLIC = {
@@ -58,7 +59,7 @@ _PUBLIC = {
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
     "edgeguard.windows": ("TextWindow",),
-    "edgeguard.workers": ("Workers", "score_many"),
+    "edgeguard.workers": ("Workers", "isolated", "score_many"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -86,6 +87,7 @@ __all__ = [
     "Thresholds",
     "WorkerDied",
     "Workers",
+    "isolated",
     "list_profiles",
     "load_profile",
     "read_calibration",
