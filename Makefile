@@ -72,7 +72,7 @@ PEERS := $(BIN)/python bench/peers.py --server $(SERVER) --typed-gguf .venv/type
 peer-figures: .venv/test.done $(SERVER) .venv/typed-gguf.done
 	mkdir -p bench/results
 	$(PEERS) > bench/results/peers.txt
-	$(PEERS) --model $(CHAT) --profile instruct --records 8 > bench/results/peers_chat.txt
+	$(PEERS) --model $(CHAT) --profile instruct --records 6 --rounds 4 > bench/results/peers_chat.txt
 	$(BIN)/python docs/generate.py
 
 .venv/llama-server/bin/llama-server: bench/build_llama_server.sh .venv/bin/python
