@@ -47,7 +47,9 @@ figures: .venv/test.done
 	$(BIN)/python bench/sizes.py --variants $(VARIANTS) > bench/results/sizes.txt
 	$(BIN)/python bench/neighbours.py --variants $(VARIANTS) > bench/results/neighbours.txt
 	$(BIN)/python bench/parity.py examples/messages.jsonl $(TEXTS) --variants $(VARIANTS) > bench/results/parity.txt
+	$(BIN)/python bench/workers.py > bench/results/workers.txt
 	$(BIN)/python bench/memory.py > bench/results/memory.txt
+	$(BIN)/python bench/window.py $(TEXTS) > bench/results/window.txt
 	$(BIN)/python bench/questions.py --texts 5 --policies 13 4 > bench/results/questions.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
