@@ -59,7 +59,7 @@ figures: .venv/test.done
 	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
 	$(BIN)/python docs/generate.py
 
-# The default against the edgeguard before it, and processes at once: 8 minutes on a quiet machine.
+# The default against the edgeguard before it, and processes at once: 7 minutes on a quiet machine.
 .PHONY: default-figures
 default-figures: .venv/test.done
 	mkdir -p bench/results
