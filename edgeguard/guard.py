@@ -225,6 +225,7 @@ class Guard:
             raise ValueError(f"window is {window!r}; expected 'auto', or at least {LEAST} tokens")
         self.backend, self.profile, self.estimator, self.window = backend, profile, estimator, window
         self.search, self.calibration, self._name = search, calibration, name
+        self.runtime = RuntimeOptions()
         self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
             raise ProfileError(
@@ -293,7 +294,7 @@ class Guard:
             if calibration is True:
                 calibration = opened.calibration(estimator, tell)
             maps = _calibration(calibration, given, estimator, backend)
-            return cls(
+            loaded = cls(
                 backend,
                 given,
                 estimator=estimator,
@@ -303,6 +304,8 @@ class Guard:
                 window=window,
                 name=None if opened.built is None else opened.built.name,
             )
+            loaded.runtime = runtime
+            return loaded
         except BaseException:
             backend.close()
             raise
