@@ -5,43 +5,52 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from edgeguard.cli.advice import advised_rows
 from edgeguard.cli.options import (
+    begin_guard,
     calibration_options,
     drop_stdout,
-    load_guard,
-    load_workers,
     model_options,
+    open_guard,
     record_options,
     reported_errors,
     search_options,
     take_reading,
+    workers_option,
 )
 from edgeguard.errors import printable
+from edgeguard.windows import LEAST
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Score
+    from edgeguard.guard import Guard
     from edgeguard.rows.record import Failure, Record
     from edgeguard.rows.writer import Writer
-    from edgeguard.workers import About
+    from edgeguard.workers import Workers
 
-    Judged = Iterator[tuple[Record | Failure, Score | Failure]]
+_PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a stream
 
 
 @dataclass
 class Tally:
-    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records."""
+    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records.
+
+    errors  kind → how many rows; windowed: records that were scored in `windows`
+    """
 
     records: int = 0
     flagged: int = 0
-    errors: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    windowed: int = 0
+    windows: int = 0
     skipped: int = 0
     shortened: int = 0
     reused: int = 0
@@ -52,8 +61,11 @@ class Tally:
         """Count one row."""
         self.records += 1
         if "error" in row:
-            self.errors += 1
+            self.errors[row["error"]["type"]] += 1
             return
+        if row["window"] is not None:
+            self.windowed += 1
+            self.windows += row["window"]["of"]
         self.flagged += row["flagged"]
         self.skipped += row["skipped"]
         self.shortened += row["skipped"] > 0
@@ -61,6 +73,19 @@ class Tally:
         tokens = row["tokens"]
         self.reused += tokens["reused"]
         self.evaluated += tokens["prompt"] - tokens["reused"] + tokens["answer"]
+
+
+def _read_window(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of tokens, or "auto"."""
+    if value is None or value == "auto":
+        return value
+    try:
+        tokens = int(value)
+    except ValueError:
+        tokens = 0
+    if tokens < LEAST:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of at least {LEAST} tokens")
+    return tokens
 
 
 @click.command(
@@ -73,6 +98,7 @@ Examples:
 )
 @click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
 @model_options
+@workers_option
 @click.option(
     "--estimator",
     "-e",
@@ -83,6 +109,13 @@ Examples:
 )
 @search_options
 @calibration_options
+@click.option(
+    "--window",
+    callback=_read_window,
+    metavar="TOKENS|auto",
+    help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
+    "context leaves [default: a text longer than the context is an error]",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",
@@ -93,13 +126,6 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
-@click.option(
-    "--workers",
-    "-w",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes that score side by side, one thread each unless --threads says more [default: this one alone]",
-)
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -116,10 +142,10 @@ def score(
     format_: str | None,
     overwrite: bool,
     resume: bool,
-    workers: int | None,
     limit: int | None,
     fail_over: float | None,
     table: bool,
+    workers: int | None,
     **options: Any,
 ) -> None:
     """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
@@ -141,47 +167,30 @@ def score(
         raise click.UsageError(f"{output} is the input; name another --output")
     reading = take_reading(options)
     with reported_errors():
+        begin_guard()
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
         format_ = format_ or format_of(output)
         _refuse_existing(output, overwrite or resume)
-        opened = _own_stdin() if workers and str(source) == "-" else source
+        opened = _own_stdin() if str(source) == "-" else source
         records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
         total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
-        with _scorer(workers and min(workers, max(1, total or workers)), estimator=estimator, **options) as scorer:
+        known = total
+        if total is None and workers is None:
+            records, known = _a_few(records)
+        with open_guard(workers=workers, records=known, estimator=estimator, **options) as guard:
             if table:
-                tally = _show_table(scorer, records, source)
+                tally = _show_table(guard, records, source)
             else:
-                tally = _write(scorer, records, source, total, output, format_, overwrite, resume)
+                tally = _write(guard, records, source, total, output, format_, overwrite, resume)
     if fail_over is not None and tally.highest > fail_over:
         click.echo(
             f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
             err=True,
         )
         sys.exit(3)
-    sys.exit(1 if tally.errors else 0)
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """A guard, or several processes with it. `judged`: (records, their file's name) → what is made of each."""
-
-    about: About
-    judged: Callable[[Iterator[Record | Failure], str], Judged]
-
-
-@contextmanager
-def _scorer(workers: int | None, **options: Any) -> Iterator[_Scorer]:
-    from edgeguard.rows.judging import judged
-    from edgeguard.workers import about
-
-    if workers is None:
-        with load_guard(**options) as guard:
-            yield _Scorer(about(guard), lambda records, where: judged(records, guard.score, where=where))
-    else:
-        with load_workers(workers, **options) as pool:
-            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where))
+    sys.exit(1 if tally.errors.total() else 0)
 
 
 def _own_stdin() -> str | BinaryIO:
@@ -190,6 +199,14 @@ def _own_stdin() -> str | BinaryIO:
         return open(sys.stdin.fileno(), "rb", closefd=False)  # the thread has it until the process ends
     except (AttributeError, OSError):  # it is closed, or not a file
         return "-"
+
+
+def _a_few(records: Iterator[Record | Failure]) -> tuple[Iterator[Record | Failure], int | None]:
+    """The same records, and how many, where they are few and come at once: for these one process is enough."""
+    from edgeguard.ahead import Ahead
+
+    ahead = Ahead(records, lambda record: record, most=_PEEK)
+    return ahead, ahead.number_within(_PATIENCE)
 
 
 def _same_file(source: Path, output: Path) -> bool:
@@ -217,7 +234,7 @@ def _name_of(source: Path) -> str:
 
 
 def _write(
-    scorer: _Scorer,
+    guard: Guard | Workers,
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
@@ -226,16 +243,17 @@ def _write(
     overwrite: bool,
     resume: bool,
 ) -> Tally:
+    from edgeguard.guard import Guard
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
-    labels = (*scorer.about.codes, *scorer.about.field_labels)
+    labels = (*guard.codes, *guard.field_labels)
     writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(scorer.about, records, writer, output)
-            for _, result in scorer.judged(records, _name_of(source)):
+            done = _skip_resumed(guard, records, writer, output)
+            for _, result in guard.judged(records, Guard.score, where=_name_of(source)):
                 row = result.row()
                 writer.write(row)
                 tally.add(row)
@@ -252,12 +270,18 @@ def _write(
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
+def _skip_resumed(
+    guard: Guard | Workers, records: Iterator[Record | Failure], writer: Writer, output: Path | None
+) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
 
     done = Tally()
-    identity = {"estimator": about.estimator, "profile": about.profile, "model_sha256": about.model_sha256}
+    identity = {
+        "estimator": guard.estimator,
+        "profile": guard.profile.name,
+        "model_sha256": guard.model_sha256,
+    }
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -275,7 +299,7 @@ def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Wri
                 "resume with the same, or write to another file"
             )
         done.records += 1
-        done.errors += row.is_error
+        done.errors["resumed"] += row.is_error
         done.flagged += row.flagged
         done.highest = max(done.highest, row.unsafe or 0.0)
     return done
@@ -309,23 +333,30 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     parts = [
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
-        f"{tally.errors} errors",
+        f"{tally.errors.total()} errors",
+        *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
     click.echo(", ".join(parts), err=True)
+    for line in advised_rows(tally.errors):
+        click.echo(f"edgeguard: {line}", err=True)
 
 
-def _show_table(scorer: _Scorer, records: Iterator[Record | Failure], source: Path) -> Tally:
+def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
-    from edgeguard.rows.record import Record
+    from edgeguard.guard import Guard
+    from edgeguard.rows.record import Failure, Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in scorer.judged(records, _name_of(source)):
+    for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
+        window = None if isinstance(result, Failure) else result.window
+        if window is not None:
+            text = f"[window {window.number} of {window.of}] {text[window.begin : window.end]}"
         lines.append((printable(text[:200]), result))
-    print_scores(lines, scorer.about.names)
+    print_scores(lines, {category.code: category.name for category in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)
     return tally

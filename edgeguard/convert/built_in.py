@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeguard.builtin import BuiltIn, Form, cache_folder
+from edgeguard.builtin import BuiltIn, Form
+from edgeguard.cache import cache_folder
 from edgeguard.convert import ONNX_TYPES, Options, convert
 from edgeguard.convert.adapters import read_adapter
 from edgeguard.convert.artifact import locked, put, staged

@@ -231,14 +231,13 @@ class OnnxRuntime:
             size += len(prefix.tokens)
         tokens = np.array([t for prefix in new for t in prefix.tokens], dtype=np.int64)
         ends = {columns[prefix].stop - 1 - memory.size: row for prefix, row in wanted.items() if prefix in new}
-        seen = _seen(new, columns, memory.size, size)
         depth = np.concatenate([memory.depth, _depths(new)])
         keys = memory.keys
         for begin in range(0, len(tokens), self._n_batch):
             end = min(begin + self._n_batch, len(tokens))
             here = {at - begin: row for at, row in ends.items() if begin <= at < end}
             columns_end = memory.size + end
-            visible, stand = seen[begin:end, :columns_end], depth[None, :columns_end]
+            visible, stand = _seen(new, columns, slice(memory.size + begin, columns_end)), depth[None, :columns_end]
             more = keep or end < len(tokens)
             keys = self._run(keys, tokens[None, begin:end], stand, visible, [here], rows, keep=more)
         return _Memory(keys, columns, depth)
@@ -343,15 +342,21 @@ def _between(record: Prefix, wanted: Iterable[Prefix]) -> list[Prefix]:
     return list(need)
 
 
-def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], past: int, size: int) -> npt.NDArray[np.bool_]:
-    """(new tokens, size): each token sees its path, and itself."""
-    seen = np.zeros((size - past, size), dtype=np.bool_)
+def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], rows: slice) -> npt.NDArray[np.bool_]:
+    """(rows, columns up to the last of them): each token sees its path, and itself.
+
+    For one chunk of tokens at a time: those of a whole long text would be as many as the square of its length.
+    """
+    seen = np.zeros((rows.stop - rows.start, rows.stop), dtype=np.bool_)
     for prefix in new:
         own = columns[prefix]
-        here = slice(own.start - past, own.stop - past)
+        begin, end = max(own.start, rows.start), min(own.stop, rows.stop)
+        if begin >= end:
+            continue
+        here = slice(begin - rows.start, end - rows.start)
         for ancestor in itertools.islice(prefix.lineage(), 1, None):
             seen[here, columns[ancestor]] = True
-        seen[here, own] = np.tri(len(prefix.tokens), dtype=np.bool_)
+        seen[here, own.start : end] = np.tri(end - begin, end - own.start, begin - own.start, dtype=np.bool_)
     return seen
 
 
