@@ -25,6 +25,7 @@ from edgeguard.cli.options import (
     take_reading,
 )
 from edgeguard.errors import printable
+from edgeguard.rows.tally import Tally
 
 if TYPE_CHECKING:
     from edgeguard.guard import Score
@@ -33,34 +34,6 @@ if TYPE_CHECKING:
     from edgeguard.workers import About
 
     Judged = Iterator[tuple[Record | Failure, Score | Failure]]
-
-
-@dataclass
-class Tally:
-    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records."""
-
-    records: int = 0
-    flagged: int = 0
-    errors: int = 0
-    skipped: int = 0
-    shortened: int = 0
-    reused: int = 0
-    evaluated: int = 0
-    highest: float = 0.0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one row."""
-        self.records += 1
-        if "error" in row:
-            self.errors += 1
-            return
-        self.flagged += row["flagged"]
-        self.skipped += row["skipped"]
-        self.shortened += row["skipped"] > 0
-        self.highest = max(self.highest, row["unsafe"])
-        tokens = row["tokens"]
-        self.reused += tokens["reused"]
-        self.evaluated += tokens["prompt"] - tokens["reused"] + tokens["answer"]
 
 
 @click.command(

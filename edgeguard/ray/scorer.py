@@ -1,0 +1,114 @@
+"""What an actor of Ray does: batches of records in, batches of result rows out, one row a record.
+
+The guard is in a process of the actor's own, by `Workers`: a record at which the runtime dies is tried once more and
+then is an error row. In the actor's process it would take the actor along, and Ray would hand the same batch to the
+next one, again and again.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeguard.rows.record import Failure, Record
+from edgeguard.rows.resuming import json_bytes
+from edgeguard.rows.schema import flatten, types_of
+from edgeguard.rows.tables import records_of
+from edgeguard.workers import Workers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from edgeguard.rows.shapes import Fields
+
+Given = Record | Failure
+
+
+class Facts(NamedTuple):
+    """What a run needs to know of a guard that it does not have: what its rows share, and what they score."""
+
+    estimator: str
+    profile: str
+    model_sha256: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `Guard.load`, to be sent to the actors. `model` is a path on their machines, or a name."""
+
+    arguments: Mapping[str, Any]
+
+    def opened(self) -> Scoring:
+        """The guard, in a process of its own. Raises what `Guard.load` raises."""
+        return Scoring(Workers(1, **self.arguments))
+
+    def facts(self) -> Facts:
+        """What the guard says of itself, once it is loaded. Raises what `Guard.load` raises."""
+        with self.opened() as scoring:
+            return scoring.facts
+
+
+class Scoring:
+    """A guard at work in a process of its own; a context manager."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        about = workers.about
+        labels = (*about.codes, *about.field_labels)
+        self.facts = Facts(about.estimator, about.profile, about.model_sha256, labels)
+
+    def rows(self, records: Sequence[Given], where: str = "") -> Iterator[dict[str, Any]]:
+        """One row a record, in order. `where` is their file, for messages."""
+        return (result.row() for _, result in self._workers.judged(records, where=where))
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+
+class TableScorer:
+    """An actor for datasets: tables whose columns are those of records become tables of flat rows."""
+
+    def __init__(self, job: Job, fields: Fields, strict: bool, keep: Sequence[str]) -> None:
+        self._fields, self._strict, self._keep = fields, strict, keep
+        self._scoring = job.opened()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        labels = self._scoring.facts.labels
+        records = records_of(batch, fields=self._fields, strict=self._strict)
+        scored = table_of([flatten(row, labels) for row in self._scoring.rows(list(records))], labels)
+        for name in self._keep:
+            scored = scored.append_column(batch.schema.field(name), batch.column(name))
+        return scored
+
+
+class RecordScorer:
+    """An actor for files: what `reading.Records` gives becomes what `writing.RowFiles` takes."""
+
+    def __init__(self, job: Job) -> None:
+        self._scoring = job.opened()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        given = zip(batch.column("where").to_pylist(), batch.column("record").to_pylist(), strict=True)
+        rows: list[bytes] = []
+        for where, some in groupby(given, key=lambda each: each[0]):
+            records = [pickle.loads(record) for _, record in some]
+            rows += map(json_bytes, self._scoring.rows(records, where))
+        return pa.table({"place": batch.column("place"), "row": pa.array(rows, pa.large_binary())})
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pa.Table:
+    """Flat rows as an Arrow table, with the columns and types of our Parquet files."""
+    import pyarrow as pa
+
+    of_name: Any = pa.type_for_alias
+    schema = pa.schema([(name, of_name(kind)) for name, kind in types_of(labels).items()])
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
