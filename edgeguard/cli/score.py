@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
+from edgeguard.cli import on_ray
 from edgeguard.cli.options import (
     calibration_options,
     drop_stdout,
@@ -42,9 +43,10 @@ Examples:
   edgeguard score examples/messages.jsonl
   edgeguard score examples/messages.jsonl --table --limit 5
   echo '{"text": "How do I pick a lock?"}' | edgeguard score -
-  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume"""
+  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume
+  edgeguard score s3://bucket/chats -o s3://bucket/scores -f parquet --ray auto"""
 )
-@click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("source", metavar="FILE|-", type=on_ray.PathOrUri(path_type=Path, allow_dash=True))
 @model_options
 @click.option(
     "--estimator",
@@ -56,7 +58,7 @@ Examples:
 )
 @search_options
 @calibration_options
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
+@click.option("--output", "-o", type=on_ray.PathOrUri(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",
     "-f",
@@ -73,6 +75,7 @@ Examples:
     metavar="N",
     help="Processes that score side by side, one thread each unless --threads says more [default: this one alone]",
 )
+@on_ray.ray_option
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -90,6 +93,7 @@ def score(
     overwrite: bool,
     resume: bool,
     workers: int | None,
+    ray_address: str | None,
     limit: int | None,
     fail_over: float | None,
     table: bool,
@@ -112,7 +116,11 @@ def score(
         raise click.UsageError("--table is for the screen; leave --output and --format out")
     if output is not None and _same_file(source, output):
         raise click.UsageError(f"{output} is the input; name another --output")
+    on_ray.check(ray_address, source, output, table=table)
     reading = take_reading(options)
+    if ray_address is not None:
+        options |= {"format_": format_, "workers": workers, "limit": limit, "resume": resume, "overwrite": overwrite}
+        _leave(_on_ray(ray_address, source, output, reading=reading, estimator=estimator, **options), fail_over)
     with reported_errors():
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
@@ -127,6 +135,11 @@ def score(
                 tally = _show_table(scorer, records, source)
             else:
                 tally = _write(scorer, records, source, total, output, format_, overwrite, resume)
+    _leave(tally, fail_over)
+
+
+def _leave(tally: Tally, fail_over: float | None) -> NoReturn:
+    """End with the exit code that the rows ask for."""
     if fail_over is not None and tally.highest > fail_over:
         click.echo(
             f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
@@ -134,6 +147,15 @@ def score(
         )
         sys.exit(3)
     sys.exit(1 if tally.errors else 0)
+
+
+def _on_ray(address: str, source: Path, output: Path | None, **options: Any) -> Tally:
+    began = time.perf_counter()
+    with reported_errors():
+        assert output is not None
+        outcome = on_ray.score(address, source, output, **options)
+    _summarise(outcome.now, time.perf_counter() - began, outcome.before.records)
+    return _with_resumed(outcome.now, outcome.before)
 
 
 @dataclass(frozen=True)

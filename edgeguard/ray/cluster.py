@@ -13,7 +13,7 @@ from typing import Any
 from edgeguard.errors import EdgeguardError, printable
 from edgeguard.ray.package import ray_data
 
-SPARE = 2  # CPUs, as Ray counts them, for what reads, writes and passes over what is done: they must never wait for actors
+SPARE = 2  # CPUs, as Ray counts them, for what reads, writes and filters: it would wait for actors for ever
 _STORE = 2**29  # bytes of Ray's object store on this machine: blocks are small, and few are under way
 
 
@@ -32,6 +32,7 @@ def cluster(address: str | None, *, cpus: int) -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its own code writes to stderr
     folder = None
     try:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ def score_dataset(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     threads = num_cpus or runtime.threads or 1
     check_columns(_columns(ds), fields, keep)
-    job = Job({"model": model, "runtime": replace(runtime, threads=threads), **arguments})
+    job = Job.of({"model": model, "runtime": runtime, **arguments}, threads)
     scored = ds.repartition(target_num_rows_per_block=batch_size).map_batches(
         TableScorer,
         fn_constructor_kwargs={"job": job, "fields": fields, "strict": strict, "keep": tuple(keep)},
@@ -67,7 +66,7 @@ def score_dataset(
         **({} if num_gpus is None else {"num_gpus": num_gpus}),
     )
     scored.context.execution_options.preserve_order = True
-    return scored  # type: ignore[no-any-return]
+    return scored
 
 
 def pool(ray: Any, actors: int, threads: int, batch_size: int) -> dict[str, Any]:

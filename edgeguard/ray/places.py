@@ -98,6 +98,8 @@ def place_of(text: str | Path) -> Place:
 def _by_fsspec(uri: str, why: Exception) -> tuple[Any, str]:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
+    handler: Any = FSSpecHandler
+
     try:
         import fsspec
 
@@ -107,7 +109,7 @@ def _by_fsspec(uri: str, why: Exception) -> tuple[Any, str]:
             f"{printable(uri)}: cannot be reached ({printable(str(why))}; {printable(str(error))}); "
             "expected a path, or a URI that pyarrow or fsspec knows, such as s3://bucket/folder"
         ) from None
-    return PyFileSystem(FSSpecHandler(found)), str(path)
+    return PyFileSystem(handler(found)), str(path)
 
 
 def input_files(source: str | Path) -> list[Place]:

@@ -1,9 +1,9 @@
 """Files scored by a Ray cluster into a folder of files, so that a run can be gone on with after any crash.
 
-Beside the folder OUT stands OUT.partial while it is not complete: `run.json`, what is scored by what, and `done/`, Ray's
-checkpoint: the places of the records whose rows are written. A file of rows and its places are written in two phases, so
-that after a kill each place's row is there once; what Ray finds half-written it removes. In the end run.json becomes
-OUT/_SUCCESS.
+While the folder OUT is not complete, OUT.partial stands beside it. It holds `run.json`, what is scored by what, and
+`done/`, Ray's checkpoint: the places of the records whose rows are written. A file of rows and its places are written
+in two phases, so that after a kill each place's row is there once; what is half-written, Ray removes. In the end
+run.json becomes OUT/_SUCCESS.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Plan:
     threads  of each one's model
     cores    of this machine, for a Ray that is started
     limit    records at most, of one file
+    progress  Ray's own bars, on a terminal
     """
 
     source: str | Path
@@ -55,6 +56,7 @@ class Plan:
     limit: int | None = None
     resume: bool = False
     overwrite: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ def _written(ray: Any, plan: Plan, files: Sequence[Place], output: _Output, run:
     from edgeguard.ray.writing import RowFiles
 
     actors = plan.actors or actors_for(ray, plan.threads)
-    ds = ray.data.read_datasource(Records(files, plan.reading, plan.limit), ray_remote_args=dict(_IO))
+    ds = ray.data.read_datasource(Records(files, plan.reading, plan.limit), **_IO)
     context = ds.context
-    context.enable_progress_bars = False
+    context.enable_progress_bars = plan.progress
     context.execution_options.preserve_order = True
     context.checkpoint_config = CheckpointConfig(
         id_column="place",
@@ -167,9 +169,9 @@ def _as_ours(error: Exception) -> Exception:
     found = cause_of(error)
     if found is not None:
         return found
-    last = [line for line in str(error).splitlines() if line.strip()][-1:]
+    last = "".join([line for line in str(error).splitlines() if line.strip()][-1:])
     return OutputError(
-        f"Ray ended the run ({type(error).__name__}: {printable(''.join(last))[:300]}); the rows that are written are safe",
+        f"Ray ended the run ({type(error).__name__}: {printable(last)[:300]}); the rows in the output are safe",
         kind="output_broken_off",
     )
 
@@ -260,7 +262,9 @@ class _Output:
                 place.filesystem.create_dir(place.path, recursive=True)
             self._run.write(run.to_json())
         except OSError as error:
-            raise OutputError(f"{printable(self.folder.shown)}: cannot be written ({error}); check its rights") from None
+            raise OutputError(
+                f"{printable(self.folder.shown)}: cannot be written ({error}); check its rights"
+            ) from None
 
     def written(self) -> list[Place]:
         """The files whose rows are there for good."""
@@ -282,7 +286,7 @@ class _Output:
         strange = [place for place in there if not _is_part(place)]
         if strange:
             raise OutputError(
-                f"{printable(strange[0].shown)}: is no file of an earlier run; name another folder, or remove it yourself"
+                f"{printable(strange[0].shown)}: was not written by such a run; name another folder, or remove it"
             )
         for place in (self._success, *there):
             if place.kind:

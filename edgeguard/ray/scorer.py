@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeguard.backend import RuntimeOptions
+from edgeguard.calibration.files import read_calibration
+from edgeguard.profile import load_profile
 from edgeguard.rows.record import Failure, Record
 from edgeguard.rows.resuming import json_bytes
 from edgeguard.rows.schema import flatten, types_of
@@ -42,6 +46,19 @@ class Job:
 
     arguments: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], threads: int) -> Job:
+        """What is read here need not be there on other machines: profile and calibration. Raises as `Guard.load`."""
+        profile, calibration = arguments.get("profile"), arguments.get("calibration", True)
+        runtime: RuntimeOptions = arguments.get("runtime", RuntimeOptions())
+        sent = {
+            "model": _whole(arguments.get("model")),
+            "profile": load_profile(profile) if isinstance(profile, str | Path) else profile,
+            "calibration": read_calibration(calibration) if isinstance(calibration, str | Path) else calibration,
+            "runtime": replace(runtime, threads=threads, lora=_whole(runtime.lora)),
+        }
+        return cls({**arguments, **sent})
+
     def opened(self) -> Scoring:
         """The guard, in a process of its own. Raises what `Guard.load` raises."""
         return Scoring(Workers(1, **self.arguments))
@@ -50,6 +67,11 @@ class Job:
         """What the guard says of itself, once it is loaded. Raises what `Guard.load` raises."""
         with self.opened() as scoring:
             return scoring.facts
+
+
+def _whole(path: str | Path | None) -> Any:
+    """A path whatever folder an actor is in; as it is where it may be a name, or a path on other machines alone."""
+    return Path(path).absolute() if path is not None and Path(path).exists() else path
 
 
 class Scoring:
@@ -80,6 +102,7 @@ class TableScorer:
         self._scoring = job.opened()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row a record, in order."""
         labels = self._scoring.facts.labels
         records = records_of(batch, fields=self._fields, strict=self._strict)
         scored = table_of([flatten(row, labels) for row in self._scoring.rows(list(records))], labels)
@@ -95,11 +118,13 @@ class RecordScorer:
         self._scoring = job.opened()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row a record, in order."""
         import pyarrow as pa
 
-        given = zip(batch.column("where").to_pylist(), batch.column("record").to_pylist(), strict=True)
+        pickled: list[Any] = batch.column("record").to_pylist()
+        given = zip(batch.column("where").to_pylist(), pickled, strict=True)
         rows: list[bytes] = []
-        for where, some in groupby(given, key=lambda each: each[0]):
+        for where, some in groupby(given, key=lambda each: str(each[0])):
             records = [pickle.loads(record) for _, record in some]
             rows += map(json_bytes, self._scoring.rows(records, where))
         return pa.table({"place": batch.column("place"), "row": pa.array(rows, pa.large_binary())})
