@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,11 +37,12 @@ def cluster(address: str | None, *, cpus: int) -> Iterator[Any]:
     folder = None
     try:
         try:
-            if address is None:
-                folder = tempfile.mkdtemp(prefix="edgeguard-ray-", dir=_short_folder())
-                _start(ray, folder, cpus, quiet)
-            else:
-                ray.init(address=address, **quiet)
+            with _stderr_away():
+                if address is None:
+                    folder = tempfile.mkdtemp(prefix="edgeguard-ray-", dir=_short_folder())
+                    _start(ray, folder, cpus, quiet)
+                else:
+                    ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             what = "no Ray could be started here" if address is None else f"no Ray answers at {printable(address)}"
             raise EdgeguardError(f"{what}: {printable(str(error))[:300]}", kind="no_cluster") from None
@@ -79,6 +81,20 @@ def _start(ray: Any, folder: str, cpus: int, quiet: dict[str, Any]) -> None:
         _temp_dir=folder,
         **quiet,
     )
+
+
+@contextmanager
+def _stderr_away() -> Iterator[None]:
+    """Ray's own code says on stderr that it was told to say nothing there. What is wrong comes as an exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _short_folder() -> str | None:

@@ -10,6 +10,7 @@ from edgeguard.backend import RuntimeOptions
 from edgeguard.errors import InputError, RecordError
 from edgeguard.ray.cluster import actors_for
 from edgeguard.ray.package import ray_data
+from edgeguard.rows.schema import types_of
 from edgeguard.rows.shapes import USUAL, Fields, check_names, check_usual_names
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def score_dataset(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     threads = num_cpus or runtime.threads or 1
     check_columns(_columns(ds), fields, keep)
+    if taken := [name for name in keep if name in types_of(())]:
+        raise ValueError(f"{taken[0]!r} is to be kept, and rows have a column of that name; rename it first")
     job = Job.of({"model": model, "runtime": runtime, **arguments}, threads)
     scored = ds.repartition(target_num_rows_per_block=batch_size).map_batches(
         TableScorer,

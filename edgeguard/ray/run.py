@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ def score_files(plan: Plan) -> Outcome:
     _check_first(files[0], plan.reading)
     output = _Output(place_of(plan.output))
     found = output.prepared(resume=plan.resume, overwrite=plan.overwrite)
+    if found is not None:
+        found.check_input(_digest(files, plan.limit), len(files), plan.format, output.folder.shown)
     with cluster(plan.address, cpus=plan.cores) as ray:
         try:
             return _scored(ray, plan, files, output, found)
@@ -101,7 +103,7 @@ def _scored(ray: Any, plan: Plan, files: Sequence[Place], output: _Output, found
     run = _Run(facts, _digest(files, plan.limit), len(files), plan.format, 1)
     before = Tally()
     if found is not None:
-        found.check(run, output.folder.shown)
+        found.check_guard(facts, output.folder.shown)
         run = replace(run, number=found.number + 1)
         before = _tally(ray, output.written(), plan.format)
         if output.is_complete:
@@ -205,21 +207,28 @@ class _Run:
         labels = tuple(found["facts"].pop("labels"))
         return cls(**{**found, "facts": Facts(**found["facts"], labels=labels)})
 
-    def check(self, now: _Run, where: str) -> None:
-        """Raises OutputError where a run that is to go on is another one."""
-        mine: Mapping[str, Any] = {**self.facts._asdict(), "format": self.format}
-        its: Mapping[str, Any] = {**now.facts._asdict(), "format": now.format}
-        for key, value in mine.items():
-            if value != its[key]:
-                raise OutputError(
-                    f"{printable(where)} was made with {key} {value}, this run has {its[key]}; "
-                    "resume with the same, or write to another folder"
-                )
-        if (self.input, self.n_files) != (now.input, now.n_files):
+    def check_input(self, digest: str, n_files: int, format: str, where: str) -> None:
+        """Raises OutputError where the run that is to go on had another input, or another format of its output."""
+        if self.format != format:
+            raise _other(where, "format", self.format, format)
+        if (self.input, self.n_files) != (digest, n_files):
             raise OutputError(
                 f"{printable(where)} is not the output of this input: its {self.n_files} files had other names or "
-                f"sizes than these {now.n_files}; give the same, or write to another folder"
+                f"sizes than these {n_files}; give the same, or write to another folder"
             )
+
+    def check_guard(self, facts: Facts, where: str) -> None:
+        """Raises OutputError where the run that is to go on was another guard's."""
+        for key, value in facts._asdict().items():
+            if getattr(self.facts, key) != value:
+                raise _other(where, key, getattr(self.facts, key), value)
+
+
+def _other(where: str, key: str, was: object, now: object) -> OutputError:
+    return OutputError(
+        f"{printable(where)} was made with {key} {was}, this run has {now}; "
+        "resume with the same, or write to another folder"
+    )
 
 
 class _Output:
@@ -276,10 +285,20 @@ class _Output:
         return [place for place in self.folder.files() if Path(place.path).stem in names]
 
     def finish(self, run: _Run) -> None:
-        """Say that all rows are there, and then remove what is needed to go on."""
-        self.folder.filesystem.create_dir(self.folder.path, recursive=True)  # Ray removes it where there are no rows
-        self._success.write(run.to_json())
-        self.beside.filesystem.delete_dir(self.beside.path)
+        """Say that all rows are there, and then remove what is needed to go on. Raises OutputError."""
+        try:
+            self.folder.filesystem.create_dir(self.folder.path, recursive=True)  # Ray removes one without rows
+            whole = {place.path for place in self.written()}
+            for place in self.folder.files():
+                if _is_part(place) and place.path not in whole:  # a dead driver's task wrote on, and could not commit
+                    place.filesystem.delete_file(place.path)
+            self._success.write(run.to_json())
+            self.beside.filesystem.delete_dir(self.beside.path)
+        except OSError as error:
+            raise OutputError(
+                f"{printable(self.folder.shown)}: all rows are written, and it cannot be completed ({error}); "
+                "repair that and go on with the run"
+            ) from None
 
     def _remove(self, there: Sequence[Place]) -> None:
         """Raises OutputError where something else is in the folder: only what such runs write is removed."""
