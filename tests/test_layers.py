@@ -31,6 +31,7 @@ LAYERS = [
     {"estimates"},
     {"guard"},
     {"workers"},
+    {"ray"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},

@@ -216,9 +216,10 @@ def test_a_driver_killed_and_started_again_loses_no_record_and_doubles_none(
     )
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL) as driver:
         wait_for(lambda: len(parts(out)) > 2)
-        started = descendants(driver.pid)
+        actors = [pid for pid in descendants(driver.pid) if is_actor(pid)]
         driver.kill()
-    wait_for(lambda: not any(map(is_alive, started)))
+    assert len(actors) == 2
+    wait_for(lambda: not any(map(is_alive, actors)))
     assert not (out / "_SUCCESS").exists()
     again = ("score", many, "-o", out, *ON_RAY, *tiny)
     assert "exists already; --resume goes on" in one_line(run(*again).stderr)
