@@ -25,6 +25,8 @@ import numpy as np
 
 from edgeguard import Guard, RuntimeOptions, Workers
 
+_MORE = 150  # MiB that a worker may take beside the first's
+
 
 class Lone:
     """A process with a guard, which scores its texts when it is told to."""
@@ -84,7 +86,8 @@ def main() -> None:
     compare(args.workers, args.model, args.profile, texts, args.rounds)
     print("peak PSS of all workers, without the parent")
     for n, peak in memory.items():
-        print(f"   {n} workers: {peak:.0f} MiB")
+        one = f"; one worker and {n} × {_MORE} MiB: {memory[1] + n * _MORE:.0f} MiB" if 1 in memory and n > 1 else ""
+        print(f"   {n} workers: {peak:.0f} MiB{one}")
     return None
 
 
@@ -92,11 +95,11 @@ def compare(counts: Sequence[int], model: str | None, profile: str | None, texts
     alone = Lone(model, profile, None, texts)
     parts = [texts[i :: max(counts)] for i in range(max(counts))]
     lones = [Lone(model, profile, 1, part) for part in parts]
-    pools = {n: Workers(n, model, profile=profile) for n in counts}
+    pools = {n: Workers(model, profile=profile, workers=n) for n in counts}
     for one in (alone, *lones):
         one.done()
     for pool in pools.values():
-        scored(pool, texts[: 2 * len(counts)])
+        scored(pool, texts)
     rates: dict[str, list[float]] = {}
     for _ in range(rounds):
         rates.setdefault("default", []).append(len(texts) / common.seconds(lambda: side_by_side([alone])))
@@ -135,7 +138,7 @@ def scored(pool: Workers, texts: Sequence[str]) -> None:
 def peak_of(n: int, model: str | None, profile: str | None, texts: Sequence[str]) -> float:
     """MiB of PSS that n workers had together at most, while they scored."""
     before, peak, over = children(), 0.0, threading.Event()
-    with Workers(n, model, profile=profile) as pool:
+    with Workers(model, profile=profile, workers=n) as pool:
         pids = children() - before
 
         def watch() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeguard.errors import OutputError as OutputError
     from edgeguard.errors import ProfileError as ProfileError
     from edgeguard.errors import RecordError as RecordError
+    from edgeguard.errors import WorkerDied as WorkerDied
     from edgeguard.guard import Guard as Guard
     from edgeguard.guard import Score as Score
     from edgeguard.guard import Search as Search
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Message as Message
     from edgeguard.rows.record import Record as Record
     from edgeguard.rows.shapes import Fields as Fields
+    from edgeguard.windows import TextWindow as TextWindow
     from edgeguard.workers import Workers as Workers
+    from edgeguard.workers import score_many as score_many
 
 _PUBLIC = {
     "edgeguard.backend": ("RuntimeOptions",),
@@ -47,13 +50,15 @@ _PUBLIC = {
         "OutputError",
         "ProfileError",
         "RecordError",
+        "WorkerDied",
     ),
     "edgeguard.guard": ("Guard", "Score", "Search"),
     "edgeguard.profile": ("Profile", "list_profiles", "load_profile"),
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
-    "edgeguard.workers": ("Workers",),
+    "edgeguard.windows": ("TextWindow",),
+    "edgeguard.workers": ("Workers", "score_many"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -77,12 +82,15 @@ __all__ = [
     "RuntimeOptions",
     "Score",
     "Search",
+    "TextWindow",
     "Thresholds",
+    "WorkerDied",
     "Workers",
     "list_profiles",
     "load_profile",
     "read_calibration",
     "read_records",
+    "score_many",
 ]
 
 

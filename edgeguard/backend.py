@@ -9,7 +9,6 @@ Beside it, what an adapter declares (`Runtime`) and what it is opened with (`Run
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.errors import ModelError
+from edgeguard.machine import available_cores as available_cores
 
 Device = Literal["cpu", "cuda", "auto"]
 KvCache = Literal["f16", "f32"]
@@ -293,11 +293,3 @@ def context_for(path: Path, *, trained: int, asked: int | None) -> int:
             trained=trained,
         )
     return min(trained, 8192) if asked is None else asked
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1

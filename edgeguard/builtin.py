@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeguard.cache import cache_folder
 from edgeguard.errors import ModelError, did_you_mean
 from edgeguard.formats.hashes import combined, sha256
 from edgeguard.formats.model_file import Kind
@@ -311,13 +312,6 @@ def find_base(guard: BuiltIn) -> Base | None:
     if path is not None:
         return Base(path, "package")
     return Base(guard.cached_base, "cache") if guard.cached_base.is_file() else None
-
-
-def cache_folder() -> Path:
-    """Where edgeguard keeps what can be made or fetched again: the user's cache folder, as each system has it."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("edgeguard", appauthor=False)
 
 
 def _find_base(package: str, file: str) -> Path | None:

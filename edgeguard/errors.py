@@ -5,7 +5,8 @@ EdgeguardError
 ├── ProfileError          a guard profile with a mistake, or one that does not fit the model
 ├── RecordError           one input record that cannot be scored; the others go on
 │   ├── ContextOverflow   its prompt is longer than the model's context
-│   └── OffGrammar        the model does not answer in the profile's grammar
+│   ├── OffGrammar        the model does not answer in the profile's grammar
+│   └── WorkerDied        the process that scored it ended, and a second one too
 ├── CalibrationError      a calibration file with a mistake, or one of another guard
 ├── InputError            an input file that cannot be read at all
 └── OutputError           an output that cannot be written, or must not be overwritten
@@ -19,7 +20,8 @@ user has none. `cli/advice.py` adds what an option can do, by kind.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class EdgeguardError(Exception):
@@ -37,6 +39,10 @@ class EdgeguardError(Exception):
             self.kind = kind
         self.data = data
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same error in another process, whatever its class asks for to be made."""
+        return _again, (type(self), str(self), self.kind, self.data)
+
 
 class ModelError(EdgeguardError):
     """The model file cannot be used."""
@@ -53,13 +59,20 @@ class RecordError(EdgeguardError):
 
 
 class ContextOverflow(RecordError):
-    """The record's prompt does not fit into the model's context."""
+    """The record's prompt does not fit into the model's context.
+
+    room  tokens that the rest of the prompt leaves for the text, where they are too few for a window of it
+    """
 
     kind = "context_overflow"
 
-    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+    def __init__(self, n_tokens: int, n_ctx: int, *, room: int | None = None) -> None:
+        cure = "shorten the text"
+        if room is not None:
+            cure = f"all but the last text leaves {max(0, room)}, too few for a window; shorten the conversation"
         super().__init__(
-            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; shorten the text",
+            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; {cure}",
+            kind=None if room is None else "no_room_for_window",
             n_tokens=n_tokens,
             n_ctx=n_ctx,
         )
@@ -69,6 +82,12 @@ class OffGrammar(RecordError):
     """Too little of the model's probability lies on answers the profile can read."""
 
     kind = "off_grammar"
+
+
+class WorkerDied(RecordError):
+    """The process that scored the record ended, and so did a fresh one."""
+
+    kind = "worker_died"
 
 
 class CalibrationError(EdgeguardError):
@@ -81,6 +100,12 @@ class InputError(EdgeguardError):
 
 class OutputError(EdgeguardError):
     """The output cannot be written."""
+
+
+def _again(kind_of: type[EdgeguardError], message: str, kind: str, data: Mapping[str, Any]) -> EdgeguardError:
+    error = kind_of.__new__(kind_of)
+    EdgeguardError.__init__(error, message, kind=kind, **data)
+    return error
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from edgeguard.backend import Backend, Runtime, RuntimeOptions
 from edgeguard.backends import open_backend, opener
 from edgeguard.builtin import ADAPTER, BuiltIn, Form
-from edgeguard.convert.built_in import make_form
 from edgeguard.errors import EdgeguardError, ModelError
 
 Tell = Callable[[str], None]
@@ -35,19 +34,24 @@ def open_built_in(
     backend = _open_right(guard, form, options, tell)
     if backend is not None:
         return backend, form
-    instead = guard.form(ADAPTER)
-    assert guard.base_path  # which raises what to do where there is none
-    try:
-        make_form(guard, form, tell=tell)
-    except EdgeguardError as error:
-        if name is not None or not _can_open(opener(instead.kind), replace(options, lora=guard.adapter_path)):
-            raise
-        tell(f"{error}; {guard.name} is used as it comes, its adapter beside the base model, which is slower")
-        return _open_as_it_comes(guard, instead, options), instead
+    form = _made(guard, form, options, tell, by_name=name is not None)
+    if form.name == ADAPTER:
+        return _open_as_it_comes(guard, form, options), form
     backend = _open_right(guard, form, options, tell)
     if backend is None:
         raise ModelError(f"the files of {guard.name}:{form.name} changed while they were loaded; load it again")
     return backend, form
+
+
+def prepare(guard: BuiltIn, name: str | None, options: RuntimeOptions, *, tell: Tell = in_log) -> Form:
+    """The form that `open_built_in` opens, made where it is not there yet: once, before several processes open it.
+
+    Its hashes are not looked at: who opens it does that. Raises as `open_built_in`.
+    """
+    form = chosen(guard, name, options)
+    if form.name == ADAPTER or _is_there(guard, form):
+        return form
+    return _made(guard, form, options, tell, by_name=name is not None)
 
 
 def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
@@ -73,6 +77,27 @@ def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
     return next((form for form in installed if _can_open(opener(form.kind), options)), installed[0])
 
 
+def _made(guard: BuiltIn, form: Form, options: RuntimeOptions, tell: Tell, *, by_name: bool) -> Form:
+    """Make a form; the one that comes, where this one cannot be made and was not asked for by its name."""
+    instead = guard.form(ADAPTER)
+    assert guard.base_path  # which raises what to do where there is none
+    from edgeguard.convert.built_in import make_form  # once in a form's life: its imports are not for every start
+
+    try:
+        make_form(guard, form, tell=tell)
+    except EdgeguardError as error:
+        if by_name or not _can_open(opener(instead.kind), replace(options, lora=guard.adapter_path)):
+            raise
+        tell(f"{error}; {guard.name} is used as it comes, its adapter beside the base model, which is slower")
+        return instead
+    return form
+
+
+def _is_there(guard: BuiltIn, form: Form) -> bool:
+    folder = guard.form_folder(form)
+    return all((folder / file).is_file() for file in form.sha256)
+
+
 def _can_open(runtime: Runtime, options: RuntimeOptions) -> bool:
     return runtime.is_installed and runtime.takes_all(options)
 
@@ -96,9 +121,9 @@ def _open_as_it_comes(guard: BuiltIn, form: Form, options: RuntimeOptions) -> Ba
 
 def _open_right(guard: BuiltIn, form: Form, options: RuntimeOptions, tell: Tell) -> Backend | None:
     """The form as it stands in the cache folder, or None where it does not, or not with its hashes."""
-    folder = guard.form_folder(form)
-    if not all((folder / file).is_file() for file in form.sha256):
+    if not _is_there(guard, form):
         return None
+    folder = guard.form_folder(form)
     backend = _open_unchanged(folder, form, options)
     if backend is None:
         tell(f"{folder} is not {guard.name}:{form.name} any more, by its hash; it is not used")

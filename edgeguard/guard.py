@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +17,30 @@ import numpy.typing as npt
 from edgeguard.answers import UNSAFE, Answers
 from edgeguard.backend import Backend, Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
-from edgeguard.builtin import BuiltIn, Form, find_form
+from edgeguard.builtin import ADAPTER, BuiltIn, Form, find_form
 from edgeguard.calibration.decide import Decisions, decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
+from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
-from edgeguard.forms import Tell, in_log, open_built_in
+from edgeguard.forms import Tell, in_log, open_built_in, prepare
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt
 from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
+from edgeguard.templates import expect_strangers
 from edgeguard.tree import Tree, explore
+from edgeguard.windows import LEAST, TextWindow, split
 
+if TYPE_CHECKING:
+    from edgeguard.workers import Workers
+
+T = TypeVar("T")
 EstimatorName = Literal["conditional", "joint", "marginal"]
+WindowSize = int | Literal["auto"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
 
 
@@ -74,6 +82,9 @@ class Score:
     off_grammar      mass seen to leave the profile's grammar; of several questions the largest
     tokens           prompt: its length; reused: of these, those that others share; answer: tokens tried
     skipped          turns, and parts of turns, of the record that were left out: guards do not judge them
+    window           of a text that was judged in windows, the worst one: that with the largest margin. Every number is
+                     then the largest of those that the windows have, but for tokens, which are all of theirs; None for
+                     a text that was judged whole
     """
 
     id: str | int | None
@@ -93,6 +104,7 @@ class Score:
     model_sha256: str
     tokens: Mapping[str, int]
     skipped: int = 0
+    window: TextWindow | None = None
 
     def row(self) -> dict[str, Any]:
         """As one JSON object; numbers to 7 significant digits, which is what float32 logits carry."""
@@ -114,6 +126,7 @@ class Score:
             "model_sha256": self.model_sha256,
             "tokens": dict(self.tokens),
             "skipped": self.skipped,
+            "window": None if self.window is None else asdict(self.window),
         }
 
 
@@ -190,6 +203,7 @@ class Guard:
         search: Search = Search(),
         calibration: Calibration | None = None,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
         name: str | None = None,
     ) -> None:
         """Fit a profile to an open model. Raises ProfileError where they do not fit.
@@ -197,6 +211,9 @@ class Guard:
         estimator    "marginal" explores the tree of answers; the others walk one answer
         calibration  maps the scores; it is not held against the model here, see `Calibration.check`
         thresholds   None: the calibration's, 0.5 where it has none; a mapping of some labels replaces these alone
+        window       `score` judges a longer text in overlapping windows of so many tokens at most, at least 32, and of
+                     no more than the context leaves; "auto": of as many as that, for texts that do not fit; None: a
+                     text that does not fit is a ContextOverflow
         name         what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
@@ -207,7 +224,9 @@ class Guard:
                 f"{estimator!r} is for answers that list codes, expected 'marginal'",
                 kind="no_list",
             )
-        self.backend, self.profile, self.estimator = backend, profile, estimator
+        if window not in (None, "auto") and (not isinstance(window, int) or window < LEAST):
+            raise ValueError(f"window is {window!r}; expected 'auto', or at least {LEAST} tokens")
+        self.backend, self.profile, self.estimator, self.window = backend, profile, estimator, window
         self.search, self.calibration, self._name = search, calibration, name
         self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
@@ -231,11 +250,17 @@ class Guard:
         self._roots: dict[tuple[int, ...], Prefix] = {}
         self._closed = False
 
+    @overload
+    @classmethod
+    def load(cls, model: str | Path | None = None, *, isolated: Literal[True], **options: Any) -> Workers: ...
+
+    @overload
     @classmethod
     def load(
         cls,
         model: str | Path | None = None,
         *,
+        isolated: Literal[False] = False,
         profile: str | Path | Profile | None = None,
         policies: Sequence[str] | None = None,
         strictness: str | None = None,
@@ -244,10 +269,31 @@ class Guard:
         search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
         tell: Tell = in_log,
-    ) -> Self:
+    ) -> Self: ...
+
+    @classmethod  # type: ignore[misc]
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        isolated: bool = False,
+        profile: str | Path | Profile | None = None,
+        policies: Sequence[str] | None = None,
+        strictness: str | None = None,
+        estimator: EstimatorName = "marginal",
+        runtime: RuntimeOptions = RuntimeOptions(),
+        search: Search = Search(),
+        calibration: str | Path | Calibration | bool = True,
+        thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
+        tell: Tell = in_log,
+    ) -> Self | Workers:
         """Open a model file and fit a profile to it.
 
+        isolated     in a process of its own, as one of `Workers`: where native code crashes, on a hostile model file or
+                     text, that is an error, and this process goes on. Left out, the crash ends this process
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
                      "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
@@ -258,12 +304,31 @@ class Guard:
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
+        window       judge longer texts in windows of so many tokens; "auto": of what the context leaves; None: never
         tell         hears what takes time or is amiss with a built-in guard's files, a line each; left out, the log
 
         Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
         it is.
         """
+        if isolated:
+            from edgeguard import workers  # which stands above this module
+
+            return workers.isolated(
+                model,
+                profile=profile,
+                policies=policies,
+                strictness=strictness,
+                estimator=estimator,
+                runtime=runtime,
+                search=search,
+                calibration=calibration,
+                thresholds=thresholds,
+                window=window,
+                tell=tell,
+            )
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+        if given is not None or (model is not None and Path(model).exists()):
+            expect_strangers(given)  # gets ready while the model is being opened
         opened = _open(model, given, runtime, tell)
         backend = opened.backend
         try:
@@ -278,6 +343,7 @@ class Guard:
                 search=search,
                 calibration=maps,
                 thresholds=thresholds,
+                window=window,
                 name=None if opened.built is None else opened.built.name,
             )
         except BaseException:
@@ -293,6 +359,11 @@ class Guard:
             return self._name
         path = self.backend.info.path
         return path.resolve().parent.name if path.name == "model.onnx" else path.stem
+
+    @property
+    def model_sha256(self) -> str:
+        """Of the model's files, as its scores say it."""
+        return self.backend.info.sha256
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -324,13 +395,26 @@ class Guard:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
         record = make_record(record)
         with self._in_use():
-            prompts = self._prompts(record.messages)
-            trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
-        return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
+            windows = self._windows(record.messages)
+            if not windows:
+                return self._score_whole(record)
+            return _worst([self._score_part(record, window) for window in windows], windows)
+
+    def windows(self, record: str | Mapping[str, Any] | Record) -> tuple[TextWindow, ...]:
+        """Those that the judged text of a record is scored in; () where it is scored whole. Raises RecordError."""
+        record = make_record(record)
+        with self._in_use():
+            return self._windows(record.messages)
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
-        return (result for _, result in judged(records, self.score))
+        return (result for _, result in self.judged(records, type(self).score))
+
+    def judged(
+        self, records: Iterable[Input], task: Callable[[Self, Record], T], *, where: str = ""
+    ) -> Iterator[tuple[Record | Failure, T | Failure]]:
+        """Each record as it was understood, and what `task(guard, record)` makes of it: `rows.judging.judged`."""
+        return judged(records, partial(task, self), where=where)
 
     def explore(self, record: str | Mapping[str, Any] | Record, question: str | None = None) -> Tree:
         """The explored tree of answers to a record. Raises RecordError.
@@ -434,6 +518,29 @@ class Guard:
             raise ContextOverflow(longest + ANSWER_ROOM, self.backend.n_ctx)
         return prompts
 
+    def _windows(self, messages: tuple[Message, ...]) -> tuple[TextWindow, ...]:
+        """How the last of these is judged: () for whole. Raises ContextOverflow where the others leave no room."""
+        if self.window is None:
+            return ()
+
+        def tokens(text: str) -> int:
+            return len(self.backend.vocabulary.encode(text))
+
+        def needs(text: str) -> int:
+            """Tokens of the context that the longest of the prompts takes with this text, and the answers to it."""
+            filled = _with_text(messages, text)
+            return ANSWER_ROOM + max(len(self._prompter.encode(filled, question)) for question in self.questions)
+
+        text, n_ctx = messages[-1].content, self.backend.n_ctx
+        needed = needs(text)
+        if needed <= n_ctx and (self.window == "auto" or tokens(text) <= self.window):
+            return ()
+        room = n_ctx - (needs("a") - 1)
+        if room < LEAST:
+            raise ContextOverflow(needed, n_ctx, room=room)
+        budget = room if self.window == "auto" else min(room, self.window)
+        return split(text, budget, tokens, lambda part: needs(part) <= n_ctx)
+
     def _prompt(self, record: Record, question: str | None) -> Prefix:
         prompts = self._prompts(record.messages)
         if question not in prompts:
@@ -453,6 +560,21 @@ class Guard:
             tolerance=self.search.tolerance if self.estimator == "marginal" else None,
             max_rows=self.search.max_nodes,
         )
+
+    def _score_whole(self, record: Record) -> Score:
+        prompts = self._prompts(record.messages)
+        trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
+        return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
+
+    def _score_part(self, record: Record, window: TextWindow) -> Score:
+        """As if a window were the record's whole text. Raises RecordError that says which window cannot be scored."""
+        part = record.messages[-1].content[window.begin : window.end]
+        try:
+            return self._score_whole(replace(record, messages=_with_text(record.messages, part)))
+        except RecordError as error:
+            place = f"window {window.number} of {window.of}, characters {window.begin} to {window.end}"
+            error.args = (f"{place}: {error}",)  # the same kind of error, with what it knows
+            raise
 
     def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
         mass = 1 - found.off_grammar
@@ -477,7 +599,7 @@ class Guard:
             calibrated=self.calibration is not None,
             guard=self.name,
             profile=self.profile.name,
-            model_sha256=self.backend.info.sha256,
+            model_sha256=self.model_sha256,
             tokens=tokens,
             skipped=record.skipped,
         )
@@ -525,6 +647,37 @@ class Guard:
                 (names.get(t) or self.piece(t), float(np.exp(np.float64(row[t])))) for t in likeliest if row is not None
             ),
         )
+
+
+def _worst(scores: Sequence[Score], windows: Sequence[TextWindow]) -> Score:
+    """What the windows of one text say together: of each number the largest, of the codes at their threshold all.
+
+    P(any window's answer names a label) is at least that, and nothing is known of how they depend on one another. The
+    bounds are those of the largest: it lies between the largest of the lower ones and that of the upper ones.
+    """
+    first = max(range(len(scores)), key=lambda i: scores[i].margin)  # of several the first one
+    worst = scores[first]
+    named = {code for score in scores for code in score.categories}
+    return replace(
+        worst,
+        flagged=any(score.flagged for score in scores),
+        unsafe=max(score.unsafe for score in scores),
+        categories=tuple(code for code in worst.category_scores if code in named),
+        category_scores=_largest([score.category_scores for score in scores]),
+        bounds={
+            label: (max(s.bounds[label][0] for s in scores), max(s.bounds[label][1] for s in scores))
+            for label in worst.bounds
+        },
+        fields={field: _largest([score.fields[field] for score in scores]) for field in worst.fields},
+        unexplored=max(score.unexplored for score in scores),
+        off_grammar=max(score.off_grammar for score in scores),
+        tokens={part: sum(score.tokens[part] for score in scores) for part in worst.tokens},
+        window=windows[first],
+    )
+
+
+def _largest(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {label: max(p[label] for p in each) for label in each[0]}
 
 
 def _said(found: Estimates, decided: Decisions) -> dict[str, Any]:
@@ -580,19 +733,57 @@ class _Opened:
         return found or False
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked for by `model`: a file or a folder, or where `path` is None the form of that name of a guard."""
+
+    path: str | Path | None
+    built: BuiltIn | None = None
+    form: str | None = None
+
+
+def _asked(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions) -> _Asked:
+    found = find_form(model)
+    if found is None:
+        assert model is not None
+        return _Asked(model)
+    built, form = found
+    if model is None and profile is not None and profile.name != built.profile:
+        return _Asked(built.base_path)
+    if runtime.lora is not None:  # somebody else's, in the place of the guard's own
+        return _Asked(built.base_path, built)
+    return _Asked(None, built, form)
+
+
+def prepared(
+    model: str | Path | None, profile: str | Path | Profile | None, runtime: RuntimeOptions, *, tell: Tell = in_log
+) -> tuple[str | Path | None, Path]:
+    """For who loads one guard in several processes: what each is to name as its model, and the file or folder it opens.
+
+    A form of a built-in guard that is not there yet is made here, so that it is made, and told of, once. Raises what
+    `Guard.load` does for these arguments, but for what it finds in the model's files.
+    """
+    given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+    asked = _asked(model, given, runtime)
+    if asked.path is not None:
+        return model, Path(asked.path)
+    assert asked.built is not None
+    form = prepare(asked.built, asked.form, runtime, tell=tell)
+    if form.name == ADAPTER:
+        return f"{asked.built.name}:{ADAPTER}", asked.built.base_path
+    return model, asked.built.form_folder(form)
+
+
 def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
     """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
-    built, form = find_form(model) or (None, None)
-    if built is not None and model is None and profile is not None and profile.name != built.profile:
-        return _Opened(open_backend(built.base_path, runtime), profile)
-    if built is None:
-        assert model is not None
-        return _Opened(open_backend(model, runtime), profile)
-    profile = profile or load_profile(built.profile)
-    if runtime.lora is not None:  # somebody else's, in the place of the guard's own
-        return _Opened(open_backend(built.base_path, runtime), profile, built)
-    backend, opened = open_built_in(built, form, runtime, tell=tell)
-    return _Opened(backend, profile, built, opened)
+    asked = _asked(model, profile, runtime)
+    if profile is None and asked.built is not None:
+        profile = load_profile(asked.built.profile)
+    if asked.path is not None:
+        return _Opened(open_backend(asked.path, runtime), profile, asked.built)
+    assert asked.built is not None
+    backend, opened = open_built_in(asked.built, asked.form, runtime, tell=tell)
+    return _Opened(backend, profile, asked.built, opened)
 
 
 def _detected(backend: Backend) -> Profile:
@@ -615,6 +806,11 @@ def _calibration(
     found = given if isinstance(given, Calibration) else read_calibration(given)
     found.check(profile=profile.name, estimator=estimator, model_sha256=backend.info.sha256)
     return found
+
+
+def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """The conversation, with another text in the place of the one that is judged."""
+    return (*messages[:-1], replace(messages[-1], content=text))
 
 
 def _digits(x: float) -> float:

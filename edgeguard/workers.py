@@ -1,157 +1,285 @@
-"""All cores: the same guard in several processes, fed in order, answering in order, with the bits of one."""
+"""A guard in several processes at once: many records, all cores.
+
+A record's scores are the same bits in any of them, and in one process with as many threads. The processes share the
+pages of a GGUF file, which llama.cpp maps into memory; each has a context of its own.
+"""
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import threading
+import glob
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
-from typing import IO, Any, NoReturn, Self
+from typing import Any, Self, TypeVar
 
-from edgeguard import process
-from edgeguard.backend import RuntimeOptions
-from edgeguard.errors import ModelError, RecordError
-from edgeguard.guard import Guard, Score
+from edgeguard.ahead import Ahead
+from edgeguard.backend import Device, RuntimeOptions
+from edgeguard.backends import runtime_of
+from edgeguard.calibration.maps import Calibration
+from edgeguard.calibration.thresholds import Thresholds
+from edgeguard.errors import ModelError
+from edgeguard.formats.model_file import find_model
+from edgeguard.forms import Tell, in_log
+from edgeguard.guard import EstimatorName, Guard, Score, Search, WindowSize, prepared
+from edgeguard.machine import available_cores, free_memory
+from edgeguard.pool import Pool
+from edgeguard.profile import Profile
 from edgeguard.rows.judging import Input, judged, understood
-from edgeguard.rows.record import Failure, Record, failure_of
+from edgeguard.rows.record import Failure, Record
+from edgeguard.rows.shapes import make_record
 
-_ATTEMPTS = 2
-_AHEAD = 16  # records a worker, read and not yet given back: one that takes long keeps the others busy so far
-_CHARACTERS = 2**26  # of their texts, all workers together
-_LAST_LINES = 8
+T = TypeVar("T")
+
+AHEAD = 8  # records a process that are read and not answered, so that one that takes long keeps nobody waiting
+HEAVIEST = 32 << 20  # characters in all of them
+SMALL = 1 << 30  # bytes of a model's file: from here on threads are as good, and its processes cost too much memory
+EACH = 8  # records that are worth a process's start
+MEMORY = 512 << 20  # bytes that a process may take beside the weights: the context of a small model, and Python
+
+
+# How many
 
 
 @dataclass(frozen=True)
-class About:
-    """What a guard is, for who writes its rows without having it.
+class Plan:
+    """How to spread a run: processes, and threads of each; None: as many as there are cores."""
 
-    model_sha256  as a score has it
-    codes         of the taxonomy, those asked about, in order; names: code → its name
-    field_labels  what rows report besides, as "field=label"
+    workers: int = 1
+    threads: int | None = None
+
+
+def plan(
+    *,
+    workers: int | None,
+    threads: int | None,
+    device: Device,
+    model_bytes: int | None,
+    records: int | None,
+    cores: int,
+    memory: int | None,
+) -> Plan:
+    """What a run takes where it was not told: `workers` and `threads` are what was asked for.
+
+    model_bytes, records, memory  of the model's file, to come, and free; None: not known
+
+    A small model gets a process of one thread for each core, as far as memory and records go; a big one, and one on a
+    GPU, a single process with all threads. The number of threads never depends on the records: it may change bits.
     """
+    if workers is not None:
+        return Plan(workers, threads or 1)
+    if threads is not None or device != "cpu" or model_bytes is None or model_bytes > SMALL:
+        return Plan(1, threads)
+    most = cores
+    if memory is not None:
+        most = min(most, memory // (MEMORY + model_bytes))
+    if records is not None:
+        most = min(most, -(-records // EACH))
+    return Plan(max(1, most), 1)
 
-    estimator: str
-    profile: str
-    model_sha256: str
-    codes: tuple[str, ...]
-    names: Mapping[str, str]
-    field_labels: tuple[str, ...]
 
-
-def about(guard: Guard) -> About:
-    """What a loaded guard is."""
-    return About(
-        estimator=guard.estimator,
-        profile=guard.profile.name,
-        model_sha256=guard.backend.info.sha256,
-        codes=guard.codes,
-        names={category.code: category.name for category in guard.profile.categories},
-        field_labels=guard.field_labels,
+def planned(path: Path, runtime: RuntimeOptions, *, workers: int | None = None, records: int | None = None) -> Plan:
+    """The plan for a model's file or folder, on this machine as it is now."""
+    try:
+        takes_threads = "threads" in runtime_of(path).takes
+    except ModelError:  # who opens it says so
+        takes_threads = True
+    if not takes_threads:
+        return Plan(workers or 1, runtime.threads)  # its processes cannot be kept from taking all cores
+    return plan(
+        workers=workers,
+        threads=runtime.threads,
+        device=runtime.device,
+        model_bytes=size_of(path),
+        records=records,
+        cores=available_cores(),
+        memory=free_memory(),
     )
 
 
+def size_of(path: Path) -> int | None:
+    """Bytes of a model's file: all parts of a GGUF, and what lies beside an ONNX graph under its name.
+
+    None: not known.
+    """
+    try:
+        file = find_model(path).path if path.is_dir() else path
+        part = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", file.name)
+        if part:
+            files = list(file.parent.glob(f"{glob.escape(part[1])}[0-9][0-9][0-9][0-9][0-9]{glob.escape(part[2])}"))
+        elif file.suffix == ".onnx":
+            files = [beside for beside in file.parent.iterdir() if beside.name.startswith(file.name)]
+        else:
+            files = [file]
+        return sum(one.stat().st_size for one in files)
+    except (ModelError, OSError, ValueError):  # ValueError: a NUL in the path
+        return None
+
+
+# The processes
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What a process opens: the arguments of `Guard.load`."""
+
+    model: str | Path | None
+    options: Mapping[str, Any]
+
+    def __call__(self) -> Guard:
+        guard: Guard = Guard.load(self.model, **self.options)
+        return guard
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the processes say of their guard; all say the same, or one has found other files."""
+
+    name: str
+    estimator: EstimatorName
+    profile: Profile
+    codes: tuple[str, ...]
+    field_labels: tuple[str, ...]
+    questions: tuple[str | None, ...]
+    umbrella: str | None
+    lists_codes: bool
+    model_sha256: str
+    calibration: Calibration | None
+    thresholds: Thresholds
+
+
+def _facts(guard: Guard) -> _Facts:
+    return _Facts(**{name: getattr(guard, name) for name in _Facts.__dataclass_fields__})
+
+
 class Workers:
-    """Processes with a guard each. Use as a context manager, or close it: that ends them.
+    """A guard in several processes. Use as a context manager, or close it.
 
-    A record's scores are the bits that one process with as many threads gives, whatever the number of workers. A
-    worker that dies is started anew, and its record is tried once more; then it is a Failure of kind "worker_died".
-    Workers end with this process, however it ends. Any number of threads may use one pool.
+    It has what `Guard` says of itself, and scores as `Guard` does; any number of threads may ask. A process that dies
+    is replaced and its record tried once more; then the record is a Failure of kind "worker_died" in its place, and
+    the others go on. The processes end with this one, even where that is killed.
 
-    >>> with Workers(2) as workers:                                 # doctest: +SKIP
+    >>> with Workers(workers=4) as workers:                         # doctest: +SKIP
     ...     for result in workers.score_many(records):
     ...         print(result.row())
     """
 
+    name: str
+    estimator: EstimatorName
+    profile: Profile
+    codes: tuple[str, ...]
+    field_labels: tuple[str, ...]
+    questions: tuple[str | None, ...]
+    umbrella: str | None
+    lists_codes: bool
+    model_sha256: str
+    calibration: Calibration | None
+    thresholds: Thresholds
+
     def __init__(
         self,
-        n: int,
         model: str | Path | None = None,
         *,
+        workers: int | Plan | None = None,
+        at_once: int | None = None,
+        profile: str | Path | Profile | None = None,
+        policies: Sequence[str] | None = None,
+        strictness: str | None = None,
+        estimator: EstimatorName = "marginal",
         runtime: RuntimeOptions = RuntimeOptions(),
-        load: Callable[..., Guard] = Guard.load,
-        **arguments: Any,
+        search: Search = Search(),
+        calibration: str | Path | Calibration | bool = True,
+        thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
+        tell: Tell = in_log,
     ) -> None:
-        """Start n processes and wait until each has its guard.
+        """Start the processes; each loads the guard by the other arguments, as `Guard.load`, whose errors are raised.
 
-        runtime    as of `Guard.load`, but one thread each where it names no number
-        load       what makes a worker's guard: a function that its process can import by name
-        arguments  the others of `Guard.load`
-
-        Raises what `load` raises, and ModelError where a process ended before its model was loaded.
+        workers  processes, or processes and threads; None: as `plan` says, one for each core where the model is small
+        at_once  processes to start now, the others as records wait; None: all
+        runtime  without `threads`, each process has one
+        tell     as of `Guard.load`; what several processes say, it hears once
         """
-        if n < 1:
-            raise ValueError(f"{n} workers were asked for; expected at least 1")
-        if runtime.threads is None:
-            runtime = replace(runtime, threads=1)
-        self._job = pickle.dumps((load, {"model": model, "runtime": runtime, **arguments}))
-        self._lock = threading.Lock()
-        self._closing = False
-        self._waiting: SimpleQueue[_Task | None] = SimpleQueue()
-        self._processes: list[_Process] = []
-        self._drivers: list[threading.Thread] = []
+        model, path = prepared(model, profile, runtime, tell=tell)
+        chosen = workers if isinstance(workers, Plan) else planned(path, runtime, workers=workers)
+        runtime = replace(runtime, threads=chosen.threads)
+        options = {
+            "profile": profile,
+            "policies": policies,
+            "strictness": strictness,
+            "estimator": estimator,
+            "runtime": runtime,
+            "search": search,
+            "calibration": calibration,
+            "thresholds": thresholds,
+            "window": window,
+        }
+        self.workers, self.runtime = chosen.workers, runtime
+        self._pool = Pool(
+            _Opening(model, options),
+            hello=_facts,
+            n=chosen.workers,
+            start=chosen.workers if at_once is None else at_once,
+            what="a worker process",
+            tell=tell,
+        )
         try:
-            for _ in range(n):
-                self._processes.append(_Process(self._job))
-            *_, self.about = [one.ready() for one in self._processes]
+            self._facts: _Facts = self._pool.hello()
         except BaseException:
-            self.close()
+            self._pool.close()
             raise
-        self._drivers += [threading.Thread(target=self._drive, args=(seat,), daemon=True) for seat in range(n)]
-        for driver in self._drivers:
-            driver.start()
+
+    def __getattr__(self, name: str) -> Any:
+        """What the guard says of itself."""
+        if name in _Facts.__dataclass_fields__:
+            return getattr(self._facts, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def score(self, record: str | Mapping[str, Any] | Record) -> Score:
+        """As `Guard.score`, in one of the processes. Raises WorkerDied, a RecordError, too."""
+        return self.ask(Guard.score, make_record(record))
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
-        """As `Guard.score_many`: one result a record, in order, as they come; a bad record is a Failure in its place.
-
-        The records are read in a thread of their own, as far ahead as keeps the workers busy: 16 a worker at most.
-        """
-        return (result for _, result in self.judged(records))
+        """As `Guard.score_many`. The records are read in a thread of its own, some ahead of their results."""
+        return (result for _, result in self.judged(records, Guard.score))
 
     def judged(
-        self, records: Iterable[Input], *, where: str = ""
-    ) -> Iterator[tuple[Record | Failure, Score | Failure]]:
-        """Each record as it was understood, and its score, as `rows.judging.judged` gives them.
+        self, records: Iterable[Input], task: Callable[[Guard, Record], T], *, where: str = ""
+    ) -> Iterator[tuple[Record | Failure, T | Failure]]:
+        """As `Guard.judged`. `task` is sent by pickle: a function of a module, a method, a `partial` of them."""
 
-        where  the records' file, for the messages of what cannot be scored
-        """
-        if self._closing:
-            raise ValueError("the workers are closed")
-        stream = _Stream(_Window(_AHEAD * len(self._processes), _CHARACTERS))
-        # A thread, so that results are given back while the next record is waited for: it may come in an hour.
-        threading.Thread(target=self._feed, args=(records, where, stream), daemon=True).start()
+        def sent(record: Record | Failure) -> tuple[Record | Failure, Future[T] | None]:
+            return record, None if isinstance(record, Failure) else self._pool.submit(task, record)
+
+        ahead = Ahead(map(understood, records), sent, most=AHEAD * self.workers, weigh=_weight, heaviest=HEAVIEST)
+        answers: deque[Future[T]] = deque()  # that of the record in hand, and no other
+
+        def in_order() -> Iterator[Record | Failure]:
+            for record, answer in ahead:
+                if answer is not None:
+                    answers.append(answer)
+                yield record
+
+        def result_of(record: Record) -> T:
+            return answers.popleft().result()
+
         try:
-            while (task := stream.ordered.get()) is not None:
-                task.done.wait()
-                stream.window.leave(task.size)
-                if isinstance(task.result, BaseException):
-                    raise task.result
-                assert task.result is not None
-                yield task.record, task.result
+            yield from judged(in_order(), result_of, where=where)
         finally:
-            stream.window.close()
+            for _, left in ahead.close():
+                if left is not None:
+                    left.cancel()
+
+    def ask(self, task: Callable[[Guard, Any], T], item: Any = None) -> T:
+        """What `task(guard, item)` gives in one of the processes; both are sent by pickle."""
+        return self._pool.submit(task, item).result()
 
     def close(self) -> None:
-        """End the processes, whatever they do. Calling it twice is fine; scoring after it is a ValueError."""
-        with self._lock:
-            self._closing = True
-            for one in self._processes:
-                one.kill()
-        for _ in self._drivers:
-            self._waiting.put(None)
-        for driver in self._drivers:
-            if driver.ident is not None:
-                driver.join()
-        for one in self._processes:
-            one.end()
+        """End the processes, in the midst of what they do. Calling it twice is fine."""
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -161,276 +289,55 @@ class Workers:
     ) -> None:
         self.close()
 
-    def _feed(self, records: Iterable[Input], where: str, stream: _Stream) -> None:
-        """Read records into the stream's order and before the workers, no further ahead than its window."""
-        try:
-            for given in records:
-                task = _Task(understood(given), where, stream)
-                if not stream.window.enter(task.size):
-                    return
-                stream.ordered.put(task)
-                if isinstance(task.record, Failure):
-                    task.finish(task.record)
-                    continue
-                with self._lock:  # behind the last words of `close` nobody would take it
-                    if self._closing:
-                        task.finish(ValueError("the workers are closed"))
-                    else:
-                        self._waiting.put(task)
-            stream.ordered.put(None)
-        except BaseException as error:  # of the records: it is raised in its place, after the rows before it
-            broken = _Task(Failure(None, "", ""), where, stream)
-            broken.finish(error)
-            stream.ordered.put(broken)
 
-    def _drive(self, seat: int) -> None:
-        """Hand tasks to the process in one seat, one by one."""
-        while (task := self._waiting.get()) is not None:
-            if task.stream.window.closed:
-                continue  # nobody waits for it
-            try:
-                task.finish(task.stream.error or self._asked(seat, task))
-            except Exception as error:  # no process can be started any more: who has taken a later record need not try
-                task.stream.error = error
-                task.finish(error)
-
-    def _asked(self, seat: int, task: _Task) -> Result:
-        data, died = pickle.dumps((task.record, task.where)), ""
-        for _ in range(_ATTEMPTS):
-            try:
-                answer: Result = self._alive(seat).ask(data)
-                return answer
-            except _Died as error:
-                died = process.ending("the process that scored it", error.code)
-        assert isinstance(task.record, Record)
-        said = RecordError(f"{died}, {_ATTEMPTS} times; its text may be too much for the runtime", kind="worker_died")
-        return failure_of(said, task.record.id, where=task.where, line=task.record.line)
-
-    def _alive(self, seat: int) -> _Process:
-        """The seat's process, a new one if need be. Raises ValueError where the workers are closed."""
-        one = self._processes[seat]
-        if one.is_alive():
-            return one
-        with self._lock:
-            if self._closing:
-                raise ValueError("the workers are closed")
-            one.end()
-            self._processes[seat] = one = _Process(self._job)
-        one.ready()
-        return one
+def _weight(record: Record | Failure) -> int:
+    """Characters of it."""
+    return 0 if isinstance(record, Failure) else sum(len(message.content) for message in record.messages)
 
 
-Result = Score | Failure | BaseException
+def open_guard(
+    model: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    records: int | None = None,
+    isolated: bool = False,
+    profile: str | Path | Profile | None = None,
+    runtime: RuntimeOptions = RuntimeOptions(),
+    tell: Tell = in_log,
+    **options: Any,
+) -> Guard | Workers:
+    """A guard for many records: in this process, or in several, as `plan` says. `options` are those of `Guard.load`.
 
-
-class _Task:
-    """A record on its way. `result` is there when `done` is set; an exception is to be raised in its place."""
-
-    def __init__(self, record: Record | Failure, where: str, stream: _Stream) -> None:
-        self.record, self.where, self.stream = record, where, stream
-        self.size = sum(len(m.content) for m in record.messages) if isinstance(record, Record) else 0
-        self.done = threading.Event()
-        self.result: Result | None = None
-
-    def finish(self, result: Result) -> None:
-        self.result = result
-        self.done.set()
-
-
-class _Window:
-    """How much may be between the records' source and who takes the results: a number, and characters.
-
-    One record is let in whatever its size.
+    records   how many are to come, where that is known
+    isolated  not in this process, also where one is enough
     """
-
-    def __init__(self, records: int, characters: int) -> None:
-        self._changed, self._limits = threading.Condition(), (records, characters)
-        self._records = self._characters = 0
-        self.closed = False
-
-    def enter(self, size: int) -> bool:
-        """Wait for room. False: the window is closed."""
-        records, characters = self._limits
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self.closed
-                    or self._records == 0
-                    or (self._records < records and self._characters + size <= characters)
-                )
-            )
-            self._records += 1
-            self._characters += size
-            return not self.closed
-
-    def leave(self, size: int) -> None:
-        with self._changed:
-            self._records -= 1
-            self._characters -= size
-            self._changed.notify()
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._changed.notify()
+    model, path = prepared(model, profile, runtime, tell=tell)
+    chosen = planned(path, runtime, workers=workers, records=records)
+    options |= {"profile": profile, "runtime": replace(runtime, threads=chosen.threads), "tell": tell}
+    if chosen.workers == 1 and not isolated:
+        guard: Guard = Guard.load(model, **options)
+        return guard
+    # Where nobody knows how many come, the first is started alone: one may be all that is needed.
+    unknown = 1 if workers is None else chosen.workers
+    at_once = unknown if records is None else min(chosen.workers, max(1, records))
+    return Workers(model, workers=chosen, at_once=at_once, **options)
 
 
-class _Stream:
-    """The records of one call. `ordered` ends with None; `error` is why no more of them can be scored."""
+def isolated(model: str | Path | None = None, *, runtime: RuntimeOptions = RuntimeOptions(), **options: Any) -> Workers:
+    """A guard in one process that is not this one, with the threads of `Guard.load`, whose other arguments it takes.
 
-    def __init__(self, window: _Window) -> None:
-        self.window = window
-        self.ordered: SimpleQueue[_Task | None] = SimpleQueue()
-        self.error: Exception | None = None
-
-
-class _Died(Exception):
-    """The process has ended. `code` as Popen's returncode."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    What native code does there, a crash on a hostile model file or text, is a ModelError or a WorkerDied here.
+    """
+    return Workers(model, workers=Plan(1, runtime.threads), runtime=runtime, **options)
 
 
-class _Process:
-    """One worker process, as its driver sees it. Not forked: llama.cpp and fork do not go together."""
+def score_many(
+    records: Iterable[Input], model: str | Path | None = None, *, workers: int | None = None, **options: Any
+) -> Iterator[Score | Failure]:
+    """Score a stream on all cores: one result a record, in order, as they come. A bad record is a Failure in its place.
 
-    def __init__(self, job: bytes) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", process.start(__name__), *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert self._child.stdin is not None and self._child.stdout is not None and self._child.stderr is not None
-        self._to, self._from = self._child.stdin, self._child.stdout
-        self._last: deque[str] = deque(maxlen=_LAST_LINES)
-        self._drain = threading.Thread(target=_drained, args=(self._child.stderr, self._last), daemon=True)
-        self._drain.start()
-        with suppress(BrokenPipeError):  # `ready` says so
-            _write(self._to, job)
-
-    def ready(self) -> About:
-        """Wait until the guard is loaded. Raises what loading raised, ModelError where the process ended."""
-        try:
-            said = self._answer()
-        except _Died as died:
-            self._drain.join(5)
-            raise ModelError(
-                f"{process.ending('a worker process', died.code)} before its model was loaded: "
-                f"{process.last_words(self._last)}",
-                kind="worker_not_started",
-            ) from None
-        if isinstance(said, BaseException):
-            self.end()
-            raise said
-        assert isinstance(said, About)
-        return said
-
-    def ask(self, data: bytes) -> Any:
-        """The answer to a message. Raises _Died."""
-        try:
-            _write(self._to, data)
-        except OSError:
-            raise _Died(self.end()) from None
-        return self._answer()
-
-    def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        return self._child.poll() is None
-
-    def kill(self) -> None:
-        """End the process. Its driver may wait for an answer: that ends with _Died."""
-        self._child.kill()
-        self._child.wait()
-
-    def end(self) -> int:
-        """End it for good, pipes too: for its driver alone. The exit status."""
-        self.kill()
-        for pipe in (self._to, self._from):
-            with suppress(OSError):
-                pipe.close()
-        return self._child.returncode
-
-    def _answer(self) -> Any:
-        try:
-            return pickle.loads(_read(self._from))
-        except EOFError:
-            raise _Died(self.end()) from None
-
-
-def _drained(stream: IO[bytes], last: deque[str]) -> None:
-    """Keep the last lines: a pipe that nobody reads would stop the process."""
-    with stream:
-        for raw in stream:
-            line = raw.decode(errors="replace").strip()
-            if any(map(str.isalnum, line)):
-                last.append(line)
-
-
-def _write(stream: IO[bytes], data: bytes) -> None:
-    stream.write(len(data).to_bytes(8, "little"))
-    stream.write(data)
-    stream.flush()
-
-
-def _read(stream: IO[bytes]) -> bytes:
-    """One message. Raises EOFError where the other side has ended, in the middle of one too."""
-    head = stream.read(8)
-    data = stream.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
-    if len(head) < 8 or len(data) < int.from_bytes(head, "little"):
-        raise EOFError
-    return data
-
-
-# In the worker's process. Both ends are this program: what goes through the pipes is pickled.
-
-
-def _child() -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a runtime prints is no answer
-    messages: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
-    try:
-        _work(messages.get, lambda answer: _write(answers, _pickled(answer)))
-    except Exception as error:
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-    os._exit(1)  # the thread still waits
-
-
-def _listen(stream: IO[bytes], messages: SimpleQueue[bytes]) -> None:
-    """Messages as they come. When the parent has ended, however it did, so does this process, in a record's middle."""
-    try:
-        while True:
-            messages.put(_read(stream))
-    finally:  # whatever stopped it: nobody would hear the parent any more
-        os._exit(1)
-
-
-def _work(receive: Callable[[], bytes], say: Callable[[object], None]) -> None:
-    try:
-        load, arguments = pickle.loads(receive())
-        guard = load(**arguments)
-    except Exception as error:
-        return say(error)
-    say(about(guard))
-    while True:
-        record, where = pickle.loads(receive())
-        try:
-            ((_, result),) = judged([record], guard.score, where=where)
-        except Exception as error:
-            result = error
-        say(result)
-
-
-def _pickled(answer: object) -> bytes:
-    """An error that cannot be pickled, and one that cannot be made again of what it was, goes as its text."""
-    try:
-        data = pickle.dumps(answer)
-        if isinstance(answer, Exception):
-            pickle.loads(data)
-    except Exception:
-        data = pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
-    return data
+    workers  processes; None: as `plan` says. 1: this one
+    options  of `Guard.load`
+    """
+    with open_guard(model, workers=workers, **options) as guard:
+        yield from guard.score_many(records)

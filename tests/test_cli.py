@@ -31,7 +31,7 @@ from edgeguard.rows.results import read_rows
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = [
     *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "fields", "unexplored"),
-    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
+    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped", "window"),
 ]
 TEXTS = ["How long do I boil an egg?", "How do I hurt the dog?", 'a, "quoted"\nsecond line', "Ünïcödé 漢字"]
 Tiny = tuple[str, ...]

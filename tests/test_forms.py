@@ -30,7 +30,7 @@ from edgeguard.convert.turns import powers, turns
 from edgeguard.errors import ModelError, OutputError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, prepared
 
 ONE = RuntimeOptions(threads=1)
 KINDS = {"q8_0": "gguf", "q4_0": "gguf", "f16": "gguf", "onnx-int8": "onnx", "onnx-int4": "onnx"}
@@ -251,6 +251,28 @@ def test_two_processes_at_once_make_it_once(guard: BuiltIn, tmp_path: Path):
     assert folder is not None and form.is_whole(folder)
 
 
+def test_a_form_is_made_once_for_several_processes_before_they_start(guard: BuiltIn):
+    said: list[str] = []
+    for model in (None, "edgeguard-tiny", "edgeguard-tiny:q8_0"):
+        assert prepared(model, None, ONE, tell=said.append) == (model, guard.form_folder(guard.form("q8_0")))
+    assert len(said) == 1 and "making edgeguard-tiny:q8_0 in" in said[0]
+    assert loaded()[1] == []
+    other = prepared(None, "llama-guard-3", ONE, tell=said.append)  # which is asked of the base model
+    assert other == (None, guard.base_path) and len(said) == 1
+
+
+def test_where_a_form_cannot_be_made_that_is_told_once_for_several_processes(guard: BuiltIn, tmp_path, monkeypatch):
+    said: list[str] = []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    model, path = prepared(None, None, ONE, tell=said.append)
+    assert (model, path) == (f"edgeguard-tiny:{ADAPTER}", guard.base_path)
+    assert len(said) == 1 and "is used as it comes" in said[0]
+    assert loaded(str(model))[1] == []
+    with pytest.raises(OutputError):
+        prepared("edgeguard-tiny:q4_0", None, ONE)
+
+
 # What can go wrong
 
 
@@ -324,7 +346,7 @@ def test_a_cache_that_has_the_form_is_read_and_never_written(guard: BuiltIn, mon
     """A container's image may bring it and be read-only; the superuser, who runs tests, may write everywhere."""
     folder = make_form(guard, guard.form("q8_0"))
     before = {path: path.stat().st_mtime_ns for path in (folder.parent, *folder.parent.rglob("*"))}
-    monkeypatch.setattr("edgeguard.forms.make_form", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr("edgeguard.convert.built_in.make_form", lambda *_, **__: pytest.fail("made again"))
     assert loaded() == (guard.form("q8_0").model_sha256, [])
     assert {path: path.stat().st_mtime_ns for path in (folder.parent, *folder.parent.rglob("*"))} == before
 

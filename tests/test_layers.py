@@ -18,9 +18,9 @@ import edgeguard
 
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
-    {"errors", "version"},
-    {"pattern", "process", "tomlfile"},
-    {"automaton", "backend", "rows"},
+    {"cache", "errors", "version"},
+    {"pattern", "process", "tomlfile", "machine", "ahead", "windows"},
+    {"automaton", "backend", "pool", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
     {"calibration"},

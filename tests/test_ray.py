@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from conftest import Run, RunProcess
+from processes import children, gone, until
 from test_cli import jsonl, one_line
-from test_workers import LINES, children, is_alive, wait_for
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -43,6 +43,19 @@ pytestmark = [  # Ray's own
 Tiny = tuple[str, ...]
 MakePlan = Callable[..., Plan]
 ON_RAY = ("--ray", "--workers", "2")
+TEXTS = [f"record {i}, {'word ' * (i * 37 % 150)}" for i in range(30)]
+LINES = b"".join(  # very different costs, and records that are errors: no text, too long, not understood
+    line + b"\n"
+    for line in (
+        *jsonl(TEXTS).splitlines()[:10],
+        b'{"id": "empty", "text": ""}',
+        b'{"id": "long", "text": "' + b"too long " * 3000 + b'"}',
+        *jsonl(TEXTS).splitlines()[10:20],
+        b"no JSON at all",
+        b'{"id": "odd", "text": 7}',
+        *jsonl(TEXTS).splitlines()[20:],
+    )
+)
 WITH_ONE = ("--ray", "--workers", "1")
 
 
@@ -196,7 +209,7 @@ def test_an_actor_killed_in_the_middle_loses_no_record(
     outcomes: list[Outcome] = []
     running = threading.Thread(target=lambda: outcomes.append(score_files(make_plan(many))))
     running.start()
-    wait_for(lambda: len(parts(tmp_path / "out")) > 1)
+    until(lambda: len(parts(tmp_path / "out")) > 1)
     os.kill(next(filter(is_actor, descendants(os.getpid()))), signal.SIGKILL)
     running.join()
     assert outcomes[0].now.records == 240
@@ -215,11 +228,11 @@ def test_a_driver_killed_and_started_again_loses_no_record_and_doubles_none(
         "score_files(Plan(source, out, job, actors=2, cores=2, batch_size=4, rows_per_file=8))"
     )
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL) as driver:
-        wait_for(lambda: len(parts(out)) > 2)
+        until(lambda: len(parts(out)) > 2)
         actors = [pid for pid in descendants(driver.pid) if is_actor(pid)]
         driver.kill()
     assert len(actors) == 2
-    wait_for(lambda: not any(map(is_alive, actors)))
+    until(lambda: all(map(gone, actors)))
     assert not (out / "_SUCCESS").exists()
     again = ("score", many, "-o", out, *ON_RAY, *tiny)
     assert "exists already; --resume goes on" in one_line(run(*again).stderr)

@@ -15,6 +15,7 @@ from edgeguard.backend import Condition, Prefix
 from edgeguard.backends import conditions, open_backend, runtime_of, runtimes
 from edgeguard.cli.advice import ADVICE, advised
 from edgeguard.cli.options import model_options
+from edgeguard.workers import Plan, planned
 
 # A whole adapter: a model whose next token depends on how many came before.
 TOY = """
@@ -101,6 +102,8 @@ def test_a_new_runtime_is_a_file_and_scores_like_any_other(toy: Path, toy_profil
 def test_a_new_runtime_s_models_can_be_scored_from_the_command_line(run, toy: Path, toy_profile: Path) -> None:
     done = run("score", "-", "-m", toy, "-p", toy_profile, "--context", 64, input='{"text": "hello"}')
     assert done.exit_code == 0 and '"unsafe"' in done.stdout
+    assert planned(toy, RuntimeOptions()) == Plan(1, None)
+    assert planned(toy, RuntimeOptions(), workers=2) == Plan(2, None)
     refused = run("score", "-", "-m", toy, "-p", toy_profile, "--threads", 2, input='{"text": "hello"}')
     assert refused.exit_code == 1 and "Toy takes no threads, 2 was given; leave it out" in refused.stderr
 

@@ -1,214 +1,178 @@
-"""Workers: the bits of one process for any number of them, in order, and nothing is lost with a process that dies."""
+"""Several processes, one output: the same bytes for any number of them, whatever dies."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import shlex
+import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Run, RunProcess
-from test_cli import jsonl, one_line, rows_of
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import SECONDS, children, gone, until
+from stub_worker import score_or_break, score_or_die, score_slowly
+from tiny_gguf import write_tiny_llama
 
-from edgeguard import Failure, Guard, ModelError, ProfileError, RuntimeOptions, Score, Search, Workers
+from edgeguard import Failure, Guard, ModelError, RuntimeOptions, Score, Search, WorkerDied, Workers, score_many
+from edgeguard.builtin import ADAPTER, DEFAULT
+from edgeguard.calibration.maps import Calibration, Map
 from edgeguard.convert import convert
-from edgeguard.rows.record import Record
-from edgeguard.workers import about
+from edgeguard.pool import Pool
+from edgeguard.workers import AHEAD, EACH, SMALL, Plan, plan, size_of
 
 Tiny = tuple[str, ...]
 Command = Callable[..., list[str]]
-SECONDS = 60
-# Very different costs, and records that are errors: no text, too long, not understood.
-TEXTS = [f"record {i}, {'word ' * (i * 37 % 150)}" for i in range(30)]
-LINES = b"".join(
-    line + b"\n"
-    for line in (
-        *jsonl(TEXTS[:10]).splitlines(),
-        b'{"id": "empty", "text": ""}',
-        b'{"id": "long", "text": "' + b"too long " * 3000 + b'"}',
-        *jsonl(TEXTS).splitlines()[10:20],
-        b"no JSON at all",
-        b'{"id": "odd", "text": 7}',
-        *jsonl(TEXTS).splitlines()[20:],
+
+
+# ------------------------------------------------------------ how many
+
+
+def planned(**given: object) -> Plan:
+    usual = {"workers": None, "threads": None, "device": "cpu", "model_bytes": 1 << 27, "records": None, "cores": 8}
+    return plan(**{**usual, "memory": None, **given})  # type: ignore[arg-type]
+
+
+def test_the_rule_for_the_number_of_processes() -> None:
+    assert planned() == Plan(8, 1)
+    assert planned(cores=1) == Plan(1, 1)
+    assert planned(records=5) == planned(records=0) == Plan(1, 1)
+    assert planned(records=EACH + 1) == Plan(2, 1)
+    assert planned(model_bytes=SMALL + 1) == planned(device="cuda") == planned(device="auto") == Plan(1, None)
+    assert planned(model_bytes=None) == Plan(1, None)
+    assert planned(memory=3 << 30) == Plan(4, 1)
+    assert planned(memory=0) == Plan(1, 1)
+    assert planned(threads=4) == Plan(1, 4)
+    assert planned(workers=3) == planned(workers=3, device="cuda", model_bytes=SMALL + 1, records=1) == Plan(3, 1)
+    assert planned(workers=3, threads=2) == Plan(3, 2)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 1 << 34), st.integers(0, 1 << 34))
+def test_how_many_records_there_are_and_how_much_memory_is_free_change_no_bits(a: int, b: int, m: int, n: int) -> None:
+    assert planned(records=a, memory=m).threads == planned(records=b, memory=n).threads
+
+
+def test_all_parts_of_a_model_are_counted_and_nothing_beside_it(tmp_path: Path) -> None:
+    for name, n in {
+        "a.gguf": 3,
+        "a.gguf.old": 90,
+        "b-00001-of-00002.gguf": 4,
+        "b-00002-of-00002.gguf": 5,
+        "c/model.onnx": 1,
+        "c/model.onnx.data": 70,
+        "c/other.bin": 90,
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(n))
+    names = ("a.gguf", "b-00001-of-00002.gguf", "c/model.onnx", "c", "none.gguf", "nul\0.gguf")
+    assert [size_of(tmp_path / name) for name in names] == [3, 9, 71, 71, None, None]
+
+
+# ------------------------------------------------------------ whole commands
+
+
+MIXED = [
+    '{"id": "a", "text": "How do I boil an egg?"}',
+    '{"id": "torn',
+    '{"id": "long", "text": "%s"}' % ("word " * 3000),  # more than the context holds: the workers refuse it
+    *(f'{{"id": "{i}", "text": "record {i} {"word " * (i * 7 % 40)}"}}' for i in range(14)),
+    '{"id": "a", "text": "again"}',
+    '{"id": "ü", "prompt": "漢字", "response": "Ünïcödé"}',
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("in") / "in.jsonl"
+    path.write_text("\n".join(MIXED) + "\n", encoding="utf-8")
+    return path
+
+
+def test_one_two_and_three_processes_write_the_same_bytes(run: Run, tiny: Tiny, source: Path, tmp_path: Path) -> None:
+    for name, numbers in (("out.jsonl", (2, 3)), ("out.csv", (3,)), ("out.parquet", (2,))):
+        alone = tmp_path / f"alone-{name}"
+        assert run("score", source, "-o", alone, "--workers", 1, *tiny).exit_code == 1
+        for n in numbers:
+            result = run("score", source, "-o", tmp_path / f"{n}-{name}", "--workers", n, *tiny)
+            assert result.exit_code == 1 and ", 3 errors, " in result.stderr
+            assert (tmp_path / f"{n}-{name}").read_bytes() == alone.read_bytes()
+    kinds = [
+        json.loads(line).get("error", {}).get("type") for line in (tmp_path / "2-out.jsonl").read_text().splitlines()
+    ]
+    assert [kind for kind in kinds if kind] == ["invalid_json", "context_overflow", "duplicate_id"]
+
+
+@pytest.fixture(scope="module")
+def onnx(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tiny_model, tmp_path_factory.mktemp("onnx") / "onnx", to="onnx-int8").path
+
+
+def test_models_of_onnx_runtime_give_the_same_bits_too(onnx: Path, tiny_guard: Guard) -> None:
+    texts = [f"text {i} {'word ' * (i * 5 % 30)}" for i in range(8)] + [""]
+    options: dict[str, Any] = {"profile": tiny_guard.profile, "runtime": RuntimeOptions(threads=1)}
+    with Guard.load(onnx, **options) as guard:
+        alone = list(guard.score_many(texts))
+    for n in (1, 2, 3):
+        assert list(score_many(texts, onnx, workers=n, profile=tiny_guard.profile)) == alone
+
+
+@pytest.mark.parametrize("n", [5, 19])
+def test_the_number_that_is_chosen_changes_no_bits(
+    run: Run, tiny: Tiny, source: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """Without a word about workers and threads: one process for a few lines, several for more."""
+    started: list[int] = []
+    monkeypatch.setattr("edgeguard.workers.available_cores", lambda: 2)
+    monkeypatch.setattr("edgeguard.workers.free_memory", lambda: None)
+    monkeypatch.setattr(
+        "edgeguard.workers.Pool", lambda *args, n, **options: started.append(n) or Pool(*args, n=n, **options)
     )
-)
+    chosen = run("score", source, "-n", n, *tiny[:4])
+    assert started == [1 if n < EACH else 2]
+    assert chosen.stdout == run("score", source, "-n", n, "--workers", 3, *tiny[:4]).stdout
+    assert chosen.stdout == run("score", source, "-n", n, "--threads", 1, *tiny[:4]).stdout
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that have not ended."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-# ------------------------------------------------------------ what a worker's guard is made by
-
-
-class Touchy:
-    """A guard that ends its process at some texts; the others it scores as the one that it stands on."""
-
-    def __init__(self, guard: Guard, marks: Path) -> None:
-        self.guard, self.marks = guard, marks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.guard, name)
-
-    def score(self, record: Record) -> Score:
-        text = record.messages[-1].content
-        if text.startswith("print"):
-            os.write(1, b"what a runtime prints\n")
-            print("and Python", flush=True)
-        if text.startswith("wait"):
-            time.sleep(float(text.split()[1]))
-        if text.startswith("die"):
-            with (self.marks / f"{record.id}").open("a") as file:
-                file.write("x")
-            if text.startswith("die always") or len((self.marks / f"{record.id}").read_text()) == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-        if text.startswith("broken"):
-            raise ModelError("its weights are broken", kind="odd", number=7)
-        return self.guard.score(record)
-
-
-def touchy(*, marks: Path, **arguments: Any) -> Touchy:
-    """Called in the worker."""
-    return Touchy(Guard.load(**arguments), marks)
-
-
-def dies_at_load(*, marks: Path, **arguments: Any) -> Guard:
-    with (marks / "loads").open("a") as file:
-        file.write("x")
-    os.write(2, b"out of everything\n")
-    os.kill(os.getpid(), signal.SIGABRT)
-    raise AssertionError
-
-
-def loads_once(*, marks: Path, **arguments: Any) -> Touchy:
-    with (marks / "loads").open("a") as file:
-        file.write("x")
-    if len((marks / "loads").read_text()) > 1:
-        raise ModelError("the model file is gone")
-    return touchy(marks=marks, **arguments)
+def test_stdin_limit_and_table_are_as_with_one_process(run_process: RunProcess, tiny: Tiny, source: Path) -> None:
+    for options in (("-n", 7), ("--table", "-n", 3)):
+        alone, several = (
+            run_process("score", "-", *options, "--workers", n, *tiny, input=source.read_bytes()) for n in (1, 2)
+        )
+        assert (several.stdout, several.returncode) == (alone.stdout, alone.returncode)
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model: Path, tiny_profile: Path) -> Callable[..., Workers]:
-    def make(n: int, **arguments: Any) -> Workers:
-        return Workers(n, tiny_model, profile=tiny_profile, **arguments)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("marks")
-
-
-@pytest.fixture(scope="module")
-def pool(make: Callable[..., Workers], marks: Path) -> Iterator[Workers]:
-    """Two touchy workers, for tests that leave them as they were."""
-    with make(2, load=touchy, marks=marks) as workers:
+def pool(tiny_model: Path, tiny_guard: Guard) -> Iterator[Workers]:
+    """Two processes, for tests that leave them as they were."""
+    runtime = RuntimeOptions(threads=1)
+    with Workers(tiny_model, profile=tiny_guard.profile, workers=2, runtime=runtime) as workers:
         yield workers
 
 
-# ------------------------------------------------------------ the same bits, in order
-
-
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_any_number_of_workers_writes_the_bytes_of_one_process(run: Run, tiny: Tiny, tmp_path: Path, form: str) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_bytes(LINES)
-    alone = run("score", source, "-f", form, *tiny)
-    assert alone.exit_code == 1 and alone.stdout.count("long") == 1
-    for n in (1, 2, 3):
-        result = run("score", source, "-f", form, "--workers", n, *tiny)
-        assert result.stdout_bytes == alone.stdout_bytes
-        assert result.exit_code == 1
-        assert result.stderr.split(", ")[:3] == alone.stderr.split(", ")[:3]
-
-
-def test_stdin_limit_and_table_are_as_with_one_process(run: Run, run_process: RunProcess, tiny: Tiny) -> None:
-    for options in (("-n", 7), ("-n", 0), ("--table", "-n", 3)):
-        alone = run_process("score", "-", *options, *tiny, input=LINES)
-        side_by_side = run_process("score", "-", *options, "--workers", 2, *tiny, input=LINES)
-        assert (side_by_side.stdout, side_by_side.returncode) == (alone.stdout, alone.returncode)
-
-
-def test_one_thread_each_is_the_default(run: Run, tiny: Tiny, tmp_path: Path) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_bytes(jsonl(TEXTS[:3]))
-    expected = run("score", source, *tiny).stdout
-    assert tiny[-2:] == ("--threads", "1")
-    assert run("score", source, "--workers", 1, *tiny[:-2]).stdout == expected
-    assert run("score", source, "--workers", 2, *tiny[:-2]).stdout == expected
-
-
-def test_models_of_onnx_runtime_give_the_same_bits_too(tiny_model: Path, tiny_profile: Path, tmp_path: Path) -> None:
-    model = convert(tiny_model, tmp_path / "onnx", to="onnx-fp32").path
-    arguments: dict[str, Any] = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1)}
-    with Guard.load(model, **arguments) as guard, Workers(2, model, **arguments) as workers:
-        assert list(workers.score_many(TEXTS[:8])) == list(guard.score_many(TEXTS[:8]))
-
-
 def test_results_come_in_order_whatever_each_costs(pool: Workers, tiny_guard: Guard) -> None:
-    texts = ["wait 0.4", "a", "b", "wait 0.2", "", "c", "d"]
-    records = [{"id": i, "text": text} for i, text in enumerate(texts)]
-    assert list(pool.score_many(records)) == list(tiny_guard.score_many(records))
+    texts = ["wait 0.3", "a", "b", "wait 0.1", "", "c", "d"]
+    results = [result for _, result in pool.judged(texts, score_slowly)]
+    assert results == list(tiny_guard.score_many(texts))
 
 
-def test_a_pool_scores_several_streams_at_once(pool: Workers, tiny_guard: Guard) -> None:
-    streams = [TEXTS[:6], TEXTS[6:12], TEXTS[12:18]]
+def test_several_streams_are_scored_at_once(pool: Workers, tiny_guard: Guard) -> None:
+    streams = [[f"stream {k}, text {i}" for i in range(6)] for k in range(3)]
     results: list[list[Any]] = [[] for _ in streams]
-    threads = [threading.Thread(target=lambda i=i: results[i].extend(pool.score_many(streams[i]))) for i in range(3)]
+    threads = [threading.Thread(target=lambda k=k: results[k].extend(pool.score_many(streams[k]))) for k in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(SECONDS)
     assert results == [list(tiny_guard.score_many(texts)) for texts in streams]
-
-
-def test_a_pool_says_what_its_guards_are(pool: Workers, tiny_guard: Guard) -> None:
-    assert pool.about == about(tiny_guard)
-
-
-def test_what_a_worker_prints_does_not_mix_with_answers(pool: Workers, tiny_guard: Guard) -> None:
-    assert list(pool.score_many(["print this", "and that"])) == list(tiny_guard.score_many(["print this", "and that"]))
-
-
-def test_a_record_of_megabytes_goes_through_the_pipes(pool: Workers) -> None:
-    (result,) = pool.score_many([{"id": "big", "text": "word " * 1_000_000}])
-    assert isinstance(result, Failure) and (result.id, result.kind) == ("big", "context_overflow")
-
-
-# ------------------------------------------------------------ bounded, and not kept waiting
 
 
 def test_records_are_not_read_ahead_without_bound(pool: Workers) -> None:
@@ -221,212 +185,310 @@ def test_records_are_not_read_ahead_without_bound(pool: Workers) -> None:
             yield f"text {read}"
 
     results = pool.score_many(endless())
-    for _ in range(5):
+    for _ in range(3):
         next(results)
-    time.sleep(0.3)
-    assert read <= 5 + 2 * 16 + 1
+    time.sleep(0.2)
+    assert read <= 3 + 2 * AHEAD + 2
     results.close()  # type: ignore[attr-defined]
     assert len(list(pool.score_many(["what comes after"]))) == 1
 
 
-def test_a_row_comes_before_the_next_record_does(tiny: Tiny, edgeguard_command: Command) -> None:
-    process = subprocess.Popen(
-        edgeguard_command("score", "-", "--workers", 2, *tiny), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None and process.stdout is not None
-    with process.stdin as stdin, process.stdout as stdout:
-        for i, line in enumerate(jsonl(TEXTS[:3]).splitlines()):
-            stdin.write(line + b"\n")
-            stdin.flush()
-            assert json.loads(stdout.readline())["id"] == str(i)
-    assert process.wait(SECONDS) == 0
+def test_a_record_of_megabytes_goes_through_the_pipes(pool: Workers) -> None:
+    (result,) = pool.score_many([{"id": "big", "text": "word " * 1_000_000}])
+    assert isinstance(result, Failure) and (result.id, result.kind) == ("big", "context_overflow")
 
 
-def test_an_error_of_the_source_is_raised_after_the_rows_before_it(pool: Workers) -> None:
-    def broken() -> Iterator[str]:
-        yield "one"
-        yield "two"
+def test_an_error_of_the_source_or_of_the_model_is_raised_after_the_rows_before_it(pool: Workers) -> None:
+    def torn() -> Iterator[str]:
+        yield from ("one", "two")
         raise OSError("the source broke off")
 
-    results = pool.score_many(broken())
+    results = pool.score_many(torn())
     assert isinstance(next(results), Score) and isinstance(next(results), Score)
     with pytest.raises(OSError, match="broke off"):
         next(results)
-
-
-# ------------------------------------------------------------ workers that die
-
-
-def test_a_worker_that_is_killed_loses_nothing(
-    run: Run, tiny: Tiny, edgeguard_command: Command, tmp_path: Path
-) -> None:
-    source, out, whole = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    source.write_bytes(jsonl(TEXTS * 2).replace(b'"id"', b'"number"'))
-    run("score", source, "-o", whole, *tiny)
-    process = subprocess.Popen(
-        edgeguard_command("score", source, "-o", out, "--workers", 2, *tiny), stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    for rows in (5, 25):
-        wait_for(lambda n=rows: out.exists() and out.read_bytes().count(b"\n") >= n)
-        os.kill(children(process.pid)[-1], signal.SIGKILL)
-    said = process.stderr.read().decode()
-    process.stderr.close()
-    assert (process.wait(SECONDS), said.count("\n")) == (0, 1)
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def test_a_record_is_tried_once_more_and_then_is_an_error_row(pool: Workers, marks: Path, tiny_guard: Guard) -> None:
-    records = [
-        {"id": "first", "text": "a"},
-        {"id": "once", "text": "die once"},
-        {"id": "always", "text": "die always"},
-        {"id": "last", "text": "b"},
-    ]
-    first, once, always, last = (result for _, result in pool.judged(records, where="in.jsonl"))
-    assert [first, once, last] == [tiny_guard.score(records[i]) for i in (0, 1, 3)]
-    assert isinstance(always, Failure) and (always.id, always.kind) == ("always", "worker_died")
-    assert "in.jsonl: the process that scored it was ended by SIGKILL, 2 times" in always.message
-    assert [(marks / name).read_text() for name in ("once", "always")] == ["xx", "xx"]
-    assert always.row()["error"]["type"] == "worker_died"
-
-
-def test_what_ends_the_run_in_one_process_ends_it_in_its_place(pool: Workers) -> None:
-    results = pool.score_many(["one", "broken", "two"])
-    assert isinstance(next(results), Score)
+    broken = (result for _, result in pool.judged(["one", "broken", "two"], score_or_break))
+    assert isinstance(next(broken), Score)
     with pytest.raises(ModelError, match="its weights are broken") as error:
-        next(results)
+        next(broken)
     assert (error.value.kind, error.value.data) == ("odd", {"number": 7})
 
 
-def test_a_process_that_ends_while_loading_is_one_error_and_not_a_loop(
-    make: Callable[..., Workers], tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError, match="was ended by SIGABRT before its model was loaded: out of everything"):
-        make(2, load=dies_at_load, marks=tmp_path)
-    assert len((tmp_path / "loads").read_text()) <= 2
-
-
-def test_a_worker_that_cannot_be_started_again_ends_the_run_in_its_records_place(
-    make: Callable[..., Workers], tmp_path: Path
-) -> None:
-    with make(1, load=loads_once, marks=tmp_path) as workers:
-        results = workers.score_many(["one", {"id": "d", "text": "die always"}, *["more"] * 50])
-        assert isinstance(next(results), Score)
-        with pytest.raises(ModelError, match="the model file is gone"):
-            next(results)
-    assert len((tmp_path / "loads").read_text()) == 2
-
-
-def test_errors_of_loading_are_those_of_one_process(
-    run: Run, tiny: Tiny, make: Callable[..., Workers], tmp_path: Path
-) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_bytes(jsonl(TEXTS[:2]))
-    bad = tmp_path / "bad.gguf"
-    bad.write_bytes(b"GGUF of a kind")
-    for options in (("-m", bad), (*tiny, "--threshold", "S77=0.5"), (*tiny, "--context", "100000")):
-        alone, side_by_side = (run("score", source, *more, *options) for more in ((), ("--workers", 2)))
-        assert one_line(side_by_side.stderr) == one_line(alone.stderr)
-        assert (side_by_side.exit_code, side_by_side.stdout) == (1, "")
-    with pytest.raises(TypeError, match="thresolds"):
-        make(1, thresolds={})
-    with pytest.raises(ProfileError, match="S77"):
-        make(1, thresholds={"S77": 0.5})
-    with pytest.raises(ValueError, match="0 workers were asked for; expected at least 1"):
-        make(0)
-
-
-def test_a_closed_pool_says_so(make: Callable[..., Workers]) -> None:
-    workers = make(1, runtime=RuntimeOptions(context=512), search=Search(max_nodes=8), calibration=False)
+def test_closed_workers_say_so(tiny_model: Path, tiny_guard: Guard) -> None:
+    workers = Workers(tiny_model, profile=tiny_guard.profile, workers=1)
     results = workers.score_many(["one", "two"])
     next(results)
     workers.close()
     workers.close()
-    for attempt in (lambda: list(workers.score_many(["three"])), lambda: [next(workers.score_many(iter(["four"])))]):
-        with pytest.raises(ValueError, match="the workers are closed"):
-            attempt()
+    with pytest.raises(ValueError, match="closed"):
+        list(workers.score_many(["three"]))
+    with pytest.raises(ValueError, match="closed"):
+        workers.score("four")
+    with pytest.raises(ValueError, match="0 processes were asked for, expected at least 1"):
+        Workers(tiny_model, profile=tiny_guard.profile, workers=0)
 
 
-# ------------------------------------------------------------ the command that ends, and what goes with it
+def test_a_worker_s_guard_is_what_was_asked_for(tiny_model: Path, tiny_guard: Guard, source: Path) -> None:
+    maps = {"unsafe": Map("platt", {"slope": 0.5, "intercept": 1.0}), "S1": Map("temperature", {"temperature": 2.0})}
+    calibration = Calibration("x", "x", "x", "x", maps, {"S2": 0.1}, bound=False)
+    options = {
+        "profile": tiny_guard.profile,  # an object, not a name
+        "estimator": "joint",
+        "runtime": RuntimeOptions(context=512, kv_cache="f32", threads=1),
+        "search": Search(tolerance=0.2, max_nodes=7, min_grammar_mass=0.0001),
+        "calibration": calibration,
+        "thresholds": {"S1": 0.2},
+    }
+    texts = [f"text {i} {'word ' * i}" for i in range(6)] + [" "]
+    with Guard.load(tiny_model, **options) as guard, Workers(tiny_model, workers=2, **options) as workers:  # type: ignore[arg-type]
+        assert [s.row() for s in workers.score_many(texts)] == [s.row() for s in guard.score_many(texts)]
+        assert workers.score(texts[0]) == guard.score(texts[0])
+        for name in (
+            "name",
+            "codes",
+            "field_labels",
+            "estimator",
+            "model_sha256",
+            "thresholds",
+            "calibration",
+            "profile",
+        ):
+            assert getattr(workers, name) == getattr(guard, name)
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+            workers.nonsense  # noqa: B018
+    assert [r.kind for r in score_many([" ", None], tiny_model, workers=1, **options)] == ["empty_text", "invalid_type"]  # type: ignore[list-item, union-attr]
 
 
-def begun(command: list[str], out: Path, rows: int) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own, its input half given and kept open, with some rows written."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0)
-    assert process.stdin is not None
-    process.stdin.write(jsonl(TEXTS[:rows]))
-    process.stdin.flush()
-    wait_for(lambda: process.poll() is not None or (out.exists() and out.read_bytes().count(b"\n") >= rows))
-    return process
+def test_a_record_that_kills_its_process_is_an_error_row_in_its_place(tiny_model: Path, tiny_guard: Guard) -> None:
+    texts = ["one", "please die", "two", "", "please die", "three"]
+    runtime = RuntimeOptions(threads=1)
+    with Workers(tiny_model, profile=tiny_guard.profile, workers=2, runtime=runtime) as workers:
+        rows = [result.row() for _, result in workers.judged(texts, score_or_die, where="in.jsonl")]
+    for i in (1, 4):
+        error = rows[i]["error"]
+        assert (error["type"], error["line"]) == ("worker_died", 0)
+        assert error["message"].startswith(
+            "in.jsonl: a worker process was ended by SIGSEGV while it had this record, twice"
+        )
+    assert [rows[i] for i in (0, 2, 3, 5)] == [r.row() for r in tiny_guard.score_many(["one", "two", "", "three"])]
 
 
-def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Exit status, and what it said."""
-    assert process.stdin is not None and process.stderr is not None
-    status = process.wait(SECONDS)
-    process.stdin.close()
-    with process.stderr as stderr:
-        return status, stderr.read().decode()
+@pytest.mark.smollm2
+def test_the_default_guard_brings_its_adapter_and_calibration_along() -> None:
+    texts = ["How do I pick a lock?", "What is for dinner?"]
+    form = f"{DEFAULT}:{ADAPTER}"  # the one that is calibrated whatever else is
+    with Guard.load(form, runtime=RuntimeOptions(threads=1)) as guard:
+        alone = [score.row() for score in guard.score_many(texts)]
+    with Workers(form, workers=2) as workers:
+        assert workers.name == "edgeguard-135m"
+        assert [score.row() for score in workers.score_many(texts)] == alone
+    assert all(row["calibrated"] for row in alone)
 
 
-def test_after_kill_9_of_the_parent_no_worker_stays_and_the_run_is_resumed(
-    run: Run, tiny: Tiny, edgeguard_command: Command, tmp_path: Path
+def test_a_model_that_cannot_be_loaded_is_one_line(run: Run, source: Path, tmp_path: Path, tiny: Tiny) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF\x03\0\0\0 and nothing more")
+    for options in (("-m", bad, "-p", "llama-guard-3"), ("-m", tmp_path / "none.gguf"), (*tiny, "--context", 4096)):
+        alone, several = (run("score", source, "--workers", n, *options) for n in (1, 2))
+        assert several.exit_code == alone.exit_code == 1
+        assert several.stderr == alone.stderr and several.stderr.count("\n") == 1
+
+
+def test_evaluate_and_a_study_say_the_same(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    labelled = tmp_path / "labelled.jsonl"
+    rows = ({"id": i, "text": f"text {i} {'word ' * (i % 5)}", "labels": ["S1"] * (i % 3 == 0)} for i in range(12))
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone, several = (run("evaluate", labelled, "--json", "--draws", 20, "-w", n, *tiny) for n in (1, 2))
+    assert alone.exit_code == 0 and alone.stdout == several.stdout
+    model, profile = tiny[1], tiny[3]
+    quant = ("-r", model, "-p", profile, "-t", 1, "-v", "q8_0", "--floor", 0, "--measurements", 0, "--draws", 20)
+    reports = []
+    for n in (1, 2):
+        out = tmp_path / f"study-{n}"
+        assert run("bench", "quant", labelled, "--out", out, "--workers", n, *quant).exit_code == 0
+        reports.append(json.loads((out / "report.json").read_text()))
+        reports[-1]["setting"]["command"] = ""
+    assert reports[0] == reports[1]
+
+
+# ------------------------------------------------------------ signals and pipes
+
+
+def lines(n: int) -> bytes:
+    return b"".join(b'{"id": "%d", "text": "record %d %s"}\n' % (i, i, b"word " * (i % 50)) for i in range(n))
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, tiny: Tiny) -> bytes:
+    return run("score", "-", *tiny, input=lines(60)).stdout_bytes
+
+
+def test_killed_workers_and_a_killed_parent_lose_no_row(
+    run: Run, tiny: Tiny, edgeguard_command: Command, whole: bytes, tmp_path: Path
 ) -> None:
-    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    run("score", "-", "-o", whole, *tiny, input=jsonl(TEXTS))
-    process = begun(edgeguard_command("score", "-", "-o", out, "--workers", 2, *tiny), out, 12)
-    workers = children(process.pid)
-    assert len(workers) == 2
-    process.kill()
-    assert end_of(process)[0] == -signal.SIGKILL
-    wait_for(lambda: not any(map(is_alive, workers)))
-    with out.open("r+b") as file:
-        file.truncate(out.stat().st_size - 30)  # a torn last row
-    resumed = run("score", "-", "-o", out, "--resume", "--workers", 3, *tiny, input=jsonl(TEXTS))
-    assert resumed.exit_code == 0 and " (and 11 resumed)" in resumed.stderr
-    assert out.read_bytes() == whole.read_bytes()
+    out, rng = tmp_path / "out.jsonl", random.Random(5)
+    options = ("-o", out, "--workers", 2, *tiny)
+    with subprocess.Popen(
+        edgeguard_command("score", "-", *options), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"".join(lines(60).splitlines(keepends=True)[:40]))
+        process.stdin.flush()  # and stays open
+        until(lambda: out.exists() and out.read_bytes().count(b"\n") >= rng.randrange(1, 10))
+        workers = children(process.pid)
+        assert len(workers) == 2
+        os.kill(rng.choice(workers), signal.SIGKILL)
+        until(lambda: out.read_bytes().count(b"\n") == 40)
+        assert out.read_bytes() == b"".join(whole.splitlines(keepends=True)[:40])
+        workers = children(process.pid)
+        process.kill()
+    until(lambda: all(map(gone, workers)), 10)
+    result = run("score", "-", "--resume", *options, input=lines(60))
+    assert result.stderr.startswith("20 records (and 40 resumed)")
+    assert out.read_bytes() == whole
 
 
-def test_a_worker_ends_with_its_parent_in_the_middle_of_a_record(
-    tiny_model: Path, tiny_profile: Path, tmp_path: Path
+def test_ctrl_c_of_a_terminal_ends_all_and_says_how_to_go_on(
+    tiny: Tiny, edgeguard_command: Command, whole: bytes, tmp_path: Path
 ) -> None:
-    code = (
-        "import sys; from pathlib import Path; from test_workers import Workers, touchy; "
-        f"w = Workers(1, {str(tiny_model)!r}, profile={str(tiny_profile)!r}, load=touchy, marks=Path()); "
-        "print('loaded', flush=True); list(w.score_many(['wait 100']))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"loaded\n"
-    (worker,) = children(process.pid)
-    time.sleep(0.2)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    wait_for(lambda: not is_alive(worker))
-
-
-def test_ctrl_c_ends_all_and_says_how_to_go_on(tiny: Tiny, edgeguard_command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    process = begun(edgeguard_command("score", "-", "-o", out, "--workers", 2, *tiny), out, 8)
-    workers = children(process.pid)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it too
-    status, said = end_of(process)
-    assert status == 1
-    assert "interrupted after 8 records; run again with --resume to go on from row 8" in one_line(said)
-    assert out.read_bytes().count(b"\n") == 8
-    assert not any(map(is_alive, workers))
+    with subprocess.Popen(
+        edgeguard_command("score", "-", "-o", out, "--workers", 2, *tiny),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(lines(20))
+        process.stdin.flush()
+        until(lambda: out.exists() and out.read_bytes().count(b"\n") == 20)
+        workers = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
+        assert process.wait(SECONDS) == 1
+        assert all(map(gone, workers)) and len(workers) == 2
+        message = process.stderr.read().decode()
+    assert message == "edgeguard: interrupted after 20 records; run again with --resume to go on from row 20\n"
+    assert out.read_bytes() == b"".join(whole.splitlines(keepends=True)[:20])
 
 
-def test_a_reader_that_goes_ends_the_workers_too(tiny: Tiny, edgeguard_command: Command, tmp_path: Path) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_bytes(jsonl(["a short text"] * 300))
-    score = shlex.join(edgeguard_command("score", source, "--workers", 2, *tiny))
-    script = f"{score} 2>{tmp_path}/err | head -n 3; exit ${{PIPESTATUS[0]}}"
-    result = subprocess.run(["bash", "-c", script], capture_output=True, timeout=120, check=False)
-    assert result.returncode == 1 and [row["id"] for row in rows_of(result.stdout.decode())] == ["0", "1", "2"]
-    assert "the output was closed after " in one_line((tmp_path / "err").read_text())
+def test_a_reader_that_stops_stops_the_reading_and_one_that_goes_ends_it(
+    tiny: Tiny, edgeguard_command: Command
+) -> None:
+    """An endless input through a pipe: what is taken of it is bounded by what is taken of the output."""
+    with subprocess.Popen(
+        edgeguard_command("score", "-", "--workers", 2, *tiny),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        fed = 0
+
+        def feed() -> None:
+            nonlocal fed
+            assert process.stdin is not None
+            with suppress(BrokenPipeError), process.stdin:
+                for i in itertools.count():
+                    process.stdin.write(b'{"id": "%d", "text": "%s"}\n' % (i, b"word " * 100))
+                    fed = i + 1
+
+        feeder = threading.Thread(target=feed, daemon=True)
+        feeder.start()
+        assert json.loads(process.stdout.readline())["id"] == "0"
+        seen = -1
+        while seen != fed:  # until nothing moves any more
+            seen = fed
+            time.sleep(0.7)
+        # Of the output two pipes' worth may stand unread, of the input as much; neither grows with the input.
+        assert fed < 1500
+        process.stdout.close()
+        assert process.wait(SECONDS) == 1
+        message = process.stderr.read().decode()
+        feeder.join(5)
+    assert message.startswith("edgeguard: the output was closed after ") and message.count("\n") == 1
+
+
+def test_rows_come_out_while_the_input_stands_still(tiny: Tiny, edgeguard_command: Command) -> None:
+    with subprocess.Popen(
+        edgeguard_command("score", "-", "--workers", 2, *tiny),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for i, line in enumerate(lines(3).splitlines(keepends=True)):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["id"] == str(i)
+        process.stdin.close()
+        assert process.wait(SECONDS) == 0
+
+
+def test_a_small_input_is_scored_by_one_process(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeguard.workers.available_cores", lambda: 8)
+    started: list[int] = []
+    monkeypatch.setattr(
+        "edgeguard.workers.Pool", lambda *args, n, **options: started.append(n) or Pool(*args, n=n, **options)
+    )
+    without_threads = tiny[:4]
+    expected = run("score", "-", *tiny, input=lines(5)).stdout
+    assert run("score", "-", *without_threads, input=lines(5)).stdout == expected
+    assert run("score", "-", "-n", 5, *without_threads, input=lines(100)).stdout == expected
+    assert started == [1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def recursive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose pre-tokenizer runs through llama.cpp's recursive regex: long runs of a letter overflow it."""
+    return write_tiny_llama(tmp_path_factory.mktemp("recursive") / "tiny.gguf", pre="gpt-4o")
+
+
+KILLER = "a" * 40_000
+
+
+@pytest.mark.parametrize("options", [(), ("--threads", 1), ("--workers", 1), ("--workers", 2)])
+def test_a_text_that_ends_the_process_of_a_model_is_an_error_row_however_it_is_scored(
+    run: Run, recursive: Path, tiny_profile: Path, options: tuple[str | int, ...]
+) -> None:
+    texts = ["before", KILLER, "behind"]
+    given = "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
+    done = run("score", "-", "-m", recursive, "-p", tiny_profile, *options, input=given)
+    before, killer, behind = map(json.loads, done.stdout.splitlines())
+    assert done.exit_code == 1
+    assert before["unsafe"] >= 0 and behind["unsafe"] >= 0
+    assert (killer["id"], killer["error"]["type"]) == ("1", "worker_died")
+    assert "SIGSEGV" in killer["error"]["message"]
+
+
+def test_explain_says_what_ended_the_process_of_its_model(run: Run, recursive: Path, tiny_profile: Path) -> None:
+    done = run("explain", KILLER, "-m", recursive, "-p", tiny_profile)
+    assert done.exit_code == 1
+    assert "SIGSEGV" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_isolated_guard_scores_as_the_one_in_this_process_and_outlives_a_crash(
+    tiny_model: Path, recursive: Path, tiny_profile: Path
+) -> None:
+    options: dict[str, Any] = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1)}
+    with Guard.load(tiny_model, **options) as here, Guard.load(tiny_model, isolated=True, **options) as there:
+        assert there.score("a text") == here.score("a text")
+        assert [*there.score_many(["a", "b"])] == [*here.score_many(["a", "b"])]
+    with Guard.load(recursive, isolated=True, **options) as guard:
+        with pytest.raises(WorkerDied, match="SIGSEGV"):
+            guard.score(KILLER)
+        assert guard.score("a text").unsafe >= 0
+
+
+@pytest.mark.smollm2
+def test_a_form_is_made_and_told_of_once_for_all_processes(run_process: RunProcess, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    options = ("-m", f"{DEFAULT}:q4_0", "--context", 512, "-e", "conditional")
+    outputs = []
+    for n in (2, 1):
+        result = run_process("score", "-", "-w", n, *options, input=lines(4), env=environment)
+        assert result.returncode == 0
+        told = result.stderr.decode().splitlines()
+        assert len(set(told)) == len(told)
+        assert [line.count(" making ") for line in told[:1]] == [n - 1]  # it is there the second time
+        outputs.append(result.stdout)
+    assert outputs[0] == outputs[1]

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import read_thresholds, record_options, reported_errors, split_names, take_reading
+from edgeguard.cli.options import (
+    read_thresholds,
+    record_options,
+    reported_errors,
+    split_names,
+    take_reading,
+    workers_option,
+)
 from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
@@ -69,7 +76,13 @@ Examples:
 )
 @record_options
 @click.option("--limit", "-n", type=click.IntRange(min=1), help="Score the first N records only")
-@click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]")
+@workers_option
+@click.option(
+    "--threads",
+    "-t",
+    type=click.IntRange(min=1),
+    help="CPU threads of a process [default: all cores; 1 where --workers says or chooses the processes]",
+)
 @click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]")
 @click.option("--tolerance", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="As of `score`")
 @click.option("--max-nodes", type=click.IntRange(min=1), default=64, show_default=True, help="As of `score`")

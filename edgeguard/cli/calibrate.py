@@ -15,6 +15,7 @@ from edgeguard.cli.options import (
     reported_errors,
     search_options,
     take_reading,
+    workers_option,
 )
 from edgeguard.cli.tables import labelled_table, truth_options
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from edgeguard.calibration.fitting import LabelFit
     from edgeguard.calibration.maps import Calibration
     from edgeguard.calibration.thresholds import Goal
+
+
+_OF_RECORDS = ("labels", "labels_map", "workers")  # options that mean nothing where there are no records
 
 
 @click.command(
@@ -58,6 +62,7 @@ Examples:
 )
 @truth_options
 @model_options
+@workers_option
 @click.option(
     "--estimator",
     "-e",
@@ -101,9 +106,9 @@ def calibrate(
         if method == "contextual":
             fits: list[LabelFit] = []
             take_reading(options)  # there are no records
-            guard_options = {key: value for key, value in options.items() if key not in ("labels", "labels_map")}
+            guard_options = {key: value for key, value in options.items() if key not in _OF_RECORDS}
             with load_guard(**guard_options, no_calibration=True) as guard:
-                calibration = contextual(guard, estimator or "marginal")
+                calibration = guard.ask(contextual, estimator or "marginal")
         else:
             assert source is not None
             calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)

@@ -43,7 +43,7 @@ def check(as_json: bool, **options: Any) -> None:
         from edgeguard.selftest import self_test
 
         with load_guard(**options) as guard:
-            found = self_test(guard)
+            found = guard.ask(self_test)
             names = {category.code: category.name for category in guard.profile.categories}
         if as_json:
             import json

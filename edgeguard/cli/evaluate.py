@@ -18,6 +18,7 @@ from edgeguard.cli.options import (
     record_options,
     reported_errors,
     search_options,
+    workers_option,
 )
 from edgeguard.cli.tables import labelled_table, truth_options
 
@@ -48,6 +49,7 @@ Examples:
 @click.option("--draws", type=click.IntRange(0, 100_000), default=1000, show_default=True, help="Of the bootstrap")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap")
 @model_options
+@workers_option
 @search_options
 @calibration_options
 @record_options

@@ -29,15 +29,15 @@ def explain(text: str, response: str | None, least: float, as_json: bool, **opti
     """
     with reported_errors():
         record = {"prompt": text} if response is None else {"prompt": text, "response": response}
+        from edgeguard.explanation import considered, explanation
+
         with load_guard(**options) as guard:
-            trees = guard.explore_all(record)
-            if as_json:
-                import json
+            found = guard.ask(considered, record)
+        if as_json:
+            import json
 
-                from edgeguard.explanation import explanation
+            click.echo(json.dumps(explanation(found), ensure_ascii=False))
+        else:
+            from edgeguard.cli.screen.tree import print_trees
 
-                click.echo(json.dumps(explanation(guard, trees), ensure_ascii=False))
-            else:
-                from edgeguard.cli.screen.tree import print_trees
-
-                print_trees(guard, trees, least=least)
+            print_trees(found, least=least)

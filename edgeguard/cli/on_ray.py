@@ -62,7 +62,7 @@ def score(
     **options: Any,
 ) -> Outcome:
     """Score and write all. `options`: as `load_arguments` takes them."""
-    from edgeguard.backend import available_cores
+    from edgeguard.machine import available_cores
     from edgeguard.ray.run import Plan, score_files
     from edgeguard.ray.scorer import Job
     from edgeguard.rows.writer import format_of

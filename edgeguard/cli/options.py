@@ -18,7 +18,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
-    from edgeguard.guard import Guard
+    from edgeguard.guard import WindowSize
     from edgeguard.rows.readers import Reading
     from edgeguard.workers import Workers
 
@@ -50,7 +50,12 @@ _MODEL_OPTIONS = (
         help="Of a built-in guard, what to score with [default: llama where it is installed]",
     ),
     click.option("--context", type=click.IntRange(min=64), help="Context in tokens [default: the model's, up to 8192]"),
-    click.option("--threads", "-t", type=click.IntRange(min=1), help="CPU threads [default: all cores]"),
+    click.option(
+        "--threads",
+        "-t",
+        type=click.IntRange(min=1),
+        help="CPU threads of a process [default: all cores; 1 where --workers says or chooses the processes]",
+    ),
     click.option(
         "--device",
         type=click.Choice(["cpu", "cuda", "auto"]),
@@ -120,6 +125,13 @@ def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 
 
 model_options = _all(_MODEL_OPTIONS)
+workers_option = click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Processes, of one thread each unless --threads says more [default: by cores, model, records and memory]",
+)
 search_options = _all(_SEARCH_OPTIONS)
 calibration_options = _all(_CALIBRATION_OPTIONS)
 record_options = _all(_RECORD_OPTIONS)
@@ -143,18 +155,29 @@ def take_reading(options: dict[str, Any]) -> Reading:
         raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
-def load_guard(**options: Any) -> Guard:
-    """The guard that the options ask for. `options`: as `load_arguments` takes them."""
-    from edgeguard.guard import Guard
+def begin_guard() -> None:
+    """Have a process for a guard start, before this one imports what it needs itself: they do it side by side."""
+    from edgeguard.pool import begin
 
-    return Guard.load(**load_arguments(**options))
+    begin("edgeguard.workers")
 
 
-def load_workers(n: int, **options: Any) -> Workers:
-    """n processes with the guard that the options ask for, each with one thread where they name no number."""
-    from edgeguard.workers import Workers
+def load_guard(**options: Any) -> Workers:
+    """The guard that the options ask for, in one process that is not this one: native code may end it."""
+    begin_guard()
+    from edgeguard.workers import isolated
 
-    return Workers(n, **load_arguments(**options))
+    return isolated(**load_arguments(**options))
+
+
+def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
+    """The guard that the options ask for, in as many processes as they or the machine say, for so many records."""
+    begin_guard()
+    from edgeguard.workers import Workers, open_guard
+
+    opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
+    assert isinstance(opened, Workers)
+    return opened
 
 
 def load_arguments(
@@ -165,12 +188,13 @@ def load_arguments(
     strictness: str | None = None,
     threshold: tuple[str, ...] = (),
     estimator: str = "marginal",
+    window: WindowSize | None = None,
     calibration: Path | None = None,
     no_calibration: bool = False,
     force_calibration: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `Guard.load` is to be called with. `options`: those of RuntimeOptions and of Search, by their names."""
+    """What `Guard.load` takes. `options`: those of RuntimeOptions and of Search, by their names."""
     from edgeguard.backend import RuntimeOptions
     from edgeguard.calibration.files import read_calibration
     from edgeguard.guard import Search
@@ -193,6 +217,7 @@ def load_arguments(
         "search": Search(**options),
         "calibration": taken,
         "thresholds": read_thresholds(threshold),
+        "window": window,
     }
 
 

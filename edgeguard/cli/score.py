@@ -5,36 +5,51 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
 from edgeguard.cli import on_ray
+from edgeguard.cli.advice import advised_rows
 from edgeguard.cli.options import (
+    begin_guard,
     calibration_options,
     drop_stdout,
-    load_guard,
-    load_workers,
     model_options,
+    open_guard,
     record_options,
     reported_errors,
     search_options,
     take_reading,
+    workers_option,
 )
 from edgeguard.errors import printable
 from edgeguard.rows.tally import Tally
+from edgeguard.windows import LEAST
 
 if TYPE_CHECKING:
-    from edgeguard.guard import Score
+    from edgeguard.guard import Guard
     from edgeguard.rows.record import Failure, Record
     from edgeguard.rows.writer import Writer
-    from edgeguard.workers import About
+    from edgeguard.workers import Workers
 
-    Judged = Iterator[tuple[Record | Failure, Score | Failure]]
+_PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a stream
+
+
+def _read_window(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of tokens, or "auto"."""
+    if value is None or value == "auto":
+        return value
+    try:
+        tokens = int(value)
+    except ValueError:
+        tokens = 0
+    if tokens < LEAST:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of at least {LEAST} tokens")
+    return tokens
 
 
 @click.command(
@@ -48,6 +63,7 @@ Examples:
 )
 @click.argument("source", metavar="FILE|-", type=on_ray.PathOrUri(path_type=Path, allow_dash=True))
 @model_options
+@workers_option
 @click.option(
     "--estimator",
     "-e",
@@ -58,6 +74,13 @@ Examples:
 )
 @search_options
 @calibration_options
+@click.option(
+    "--window",
+    callback=_read_window,
+    metavar="TOKENS|auto",
+    help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
+    "context leaves [default: a text longer than the context is an error]",
+)
 @click.option("--output", "-o", type=on_ray.PathOrUri(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",
@@ -68,13 +91,6 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
-@click.option(
-    "--workers",
-    "-w",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes that score side by side, one thread each unless --threads says more [default: this one alone]",
-)
 @on_ray.ray_option
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
@@ -92,11 +108,11 @@ def score(
     format_: str | None,
     overwrite: bool,
     resume: bool,
-    workers: int | None,
-    ray_address: str | None,
     limit: int | None,
     fail_over: float | None,
     table: bool,
+    workers: int | None,
+    ray_address: str | None,
     **options: Any,
 ) -> None:
     """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
@@ -122,19 +138,23 @@ def score(
         options |= {"format_": format_, "workers": workers, "limit": limit, "resume": resume, "overwrite": overwrite}
         _leave(_on_ray(ray_address, source, output, reading=reading, estimator=estimator, **options), fail_over)
     with reported_errors():
+        begin_guard()
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
         format_ = format_ or format_of(output)
         _refuse_existing(output, overwrite or resume)
-        opened = _own_stdin() if workers and str(source) == "-" else source
+        opened = _own_stdin() if str(source) == "-" else source
         records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
         total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
-        with _scorer(workers and min(workers, max(1, total or workers)), estimator=estimator, **options) as scorer:
+        known = total
+        if total is None and workers is None:
+            records, known = _a_few(records)
+        with open_guard(workers=workers, records=known, estimator=estimator, **options) as guard:
             if table:
-                tally = _show_table(scorer, records, source)
+                tally = _show_table(guard, records, source)
             else:
-                tally = _write(scorer, records, source, total, output, format_, overwrite, resume)
+                tally = _write(guard, records, source, total, output, format_, overwrite, resume)
     _leave(tally, fail_over)
 
 
@@ -146,7 +166,7 @@ def _leave(tally: Tally, fail_over: float | None) -> NoReturn:
             err=True,
         )
         sys.exit(3)
-    sys.exit(1 if tally.errors else 0)
+    sys.exit(1 if tally.errors.total() else 0)
 
 
 def _on_ray(address: str, source: Path, output: Path | None, **options: Any) -> Tally:
@@ -158,33 +178,20 @@ def _on_ray(address: str, source: Path, output: Path | None, **options: Any) -> 
     return _with_resumed(outcome.now, outcome.before)
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """A guard, or several processes with it. `judged`: (records, their file's name) → what is made of each."""
-
-    about: About
-    judged: Callable[[Iterator[Record | Failure], str], Judged]
-
-
-@contextmanager
-def _scorer(workers: int | None, **options: Any) -> Iterator[_Scorer]:
-    from edgeguard.rows.judging import judged
-    from edgeguard.workers import about
-
-    if workers is None:
-        with load_guard(**options) as guard:
-            yield _Scorer(about(guard), lambda records, where: judged(records, guard.score, where=where))
-    else:
-        with load_workers(workers, **options) as pool:
-            yield _Scorer(pool.about, lambda records, where: pool.judged(records, where=where))
-
-
 def _own_stdin() -> str | BinaryIO:
     """stdin with a buffer of its own: Python ends badly where a thread still waits at the buffer of sys.stdin."""
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)  # the thread has it until the process ends
     except (AttributeError, OSError):  # it is closed, or not a file
         return "-"
+
+
+def _a_few(records: Iterator[Record | Failure]) -> tuple[Iterator[Record | Failure], int | None]:
+    """The same records, and how many, where they are few and come at once: for these one process is enough."""
+    from edgeguard.ahead import Ahead
+
+    ahead = Ahead(records, lambda record: record, most=_PEEK)
+    return ahead, ahead.number_within(_PATIENCE)
 
 
 def _same_file(source: Path, output: Path) -> bool:
@@ -212,7 +219,7 @@ def _name_of(source: Path) -> str:
 
 
 def _write(
-    scorer: _Scorer,
+    guard: Guard | Workers,
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
@@ -221,16 +228,17 @@ def _write(
     overwrite: bool,
     resume: bool,
 ) -> Tally:
+    from edgeguard.guard import Guard
     from edgeguard.rows.writer import open_writer
 
     tally = Tally()
-    labels = (*scorer.about.codes, *scorer.about.field_labels)
+    labels = (*guard.codes, *guard.field_labels)
     writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(scorer.about, records, writer, output)
-            for _, result in scorer.judged(records, _name_of(source)):
+            done = _skip_resumed(guard, records, writer, output)
+            for _, result in guard.judged(records, Guard.score, where=_name_of(source)):
                 row = result.row()
                 writer.write(row)
                 tally.add(row)
@@ -247,12 +255,18 @@ def _write(
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Writer, output: Path | None) -> Tally:
+def _skip_resumed(
+    guard: Guard | Workers, records: Iterator[Record | Failure], writer: Writer, output: Path | None
+) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
 
     done = Tally()
-    identity = {"estimator": about.estimator, "profile": about.profile, "model_sha256": about.model_sha256}
+    identity = {
+        "estimator": guard.estimator,
+        "profile": guard.profile.name,
+        "model_sha256": guard.model_sha256,
+    }
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -270,7 +284,7 @@ def _skip_resumed(about: About, records: Iterator[Record | Failure], writer: Wri
                 "resume with the same, or write to another file"
             )
         done.records += 1
-        done.errors += row.is_error
+        done.errors["resumed"] += row.is_error
         done.flagged += row.flagged
         done.highest = max(done.highest, row.unsafe or 0.0)
     return done
@@ -304,23 +318,30 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     parts = [
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
-        f"{tally.errors} errors",
+        f"{tally.errors.total()} errors",
+        *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
     click.echo(", ".join(parts), err=True)
+    for line in advised_rows(tally.errors):
+        click.echo(f"edgeguard: {line}", err=True)
 
 
-def _show_table(scorer: _Scorer, records: Iterator[Record | Failure], source: Path) -> Tally:
+def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
-    from edgeguard.rows.record import Record
+    from edgeguard.guard import Guard
+    from edgeguard.rows.record import Failure, Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in scorer.judged(records, _name_of(source)):
+    for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
+        window = None if isinstance(result, Failure) else result.window
+        if window is not None:
+            text = f"[window {window.number} of {window.of}] {text[window.begin : window.end]}"
         lines.append((printable(text[:200]), result))
-    print_scores(lines, scorer.about.names)
+    print_scores(lines, {category.code: category.name for category in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)
     return tally

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeguard.cli.options import F, load_guard, take_reading
+from edgeguard.cli.options import F, open_guard, take_reading
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def labelled_table(
     labels_map: Path | None,
     estimator: str | None = None,
     evidence: bool = False,
+    workers: int | None = None,
     **options: Any,
 ) -> Labelled:
     """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError."""
@@ -53,7 +54,8 @@ def labelled_table(
     if not holds_results(source):
         reading.check(source)
         total = count_records(source, format=reading.format, encoding=reading.encoding)
-        with load_guard(**options, no_calibration=True) as guard, _progress(total) as advance:
+        opened = open_guard(**options, workers=workers, records=total, no_calibration=True)
+        with opened as guard, _progress(total) as advance:
             return score_labelled(guard, source, reading=reading, evidence=evidence, advance=advance, say=_say, **truth)
     labelled = read_labelled(source, say=_say, **truth)
     (scored_with,) = labelled.table.scores

@@ -17,11 +17,11 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from edgeguard import process
-from edgeguard.backend import available_cores
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.weights import refuse_parts
 from edgeguard.errors import ModelError, OutputError
 from edgeguard.formats import gguf
+from edgeguard.machine import available_cores
 
 MAX_TEXT = 127  # bytes of a metadata key or value that llama.cpp takes
 

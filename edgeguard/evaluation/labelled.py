@@ -12,6 +12,7 @@ from edgeguard.evaluation.table import ScoreTable, read_scores, score_records
 from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import AS_IT_IS, Reading
+from edgeguard.workers import Workers
 
 Say = Callable[[str], None]
 TOLD_ONE_BY_ONE = 3  # records that could not be scored
@@ -26,7 +27,7 @@ class Labelled:
 
 
 def score_labelled(
-    guard: Guard,
+    guard: Guard | Workers,
     source: Path,
     *,
     labels: Path | None = None,
@@ -52,7 +53,7 @@ def score_labelled(
     table = score_records(guard, reading.records(source), evidence=evidence and guard.lists_codes, advance=advance)
     if not len(table):
         raise InputError(f"{source}: no record could be scored")
-    identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.backend.info.sha256}
+    identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.model_sha256}
     return _joined(table, truth, identity, labels, say)
 
 

@@ -5,8 +5,9 @@ From records and a guard (`score_records`), or from what `edgeguard score` wrote
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from edgeguard.errors import InputError
 from edgeguard.estimates import Trees, estimate
 from edgeguard.estimators import ESTIMATORS, first_label
 from edgeguard.guard import Guard
-from edgeguard.rows.judging import judged
 from edgeguard.rows.record import Failure, Id, Record
 from edgeguard.rows.results import read_rows
+from edgeguard.workers import Workers
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Explored = dict[str, Any]  # what a table keeps of a record: numbers and rows of its arrays, by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ class ScoreTable:
 
 
 def score_records(
-    guard: Guard,
+    guard: Guard | Workers,
     records: Iterable[Record | Failure],
     *,
     evidence: bool = False,
@@ -89,19 +91,32 @@ def score_records(
 
     A table of no records where none could be scored.
     """
-    scored: list[tuple[int, Id, dict[str, Any]]] = []
+    return table_of(guard, explored(guard, records, evidence=evidence), evidence=evidence, advance=advance)
+
+
+def explored(
+    guard: Guard | Workers, records: Iterable[Record | Failure], *, evidence: bool = False
+) -> Iterator[tuple[Record | Failure, Explored | Failure]]:
+    """Each record and what a table keeps of it, in order, as they come."""
+    return guard.judged(records, partial(_explored, evidence=evidence))
+
+
+def table_of(
+    guard: Guard | Workers,
+    results: Iterable[tuple[Record | Failure, Explored | Failure]],
+    *,
+    evidence: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> ScoreTable:
+    """The table of what `explored` gives."""
+    scored: list[tuple[int, Id, Explored]] = []
     failed: list[Failure] = []
-
-    def judge(record: Record) -> tuple[Trees, float]:
-        return guard.explore_with_evidence(record) if evidence else (guard.explore_all(record), np.nan)
-
-    for place, (record, result) in enumerate(judged(records, judge)):
+    for place, (record, result) in enumerate(results):
         advance()
         if isinstance(result, Failure):
             failed.append(result)
         else:
-            trees, size = result
-            scored.append((place, record.id, _row(trees, guard.umbrella) | {"evidence": size}))
+            scored.append((place, record.id, result))
 
     def column(name: str, *shape: int) -> Floats:
         return np.array([row[name] for _, _, row in scored], dtype=np.float64).reshape(len(scored), *shape)
@@ -122,7 +137,12 @@ def score_records(
     )
 
 
-def _row(trees: Trees, umbrella: str | None) -> dict[str, Any]:
+def _explored(guard: Guard, record: Record, *, evidence: bool) -> Explored:
+    trees, size = guard.explore_with_evidence(record) if evidence else (guard.explore_all(record), np.nan)
+    return _row(trees, guard.umbrella) | {"evidence": size}
+
+
+def _row(trees: Trees, umbrella: str | None) -> Explored:
     """What a table keeps of a record."""
     read = {name: estimate(trees, name, umbrella=umbrella) for name in (ESTIMATORS if None in trees else ["marginal"])}
     found = read["marginal"]

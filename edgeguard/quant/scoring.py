@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgeguard import process
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.backends import runtime_of
 from edgeguard.errors import ModelError
-from edgeguard.evaluation.table import ScoreTable, score_records
+from edgeguard.evaluation.table import ScoreTable, explored, score_records, table_of
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
@@ -25,6 +26,7 @@ from edgeguard.profile import Profile, load_profile, variant_of
 from edgeguard.quant.variants import Variant
 from edgeguard.rows.readers import AS_IT_IS, Reading
 from edgeguard.rows.shapes import Fields
+from edgeguard.workers import Workers, open_guard
 
 CHUNK = 100  # records a file; what an interrupted run loses at most
 FORMAT = 3  # of what is kept; another number scores anew
@@ -40,6 +42,7 @@ class Setting:
     search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
     limit    score the first so many records only; None: all
     reading  how the records are read
+    workers  processes to score in, each with the runtime's threads: the scores do not depend on it
     """
 
     records: Path
@@ -50,6 +53,7 @@ class Setting:
     reading: Reading = AS_IT_IS
     policies: tuple[str, ...] | None = None
     strictness: str | None = None
+    workers: int = 1
 
     def guard_profile(self) -> Profile:
         """The profile of all models. Raises ProfileError."""
@@ -174,8 +178,9 @@ def _child() -> None:
 def _work(job: Mapping[str, Any]) -> int:
     setting = _setting(job["setting"])
     before, began = _peak(), time.perf_counter()
-    with Guard.load(
+    with open_guard(
         job["model"],
+        workers=setting.workers,
         profile=setting.profile,
         policies=setting.policies,
         strictness=setting.strictness,
@@ -207,6 +212,7 @@ def _setting(given: Mapping[str, Any]) -> Setting:
         limit=given["limit"],
         policies=None if given["policies"] is None else tuple(given["policies"]),
         strictness=given["strictness"],
+        workers=given["workers"],
         reading=Reading(**{**given["reading"], "fields": Fields(**given["reading"]["fields"])}),
     )
 
@@ -216,26 +222,36 @@ def _taken(options: RuntimeOptions, model: str) -> RuntimeOptions:
     return options if "kv_cache" in runtime_of(model).takes else replace(options, kv_cache=None)
 
 
-def _score_chunks(guard: Guard, records: Sequence[Any], out: Path) -> None:
-    for n, begin in enumerate(range(0, len(records), CHUNK)):
-        path, chunk = out / f"chunk-{n:05d}.npz", records[begin : begin + CHUNK]
-        if not path.exists():
-            done = begin
+def _score_chunks(guard: Guard | Workers, records: Sequence[Any], out: Path) -> None:
+    chunks = {
+        out / f"chunk-{n:05d}.npz": records[begin : begin + CHUNK]
+        for n, begin in enumerate(range(0, len(records), CHUNK))
+    }
+    missing = {path: chunk for path, chunk in chunks.items() if not path.exists()}
+    done = len(records) - sum(map(len, missing.values()))
+    process.say(f"{done} {len(records)}")
 
-            def advance() -> None:
-                nonlocal done
-                done += 1
-                if done % 10 == 0:
-                    process.say(f"{done} {len(records)}")
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if done % 10 == 0 or done == len(records):
+            process.say(f"{done} {len(records)}")
 
-            save_table(score_records(guard, chunk, advance=advance), path)
-        process.say(f"{begin + len(chunk)} {len(records)}")
-    vocabulary = guard.backend.vocabulary
-    pieces = hashlib.sha256(b"\0".join(vocabulary.pieces)).hexdigest()
-    said = {"vocabulary": pieces, "n_vocab": len(vocabulary), "architecture": guard.backend.info.architecture}
+    # One stream for all of them: at the end of a chunk no worker waits for the others.
+    results = explored(guard, chain.from_iterable(missing.values()))
+    for path, chunk in missing.items():
+        save_table(table_of(guard, islice(results, len(chunk)), advance=advance), path)
+    said = guard.ask(_about) if isinstance(guard, Workers) else _about(guard)
     half = out / "done.json.partial"
     half.write_text(json.dumps(said), encoding="utf-8")
     half.replace(out / "done.json")
+
+
+def _about(guard: Guard, _: None = None) -> dict[str, Any]:
+    """What tells a variant from another model."""
+    vocabulary = guard.backend.vocabulary
+    pieces = hashlib.sha256(b"\0".join(vocabulary.pieces)).hexdigest()
+    return {"vocabulary": pieces, "n_vocab": len(vocabulary), "architecture": guard.backend.info.architecture}
 
 
 def _peak() -> float:

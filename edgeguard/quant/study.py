@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeguard.backend import RuntimeOptions, available_cores
+from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import conditions
 from edgeguard.builtin import find_built_in
 from edgeguard.convert.built_in import merged_built_in
@@ -19,13 +19,15 @@ from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
+from edgeguard.machine import available_cores
 from edgeguard.quant import DEFAULT_VARIANTS
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import not_writable
 from edgeguard.quant.report import Measured, Report, build_report
 from edgeguard.quant.scoring import Cost, Scored, Setting, is_kept, measure, score
 from edgeguard.quant.variants import Variant, as_float, made_float, make_variants, open_variant
-from edgeguard.rows.readers import AS_IT_IS, Reading
+from edgeguard.rows.readers import AS_IT_IS, Reading, count_records
+from edgeguard.workers import planned
 
 FOR_THE_CLOCK = 32  # records that speed and memory are measured on
 
@@ -48,7 +50,9 @@ class StudyOptions:
     profile       a built-in's name, or a TOML file; None: told by the reference
     policies      the questions to ask, of a profile with one for each category; None: all
     strictness    what counts as unsafe, of a profile that leaves it open; None: its default
-    runtime       of all models; `kv_cache` "f32" keeps the cache's own error out of the comparison
+    workers       processes to score in; None: as `workers.plan` says for the reference
+    runtime       of all models; without `threads`, those of the plan, and all cores where speed is measured;
+                  `kv_cache` "f32" keeps the cache's own error out of the comparison
     search        how far to look; its `min_grammar_mass` is taken for 0: what a variant loses there is a finding
     choices       what decisions are taken on, limits, and the bootstrap
     floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
@@ -76,6 +80,7 @@ class StudyOptions:
     floor: int = 200
     measurements: int = 3
     limit: int | None = None
+    workers: int | None = None
     labels: Path | None = None
     label_map: LabelMap | None = None
     command: str = ""
@@ -147,11 +152,15 @@ def open_reference(options: StudyOptions) -> Variant:
 
 def setting_of(reference: Variant, options: StudyOptions) -> Setting:
     """What all models are scored with. Raises ProfileError where neither options nor reference tell the profile."""
+    count = count_records(options.records, format=options.reading.format, encoding=options.reading.encoding)
+    known = count if options.limit is None else min(options.limit, count or options.limit)
+    spread = planned(reference.path, options.runtime, workers=options.workers, records=known)
     return Setting(
         records=options.records,
         reading=options.reading,
         profile=options.profile or _profile_of(reference),
-        runtime=replace(options.runtime, threads=options.runtime.threads or available_cores()),
+        runtime=replace(options.runtime, threads=spread.threads or available_cores()),
+        workers=spread.workers,
         search=replace(options.search, min_grammar_mass=0),
         limit=options.limit,
         policies=options.policies,
@@ -191,7 +200,7 @@ def _measured(models: Sequence[Variant], setting: Setting, options: StudyOptions
     _refuse_strangers(models, scored)
     floors = [_floors(model, setting, options, tell) for model in models]
     in_floats = [None, *(_in_floats(model, setting, options, tell) for model in models[1:])]
-    costs = _costs(models, setting, options.measurements, tell)
+    costs = _costs(models, _for_the_clock(setting, options), options.measurements, tell)
     return [
         Measured(model, one.table, floor, cost, between)
         for model, one, floor, cost, between in zip(models, scored, floors, costs, in_floats, strict=True)
@@ -220,10 +229,13 @@ def _floors(model: Variant, setting: Setting, options: StudyOptions, tell: Tell)
     if not options.floor:
         return {}
     short, runtime = _first(setting, options.floor), setting.runtime
-    others = {"threads": replace(runtime, threads=2 if runtime.threads == 1 else 1)}
-    others |= {name: replace(runtime, condition=one) for name, one in conditions(model.path).items()}
+    threads = 2 if runtime.threads == 1 else 1
+    fewer = max(1, setting.workers // threads)  # processes, where each has more threads
+    others = {"threads": replace(short, runtime=replace(runtime, threads=threads), workers=fewer)}
+    for name, one in conditions(model.path).items():
+        others[name] = replace(short, runtime=replace(runtime, condition=one))
     return {
-        name: score(model, replace(short, runtime=other), options.scores, tell=_scoring(model, tell, name)).table
+        name: score(model, other, options.scores, tell=_scoring(model, tell, name)).table
         for name, other in others.items()
     }
 
@@ -242,14 +254,19 @@ def _in_floats(model: Variant, setting: Setting, options: StudyOptions, tell: Te
 
 def _costs(models: Sequence[Variant], setting: Setting, measurements: int, tell: Tell) -> list[list[Cost]]:
     """For each model its measurements: all models in turn, so that a noisy minute hits all of them."""
-    short = _first(setting, FOR_THE_CLOCK)
     costs: list[list[Cost]] = [[] for _ in models]
     for n in range(measurements):
         for i, model in enumerate(models):
             tell(f"measuring {model.name}", n, measurements)
-            costs[i].append(measure(model, short))
+            costs[i].append(measure(model, setting))
             tell(f"measuring {model.name}", n + 1, measurements)
     return costs
+
+
+def _for_the_clock(setting: Setting, options: StudyOptions) -> Setting:
+    """What speed and memory are measured with: one process that has the machine."""
+    runtime = replace(setting.runtime, threads=options.runtime.threads or available_cores())
+    return replace(_first(setting, FOR_THE_CLOCK), runtime=runtime, workers=1)
 
 
 def _first(setting: Setting, n: int) -> Setting:
@@ -267,6 +284,7 @@ def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
         "records_sha256": sha256(setting.records),
         "profile": setting.guard_profile().name,
         "threads": setting.runtime.threads,
+        "threads_for_speed": _for_the_clock(setting, options).runtime.threads,
         "tolerance": setting.search.tolerance,
         "max_nodes": setting.search.max_nodes,
         "kv_cache": setting.runtime.kv_cache,

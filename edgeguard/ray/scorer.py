@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.calibration.files import read_calibration
+from edgeguard.guard import Guard
 from edgeguard.profile import load_profile
 from edgeguard.rows.record import Failure, Record
 from edgeguard.rows.resuming import json_bytes
 from edgeguard.rows.schema import flatten, types_of
 from edgeguard.rows.tables import records_of
-from edgeguard.workers import Workers
+from edgeguard.workers import Workers, isolated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,7 @@ class Job:
 
     def opened(self) -> Scoring:
         """The guard, in a process of its own. Raises what `Guard.load` raises."""
-        return Scoring(Workers(1, **self.arguments))
+        return Scoring(isolated(**self.arguments))
 
     def facts(self) -> Facts:
         """What the guard says of itself, once it is loaded. Raises what `Guard.load` raises."""
@@ -79,13 +80,12 @@ class Scoring:
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        about = workers.about
-        labels = (*about.codes, *about.field_labels)
-        self.facts = Facts(about.estimator, about.profile, about.model_sha256, labels)
+        labels = (*workers.codes, *workers.field_labels)
+        self.facts = Facts(workers.estimator, workers.profile.name, workers.model_sha256, labels)
 
     def rows(self, records: Sequence[Given], where: str = "") -> Iterator[dict[str, Any]]:
         """One row a record, in order. `where` is their file, for messages."""
-        return (result.row() for _, result in self._workers.judged(records, where=where))
+        return (result.row() for _, result in self._workers.judged(records, Guard.score, where=where))
 
     def __enter__(self) -> Scoring:
         return self

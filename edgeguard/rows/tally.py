@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass, field
 
 from edgeguard.rows.schema import ResultRow
 
@@ -11,6 +12,8 @@ from edgeguard.rows.schema import ResultRow
 class Tally:
     """Counts over rows.
 
+    errors     kind → how many rows
+    windowed   records that were scored in `windows`
     skipped    turns, and parts of turns, that were left out, of `shortened` records
     reused     tokens that others shared; evaluated: all others
     highest    the largest P(unsafe)
@@ -18,7 +21,9 @@ class Tally:
 
     records: int = 0
     flagged: int = 0
-    errors: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    windowed: int = 0
+    windows: int = 0
     skipped: int = 0
     shortened: int = 0
     reused: int = 0
@@ -29,8 +34,11 @@ class Tally:
         """Count one row."""
         self.records += 1
         if "error" in row:
-            self.errors += 1
+            self.errors[row["error"]["type"]] += 1
             return
+        if row["window"] is not None:
+            self.windowed += 1
+            self.windows += row["window"]["of"]
         self.flagged += row["flagged"]
         self.skipped += row["skipped"]
         self.shortened += row["skipped"] > 0
@@ -41,6 +49,13 @@ class Tally:
 
     def include(self, other: Tally) -> None:
         """Count what another one has counted."""
-        for field in fields(self):
-            mine, its = getattr(self, field.name), getattr(other, field.name)
-            setattr(self, field.name, max(mine, its) if field.name == "highest" else mine + its)
+        self.records += other.records
+        self.flagged += other.flagged
+        self.errors += other.errors
+        self.windowed += other.windowed
+        self.windows += other.windows
+        self.skipped += other.skipped
+        self.shortened += other.shortened
+        self.reused += other.reused
+        self.evaluated += other.evaluated
+        self.highest = max(self.highest, other.highest)

@@ -11,12 +11,15 @@ How a record is evaluated, and why so:
 - Branches of one record's answer share its cells: each gets a sequence of its own that begins as a
   copy of its parent's (a label on cells, no data moves), and all branches of a call are one batch.
 - Another root (a policy about the other role) swaps its KV with host memory, bytes unchanged.
+- The context begins small and is replaced by a larger one, bytes unchanged, when a record needs it: its keys, values
+  and scores of attention are most of what a process takes where the model is small, and few texts fill it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,13 +28,11 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import llama_cpp as lc
 import numpy as np
 
 from edgeguard.backend import (
     Condition,
     Device,
-    KvCache,
     ModelInfo,
     Prefix,
     Rows,
@@ -47,11 +48,36 @@ from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import Digest
 
+SPINS = 1000
+
+
+def _library() -> Any:
+    """llama_cpp, whose threads wait for one another without taking the cores from other processes.
+
+    They meet at barriers of libgomp, thousands a second, and by default turn there for milliseconds: two processes with
+    a thread for each core do a tenth of what one does (`python bench/starvation.py`). Sleeping at once halves a lone
+    process, for waking takes longer than most waits. So they turn for some tens of microseconds and then sleep. libgomp
+    reads this once, when it is loaded; who has said otherwise is left alone, and so is the environment of others.
+    """
+    ours = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    if ours:
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    try:
+        import llama_cpp
+    finally:
+        if ours:
+            os.environ.pop("GOMP_SPINCOUNT", None)
+    return llama_cpp
+
+
+lc = _library()
+
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
 ROOT_BYTES = (
     1 << 30
 )  # of preambles kept in host memory besides the current one; a policy may have one for each question
+FIRST_ROOM = 1024  # tokens a context begins with; it doubles
 _COMPANY = 24  # tokens of a stranger in a batch, where noise is measured
 GGML_TYPE = {"f32": 0, "f16": 1}
 _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
@@ -102,15 +128,22 @@ class LlamaCpp:
         self._condition = options.condition or Condition()
         self._lock = RLock()
         self._model: Any = None
-        self._ctx: Any = None
+        self._ctx: Any = None  # of `_room` tokens, at most `_n_ctx`
         self._batch: Any = None
         try:
             self._load(_gpu_layers(options.device, options.gpu_layers))
             trained = int(lc.llama_model_n_ctx_train(self._model))
             self._n_ctx = context_for(self._path, trained=trained, asked=options.context)
-            self._open_context(options.threads or available_cores(), options.kv_cache or "f16")
-            if lora is not None:
-                self._apply(lora)
+            self._threads, self._kv_cache = options.threads or available_cores(), options.kv_cache or "f16"
+            self._lora = None if lora is None else self._load_adapter(lora)
+            # Some models turn positions by other factors in a long context: theirs is as long as it ever will be.
+            by_length = any(tensor.name.startswith("rope_factors_") for tensor in header.tensors)
+            self._room = self._n_ctx if by_length else min(self._n_ctx, FIRST_ROOM)
+            n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
+            self._company = [7 * i % n_vocab for i in range(_COMPANY if self._condition.company else 0)]
+            self._ctx = self._context(self._room)
+            self._memory = lc.llama_get_memory(self._ctx)
+            self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
         except BaseException:
             self.close()
             raise
@@ -192,18 +225,14 @@ class LlamaCpp:
         if lc.llama_model_has_encoder(self._model) or not lc.llama_model_has_decoder(self._model):
             raise ModelError(f"{self._path} is not a decoder-only model; edgeguard scores generative guard models")
 
-    def _open_context(self, threads: int, kv_cache: KvCache) -> None:
+    def _context(self, room: int) -> Any:
+        """A context of so many tokens, the adapter applied. Raises ModelError."""
         params = lc.llama_context_default_params()
         # A batch smaller than the number of sequences aborts the process, and so does a context: ours may be smaller.
-        params.n_ctx = max(self._n_ctx, N_SEQ)
-        n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
-        self._company = [7 * i % n_vocab for i in range(_COMPANY if self._condition.company else 0)]
-        params.n_batch = params.n_ubatch = min(N_BATCH, params.n_ctx)
-        self._n_batch = min(
-            self._condition.batch or N_BATCH, self._n_ctx - len(self._company), N_BATCH - len(self._company)
-        )
+        params.n_ctx = max(room, N_SEQ)
+        params.n_batch = params.n_ubatch = min(N_BATCH, max(self._n_ctx, N_SEQ))
         params.n_seq_max = N_SEQ
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._threads
         # One pool of cells for all sequences: seq_cp of a part of a sequence aborts the process otherwise.
         params.kv_unified = True
         # All tokens are kept, those that a sliding window has passed too: cutting a record off again needs them.
@@ -211,28 +240,49 @@ class LlamaCpp:
         # Flash attention changes the order of float sums with the company in the batch: bits would differ.
         flash = self._condition.attention == "flash"
         params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.type_k = params.type_v = GGML_TYPE[kv_cache]
+        params.type_k = params.type_v = GGML_TYPE[self._kv_cache]
         params.no_perf = True
         _last_words.clear()
-        self._ctx = lc.llama_init_from_model(self._model, params)
-        if not self._ctx:
-            self._ctx = None
+        context = lc.llama_init_from_model(self._model, params)
+        if not context:
             raise ModelError(
-                f"{self._path}: no context of {self._n_ctx} tokens: {_said()}; give a smaller `context`",
+                f"{self._path}: no context of {room} tokens: {_said()}; give a smaller `context`",
                 kind="no_room_for_context",
             )
-        self._memory = lc.llama_get_memory(self._ctx)
-        self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
+        if self._lora is not None:
+            given, scales = (lc.llama_adapter_lora_p_ctypes * 1)(self._lora), (ctypes.c_float * 1)(1.0)
+            if lc.llama_set_adapters_lora(context, given, 1, scales) != 0:
+                lc.llama_free(context)
+                raise ModelError(f"{self._path}: llama.cpp cannot apply the adapter: {_said()}")
+        return context
 
-    def _apply(self, adapter: Path) -> None:
-        """Add a LoRA to the context. It is freed with the model."""
+    def _load_adapter(self, path: Path) -> Any:
+        """A LoRA beside the model. It is freed with the model."""
         _last_words.clear()
-        loaded = lc.llama_adapter_lora_init(self._model, str(adapter).encode())
+        loaded = lc.llama_adapter_lora_init(self._model, str(path).encode())
         if not loaded:
-            raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
-        given, scales = (lc.llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
-        if lc.llama_set_adapters_lora(self._ctx, given, 1, scales) != 0:
-            raise ModelError(f"{adapter} cannot be applied to {self._path} by llama.cpp: {_said()}")
+            raise ModelError(f"{path} cannot be applied to {self._path} by llama.cpp: {_said()}")
+        return loaded
+
+    def _make_room(self, n_tokens: int) -> None:
+        """Have cells for so many more tokens, at most `n_ctx` in all. What is in the memory stays, bit for bit."""
+        needed = min(self._n_ctx, self._cells + n_tokens + len(self._company))
+        if needed <= self._room:
+            return
+        room = self._room
+        while room < needed:
+            room *= 2
+        room = min(self._n_ctx, room)
+        larger = self._context(room)
+        size = lc.llama_state_get_size(self._ctx)
+        state = (ctypes.c_uint8 * size)()
+        # All cells are in use from the first on, without a gap, so they are put back where they were.
+        taken = lc.llama_state_set_data(larger, state, lc.llama_state_get_data(self._ctx, state, size))
+        if not taken:
+            lc.llama_free(larger)
+            raise ModelError(f"{self._path}: llama.cpp did not take its memory over into a larger context")
+        lc.llama_free(self._ctx)
+        self._ctx, self._memory, self._room = larger, lc.llama_get_memory(larger), room
 
     def _encode(self, text: str) -> list[int]:
         """Plain text → token ids; the spelling of a control token stays text."""
@@ -243,7 +293,7 @@ class LlamaCpp:
         n = lc.llama_tokenize(lc.llama_model_get_vocab(self._model), data, len(data), ids, room, False, False)
         if n < 0:
             raise ModelError(f"llama.cpp could not tokenise a text of {len(data)} bytes (code {n})")
-        return ids[:n]
+        return list(ids[:n])
 
     def _check_open(self) -> None:
         if self._model is None:  # llama.cpp would read freed memory, and end the process
@@ -299,6 +349,7 @@ class LlamaCpp:
         self._clear()
         if root in self._saved_roots:
             saved = self._saved_roots.pop(root)
+            self._make_room(len(root.tokens))
             if not lc.llama_state_seq_set_data(self._ctx, saved, len(saved), 0):
                 raise ModelError(f"{self._path}: llama.cpp did not take back a saved preamble")
             self._hold(root, 0, 0)
@@ -354,6 +405,7 @@ class LlamaCpp:
 
     def _decode(self, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows) -> None:
         """Evaluate prefixes, parents first, and write the rows of those wanted."""
+        self._make_room(sum(len(prefix.tokens) for prefix in new))
         entries: dict[Prefix, list[_Entry]] = {}
         for prefix in new:
             seq, begin = self._place(prefix, entries)
@@ -364,8 +416,9 @@ class LlamaCpp:
                     raise ValueError("an empty prefix has no next-token row")
                 entries[prefix][-1].row = wanted[prefix]
         batch = [entry for run in entries.values() for entry in run]
-        for at in range(0, len(batch), self._n_batch):
-            self._decode_batch(batch[at : at + self._n_batch], rows)
+        n_batch = min(self._condition.batch or N_BATCH, min(N_BATCH, self._n_ctx) - len(self._company))
+        for at in range(0, len(batch), n_batch):
+            self._decode_batch(batch[at : at + n_batch], rows)
 
     def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[_Entry]]) -> tuple[int, int]:
         """The sequence and first position of a prefix: behind its parent, or on a copy of its path."""
@@ -439,7 +492,8 @@ def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabula
     n = lc.llama_vocab_n_tokens(vocab)
     pieces: list[bytes] = []
     control: dict[str, int] = {}
-    buffer = ctypes.create_string_buffer(1 << 16)
+    room = 1 << 16
+    buffer = ctypes.create_string_buffer(room)
     for i in range(n):
         attributes = lc.llama_vocab_get_attr(vocab, i)
         if attributes & (_CONTROL | _UNKNOWN | _UNUSED):
@@ -447,8 +501,8 @@ def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabula
             if not attributes & _UNUSED:
                 control[lc.llama_vocab_get_text(vocab, i).decode(errors="replace")] = i
             continue
-        length = lc.llama_token_to_piece(vocab, i, buffer, len(buffer), 0, False)
-        pieces.append(buffer.raw[:length] if length > 0 else b"")
+        length = lc.llama_token_to_piece(vocab, i, buffer, room, 0, False)
+        pieces.append(ctypes.string_at(buffer, length) if length > 0 else b"")  # not `raw`, which copies all of it
     return Vocabulary(
         pieces=pieces,
         control=control,
