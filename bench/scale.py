@@ -31,7 +31,7 @@ import numpy as np
 from edgeguard import Guard, RuntimeOptions
 from edgeguard.ray.cluster import cluster
 from edgeguard.ray.dataset import BATCH, pool
-from edgeguard.ray.scorer import Job, TableScorer
+from edgeguard.ray.scorer import GuardJob, TableScorer
 from edgeguard.rows.shapes import USUAL
 
 SECONDS = 0.1  # of a record, at least
@@ -85,7 +85,7 @@ def main() -> None:
     runtime = RuntimeOptions(threads=1)
     with Guard.load(args.model, profile=args.profile, runtime=runtime) as guard, cluster(None, cpus=2) as ray:
         texts = long_texts(guard, 2 * args.records)
-        job = Job.of({"model": args.model, "profile": args.profile, "runtime": runtime}, 1)
+        job = GuardJob.of({"model": args.model, "profile": args.profile, "runtime": runtime}, 1)
         scorer = TableScorer, {"job": job, "fields": USUAL, "strict": False, "keep": ()}
         print(f"Ray {ray.__version__} on this machine; {args.records} records an actor, {args.rounds} rounds")
         for what, made in (("sleeping", (Stub, {"work": "sleep"})), ("computing", (Stub, {"work": "spin"}))):

@@ -28,8 +28,8 @@ from edgeguard.errors import OutputError
 from edgeguard.ray import score_dataset
 from edgeguard.ray.cluster import cluster
 from edgeguard.ray.places import input_files, place_of
-from edgeguard.ray.run import Outcome, Plan, score_files
-from edgeguard.ray.scorer import Job
+from edgeguard.ray.run import Outcome, RayRun, score_files
+from edgeguard.ray.scorer import GuardJob
 from edgeguard.rows.judging import judged
 from edgeguard.rows.schema import flatten
 
@@ -41,7 +41,7 @@ pytestmark = [  # Ray's own
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 Tiny = tuple[str, ...]
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., RayRun]
 ON_RAY = ("--ray", "--workers", "2")
 TEXTS = [f"record {i}, {'word ' * (i * 37 % 150)}" for i in range(30)]
 LINES = b"".join(  # very different costs, and records that are errors: no text, too long, not understood
@@ -67,8 +67,8 @@ def ray() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def job(tiny_model: Path, tiny_profile: Path) -> Job:
-    return Job.of({"model": tiny_model, "profile": tiny_profile}, 1)
+def job(tiny_model: Path, tiny_profile: Path) -> GuardJob:
+    return GuardJob.of({"model": tiny_model, "profile": tiny_profile}, 1)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_plan(job: Job, tmp_path: Path) -> MakePlan:
-    def make(source: object, **options: Any) -> Plan:
+def make_plan(job: GuardJob, tmp_path: Path) -> MakePlan:
+    def make(source: object, **options: Any) -> RayRun:
         options = {"actors": 2, "cores": 2, "batch_size": 4, "rows_per_file": 8, **options}
-        return Plan(str(source), tmp_path / "out", job, **options)
+        return RayRun(str(source), tmp_path / "out", job, **options)
 
     return make
 
@@ -224,8 +224,8 @@ def test_a_driver_killed_and_started_again_loses_no_record_and_doubles_none(
     code = (
         "import sys; from pathlib import Path; from edgeguard.ray.run import *;"
         "source, out, _, model, _, profile, *_ = sys.argv[1:];"
-        "job = Job.of({'model': Path(model), 'profile': Path(profile)}, 1);"
-        "score_files(Plan(source, out, job, actors=2, cores=2, batch_size=4, rows_per_file=8))"
+        "job = GuardJob.of({'model': Path(model), 'profile': Path(profile)}, 1);"
+        "score_files(RayRun(source, out, job, actors=2, cores=2, batch_size=4, rows_per_file=8))"
     )
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL) as driver:
         until(lambda: len(parts(out)) > 2)

@@ -63,15 +63,15 @@ def score(
 ) -> Outcome:
     """Score and write all. `options`: as `load_arguments` takes them."""
     from edgeguard.machine import available_cores
-    from edgeguard.ray.run import Plan, score_files
-    from edgeguard.ray.scorer import Job
+    from edgeguard.ray.run import RayRun, score_files
+    from edgeguard.ray.scorer import GuardJob
     from edgeguard.rows.writer import format_of
 
     threads = options.get("threads") or 1
-    plan = Plan(
+    plan = RayRun(
         source=source,
         output=output,
-        job=Job.of(load_arguments(**options), threads),
+        job=GuardJob.of(load_arguments(**options), threads),
         format=format_ or format_of(str(output).rstrip("/").rpartition("/")[2]),
         reading=reading,
         address=None if ray_address == _HERE else ray_address,

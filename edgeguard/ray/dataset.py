@@ -52,7 +52,7 @@ def score_dataset(
     Raises InputError where the dataset's columns are known and hold no record, ValueError for a column that is to be
     kept and is not there, or that rows have themselves.
     """
-    from edgeguard.ray.scorer import Job, TableScorer
+    from edgeguard.ray.scorer import GuardJob, TableScorer
 
     ray = ray_data()
     if batch_size < 1:
@@ -61,7 +61,7 @@ def score_dataset(
     check_columns(_columns(ds), fields, keep)
     if taken := [name for name in keep if name in types_of(())]:
         raise ValueError(f"{taken[0]!r} is to be kept, and rows have a column of that name; rename it first")
-    job = Job.of({"model": model, "runtime": runtime, **arguments}, threads)
+    job = GuardJob.of({"model": model, "runtime": runtime, **arguments}, threads)
     scored = ds.repartition(target_num_rows_per_block=batch_size).map_batches(
         TableScorer,
         fn_constructor_kwargs={"job": job, "fields": fields, "strict": strict, "keep": tuple(keep)},

@@ -20,7 +20,7 @@ from edgeguard.ray.cluster import actors_for, cause_of, cluster
 from edgeguard.ray.dataset import BATCH, pool
 from edgeguard.ray.package import ray_data
 from edgeguard.ray.places import Place, input_files, place_of
-from edgeguard.ray.scorer import Facts, Job, RecordScorer
+from edgeguard.ray.scorer import Facts, GuardJob, RecordScorer
 from edgeguard.rows.readers import AS_IT_IS, Reading, peeked
 from edgeguard.rows.tally import Tally
 
@@ -30,7 +30,7 @@ _FILTER = 2**27  # bytes that Ray is to set aside for what passes over finished 
 
 
 @dataclass(frozen=True)
-class Plan:
+class RayRun:
     """What is to be scored, into what, and by how many.
 
     format   of the output: "jsonl", "csv" or "parquet"
@@ -44,7 +44,7 @@ class Plan:
 
     source: str | Path
     output: str | Path
-    job: Job
+    job: GuardJob
     format: str = "jsonl"
     reading: Reading = AS_IT_IS
     address: str | None = None
@@ -67,7 +67,7 @@ class Outcome:
     before: Tally = field(default_factory=Tally)
 
 
-def score_files(plan: Plan) -> Outcome:
+def score_files(plan: RayRun) -> Outcome:
     """Score the records of a file, or of the files of a folder, each by its path or URI. Blocks until all is written.
 
     Raises EdgeguardError: InputError, OutputError, what `Guard.load` raises, and what keeps Ray from working.
@@ -98,8 +98,8 @@ def _check_first(file: Place, reading: Reading) -> None:
         raise InputError(f"{printable(file.shown)}: cannot be opened ({error}); check its permissions") from None
 
 
-def _scored(ray: Any, plan: Plan, files: Sequence[Place], output: _Output, found: _Run | None) -> Outcome:
-    facts: Facts = ray.get(ray.remote(num_cpus=plan.threads, max_retries=1)(Job.facts).remote(plan.job))
+def _scored(ray: Any, plan: RayRun, files: Sequence[Place], output: _Output, found: _Run | None) -> Outcome:
+    facts: Facts = ray.get(ray.remote(num_cpus=plan.threads, max_retries=1)(GuardJob.facts).remote(plan.job))
     run = _Run(facts, _digest(files, plan.limit), len(files), plan.format, 1)
     before = Tally()
     if found is not None:
@@ -114,7 +114,7 @@ def _scored(ray: Any, plan: Plan, files: Sequence[Place], output: _Output, found
     return Outcome(now, before)
 
 
-def _written(ray: Any, plan: Plan, files: Sequence[Place], output: _Output, run: _Run) -> Tally:
+def _written(ray: Any, plan: RayRun, files: Sequence[Place], output: _Output, run: _Run) -> Tally:
     """Everything that Ray Data does."""
     from ray.data.checkpoint import CheckpointConfig
 

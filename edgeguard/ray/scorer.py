@@ -42,13 +42,13 @@ class Facts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class GuardJob:
     """The arguments of `Guard.load`, to be sent to the actors. `model` is a path on their machines, or a name."""
 
     arguments: Mapping[str, Any]
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], threads: int) -> Job:
+    def of(cls, arguments: Mapping[str, Any], threads: int) -> GuardJob:
         """What is read here need not be there on other machines: profile and calibration. Raises as `Guard.load`."""
         profile, calibration = arguments.get("profile"), arguments.get("calibration", True)
         runtime: RuntimeOptions = arguments.get("runtime", RuntimeOptions())
@@ -97,7 +97,7 @@ class Scoring:
 class TableScorer:
     """An actor for datasets: tables whose columns are those of records become tables of flat rows."""
 
-    def __init__(self, job: Job, fields: Fields, strict: bool, keep: Sequence[str]) -> None:
+    def __init__(self, job: GuardJob, fields: Fields, strict: bool, keep: Sequence[str]) -> None:
         self._fields, self._strict, self._keep = fields, strict, keep
         self._scoring = job.opened()
 
@@ -114,7 +114,7 @@ class TableScorer:
 class RecordScorer:
     """An actor for files: what `reading.Records` gives becomes what `writing.RowFiles` takes."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GuardJob) -> None:
         self._scoring = job.opened()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
