@@ -271,8 +271,9 @@ def test_a_run_goes_on_with_the_same_model_and_input_only(
     records.write_bytes(jsonl(["one", "two"]))
     score = ("score", records, "-o", out, *WITH_ONE, *tiny)
     assert run(*score).exit_code == 0
-    assert "made with estimator marginal" in one_line(run(*score, "--resume", "-e", "joint").stderr)
-    assert "made with format jsonl" in one_line(run(*score, "--resume", "-f", "csv").stderr)
+    assert "estimator was marginal, is joint" in one_line(run(*score, "--resume", "-e", "joint").stderr)
+    assert "format was jsonl, is csv" in one_line(run(*score, "--resume", "-f", "csv").stderr)
+    assert "threshold was 0.5, is 0.7" in one_line(run(*score, "--resume", "--threshold", 0.7).stderr)
     records.write_bytes(jsonl(["one", "two", "three"]))
     assert "is not the output of this input" in one_line(run(*score, "--resume").stderr)
     assert run(*score, "--overwrite").exit_code == 0

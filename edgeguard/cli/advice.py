@@ -41,6 +41,8 @@ ADVICE = {
     "no_cluster": "--ray without an address needs no cluster",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",
     "output_broken_off": "--resume goes on where it ends",
+    "other_run": "--overwrite starts anew",
+    "no_run": "name another --output, or --overwrite to start anew",
     "other_output": "or --overwrite to start anew",
     "worker_not_started": "fewer --workers need less memory",
     "folder_not_writable": "name another --out",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeguard.cli.options import load_arguments
+from edgeguard.cli.say import say
 
 if TYPE_CHECKING:
     from edgeguard.ray.run import Outcome
@@ -86,5 +87,5 @@ def score(
     try:
         return score_files(plan)
     except KeyboardInterrupt:
-        click.echo("edgeguard: interrupted; run again with --resume to go on", err=True)
-        sys.exit(1)
+        say("edgeguard: interrupted; run again with --resume to go on")
+        sys.exit(130)

@@ -22,6 +22,7 @@ from edgeguard.ray.package import ray_data
 from edgeguard.ray.places import Place, input_files, place_of
 from edgeguard.ray.scorer import Facts, GuardJob, RecordScorer
 from edgeguard.rows.readers import AS_IT_IS, Reading, peeked
+from edgeguard.rows.run import Noted, Settings
 from edgeguard.rows.tally import Tally
 
 ROWS_PER_ACTOR, MOST_ROWS = 256, 2**14  # in one file: what some minutes of the whole pool make, and no file too large
@@ -80,7 +81,7 @@ def score_files(plan: RayRun) -> Outcome:
     output = _Output(place_of(plan.output))
     found = output.prepared(resume=plan.resume, overwrite=plan.overwrite)
     if found is not None:
-        found.check_input(_digest(files, plan.limit), len(files), plan.format, output.folder.shown)
+        found.check_input(_digest(files, plan.limit), len(files), output.folder.shown)
     with cluster(plan.address, cpus=plan.cores) as ray:
         try:
             return _scored(ray, plan, files, output, found)
@@ -99,11 +100,13 @@ def _check_first(file: Place, reading: Reading) -> None:
 
 
 def _scored(ray: Any, plan: RayRun, files: Sequence[Place], output: _Output, found: _Run | None) -> Outcome:
-    facts: Facts = ray.get(ray.remote(num_cpus=plan.threads, max_retries=1)(GuardJob.facts).remote(plan.job))
+    facts: Facts = ray.get(
+        ray.remote(num_cpus=plan.threads, max_retries=1)(GuardJob.facts).remote(plan.job, plan.reading)
+    )
     run = _Run(facts, _digest(files, plan.limit), len(files), plan.format, 1)
     before = Tally()
     if found is not None:
-        found.check_guard(facts, output.folder.shown)
+        found.check_rows(plan.format, facts.settings, output.folder.shown)
         run = replace(run, number=found.number + 1)
         before = _tally(ray, output.written(), plan.format)
         if output.is_complete:
@@ -204,31 +207,27 @@ class _Run:
     def of_json(cls, data: bytes) -> _Run:
         """Raises ValueError, KeyError, TypeError for what is none."""
         found = json.loads(data)
-        labels = tuple(found["facts"].pop("labels"))
-        return cls(**{**found, "facts": Facts(**found["facts"], labels=labels)})
+        facts = Facts(tuple(found["facts"]["labels"]), dict(found["facts"]["settings"]))
+        return cls(**{**found, "facts": facts})
 
-    def check_input(self, digest: str, n_files: int, format: str, where: str) -> None:
-        """Raises OutputError where the run that is to go on had another input, or another format of its output."""
-        if self.format != format:
-            raise _other(where, "format", self.format, format)
+    def check_input(self, digest: str, n_files: int, where: str) -> None:
+        """Raises OutputError where the run that is to go on had another input."""
         if (self.input, self.n_files) != (digest, n_files):
             raise OutputError(
                 f"{printable(where)} is not the output of this input: its {self.n_files} files had other names or "
-                f"sizes than these {n_files}; give the same, or write to another folder"
+                f"sizes than these {n_files}; give the same, or write to another folder",
+                kind="other_run",
             )
 
-    def check_guard(self, facts: Facts, where: str) -> None:
-        """Raises OutputError where the run that is to go on was another guard's."""
-        for key, value in facts._asdict().items():
-            if getattr(self.facts, key) != value:
-                raise _other(where, key, getattr(self.facts, key), value)
-
-
-def _other(where: str, key: str, was: object, now: object) -> OutputError:
-    return OutputError(
-        f"{printable(where)} was made with {key} {was}, this run has {now}; "
-        "resume with the same, or write to another folder"
-    )
+    def check_rows(self, format: str, settings: Settings, where: str) -> None:
+        """Raises OutputError where the run that is to go on could have written other rows."""
+        noted = Noted(self.format, self.facts.settings, token="", end=0, entries=0)
+        if changed := noted.changed(format, settings):
+            raise OutputError(
+                f"{printable(where)}: another run wrote its rows: {', '.join(changed)}; resume with the same, or write "
+                "to another folder",
+                kind="other_run",
+            )
 
 
 class _Output:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.calibration.files import read_calibration
+from edgeguard.fingerprint import fingerprint
 from edgeguard.guard import Guard
 from edgeguard.profile import load_profile
 from edgeguard.rows.record import Failure, Record
 from edgeguard.rows.resuming import json_bytes
+from edgeguard.rows.run import Settings
 from edgeguard.rows.schema import flatten, types_of
 from edgeguard.rows.tables import records_of
 from edgeguard.workers import Workers, isolated
@@ -27,18 +29,17 @@ from edgeguard.workers import Workers, isolated
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from edgeguard.rows.readers import Reading
     from edgeguard.rows.shapes import Fields
 
 Given = Record | Failure
 
 
 class Facts(NamedTuple):
-    """What a run needs to know of a guard that it does not have: what its rows share, and what they score."""
+    """What a run needs to know of a guard that it does not have: what its rows score, and all that can change them."""
 
-    estimator: str
-    profile: str
-    model_sha256: str
     labels: tuple[str, ...]
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class GuardJob:
         """The guard, in a process of its own. Raises what `Guard.load` raises."""
         return Scoring(isolated(**self.arguments))
 
-    def facts(self) -> Facts:
+    def facts(self, reading: Reading) -> Facts:
         """What the guard says of itself, once it is loaded. Raises what `Guard.load` raises."""
         with self.opened() as scoring:
-            return scoring.facts
+            return Facts(scoring.labels, fingerprint(scoring.workers, reading))
 
 
 def _whole(path: str | Path | None) -> Any:
@@ -79,19 +80,18 @@ class Scoring:
     """A guard at work in a process of its own; a context manager."""
 
     def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        labels = (*workers.codes, *workers.field_labels)
-        self.facts = Facts(workers.estimator, workers.profile.name, workers.model_sha256, labels)
+        self.workers = workers
+        self.labels = (*workers.codes, *workers.field_labels)
 
     def rows(self, records: Sequence[Given], where: str = "") -> Iterator[dict[str, Any]]:
         """One row a record, in order. `where` is their file, for messages."""
-        return (result.row() for _, result in self._workers.judged(records, Guard.score, where=where))
+        return (result.row() for _, result in self.workers.judged(records, Guard.score, where=where))
 
     def __enter__(self) -> Scoring:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.close()
+        self.workers.close()
 
 
 class TableScorer:
@@ -103,7 +103,7 @@ class TableScorer:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row a record, in order."""
-        labels = self._scoring.facts.labels
+        labels = self._scoring.labels
         records = records_of(batch, fields=self._fields, strict=self._strict)
         scored = table_of([flatten(row, labels) for row in self._scoring.rows(list(records))], labels)
         for name in self._keep:
