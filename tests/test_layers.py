@@ -32,6 +32,7 @@ LAYERS = [
     {"guard"},
     {"workers"},
     {"fingerprint"},
+    {"ray"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},

@@ -38,6 +38,7 @@ ADVICE = {
     "format_not_recognised": "or name it with --input-format",
     "unknown_ending": "--format says it whatever the name",
     "no_output_name": "with --output",
+    "no_cluster": "--ray without an address needs no cluster",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",
     "output_broken_off": "--resume goes on where it ends",
     "other_run": "--overwrite starts anew",

@@ -206,7 +206,7 @@ def load_guard(**options: Any) -> Workers:
     begin_guard()
     from edgeguard.workers import isolated
 
-    return isolated(**_load_arguments(**options))
+    return isolated(**load_arguments(**options))
 
 
 def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
@@ -214,12 +214,12 @@ def open_guard(*, workers: int | None, records: int | None, **options: Any) -> W
     begin_guard()
     from edgeguard.workers import Workers, open_guard
 
-    opened = open_guard(workers=workers, records=records, isolated=True, **_load_arguments(**options))
+    opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
     assert isinstance(opened, Workers)
     return opened
 
 
-def _load_arguments(
+def load_arguments(
     *,
     model: Path | None,
     profile: str | None,
