@@ -60,7 +60,7 @@ figures: .venv/test.done
 	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
 	$(BIN)/python docs/generate.py
 
-# The default against the edgeguard before it, and processes at once: 8 minutes on a quiet machine.
+# The default against the edgeguard before it, and processes at once: 7 minutes on a quiet machine.
 .PHONY: default-figures
 default-figures: .venv/test.done
 	mkdir -p bench/results
@@ -75,7 +75,7 @@ PEERS := $(BIN)/python bench/peers.py --server $(SERVER) --typed-gguf .venv/type
 peer-figures: .venv/test.done $(SERVER) .venv/typed-gguf.done
 	mkdir -p bench/results
 	$(PEERS) > bench/results/peers.txt
-	$(PEERS) --model $(CHAT) --profile instruct --records 8 > bench/results/peers_chat.txt
+	$(PEERS) --model $(CHAT) --profile instruct --records 6 --rounds 4 > bench/results/peers_chat.txt
 	$(BIN)/python docs/generate.py
 
 .venv/llama-server/bin/llama-server: bench/build_llama_server.sh .venv/bin/python

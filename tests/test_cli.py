@@ -459,8 +459,9 @@ def test_what_cannot_be_run_fails_with_one_line_and_exit_code_1(
 
 
 def test_without_a_model_the_error_says_how_to_install_one(
-    run: Run, source: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))  # no form that is there already
     monkeypatch.setattr("edgeguard.builtin.find_spec", lambda name: None)
     for args in (("score", source), ("explain", "hello"), ("check",)):
         result = run(*args)
