@@ -201,22 +201,37 @@ def _is_there(path: str | Path) -> bool:
         return False
 
 
+def waiting(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Say on a terminal what is waited for; a pipe and a log hear nothing."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from edgeguard.cli.screen.progress import spinner
+
+    return spinner(what)
+
+
+def _loading(model: Path | None) -> contextlib.AbstractContextManager[Any]:
+    return waiting(f"loading {'the default guard' if model is None else printable(str(model))}")
+
+
 def load_guard(**options: Any) -> Workers:
     """The guard that the options ask for, in one process that is not this one: native code may end it."""
     begin_guard()
-    from edgeguard.workers import isolated
+    with _loading(options["model"]):
+        from edgeguard.workers import isolated
 
-    return isolated(**load_arguments(**options))
+        return isolated(**load_arguments(**options))
 
 
 def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
     """The guard that the options ask for, in as many processes as they or the machine say, for so many records."""
     begin_guard()
-    from edgeguard.workers import Workers, open_guard
+    with _loading(options["model"]):
+        from edgeguard.workers import Workers, open_guard
 
-    opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
-    assert isinstance(opened, Workers)
-    return opened
+        opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
+        assert isinstance(opened, Workers)
+        return opened
 
 
 def load_arguments(
