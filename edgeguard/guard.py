@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -22,7 +22,7 @@ from edgeguard.calibration.decide import Decisions, decide
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError
+from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordError
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.forms import Tell, in_log, open_built_in, prepare
@@ -31,10 +31,13 @@ from edgeguard.prompt import Ids, compile_prompt, told_early
 from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
+from edgeguard.templates import expect_strangers
 from edgeguard.tree import Tree, explore
+from edgeguard.windows import LEAST, TextWindow, split
 
 T = TypeVar("T")
 EstimatorName = Literal["conditional", "joint", "marginal"]
+WindowSize = int | Literal["auto"]
 ANSWER_ROOM = 32  # context tokens kept free for the answer's tree
 
 
@@ -76,6 +79,9 @@ class Score:
     off_grammar      mass seen to leave the profile's grammar; of several questions the largest
     tokens           prompt: its length; reused: of these, those that others share; answer: tokens tried
     skipped          turns, and parts of turns, of the record that were left out: guards do not judge them
+    window           of a text that was judged in windows, the worst one: that with the largest margin. Every number is
+                     then the largest of those that the windows have, but for tokens, which are all of theirs; None for
+                     a text that was judged whole
     """
 
     id: str | int | None
@@ -95,6 +101,7 @@ class Score:
     model_sha256: str
     tokens: Mapping[str, int]
     skipped: int = 0
+    window: TextWindow | None = None
 
     def row(self) -> dict[str, Any]:
         """As one JSON object; numbers to 7 significant digits, which is what float32 logits carry."""
@@ -116,6 +123,7 @@ class Score:
             "model_sha256": self.model_sha256,
             "tokens": dict(self.tokens),
             "skipped": self.skipped,
+            "window": None if self.window is None else asdict(self.window),
         }
 
 
@@ -192,6 +200,7 @@ class Guard:
         search: Search = Search(),
         calibration: Calibration | None = None,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
         name: str | None = None,
     ) -> None:
         """Fit a profile to an open model. Raises ProfileError where they do not fit.
@@ -199,6 +208,9 @@ class Guard:
         estimator    "marginal" explores the tree of answers; the others walk one answer
         calibration  maps the scores; it is not held against the model here, see `Calibration.check`
         thresholds   None: the calibration's, 0.5 where it has none; a mapping of some labels replaces these alone
+        window       `score` judges a longer text in overlapping windows of so many tokens at most, at least 32, and of
+                     no more than the context leaves; "auto": of as many as that, for texts that do not fit; None: a
+                     text that does not fit is a ContextOverflow
         name         what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
@@ -209,7 +221,9 @@ class Guard:
                 f"{estimator!r} is for answers that list codes, expected 'marginal'",
                 kind="no_list",
             )
-        self.backend, self.profile, self.estimator = backend, profile, estimator
+        if window not in (None, "auto") and (not isinstance(window, int) or window < LEAST):
+            raise ValueError(f"window is {window!r}; expected 'auto', or at least {LEAST} tokens")
+        self.backend, self.profile, self.estimator, self.window = backend, profile, estimator, window
         self.search, self.calibration, self._name = search, calibration, name
         self.runtime = RuntimeOptions()
         self.thresholds = thresholds_for(calibration, thresholds)
@@ -224,9 +238,8 @@ class Guard:
                 f"which profile {profile.name} has not"
             )
         self._min_mass = profile.min_grammar_mass if search.min_grammar_mass is None else search.min_grammar_mass
-        self._prompter = compile_prompt(
-            profile, backend.info.chat_template, told_early(backend.vocabulary, backend.n_ctx)
-        )
+        vocabulary = told_early(backend.vocabulary, backend.n_ctx) if window is None else backend.vocabulary
+        self._prompter = compile_prompt(profile, backend.info.chat_template, vocabulary)
         self._answers = Answers(profile.answer, backend.vocabulary, self._prompter.stops)
         self._answers_on_response = (
             self._answers
@@ -249,9 +262,12 @@ class Guard:
         search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
         tell: Tell = in_log,
     ) -> Self:
-        """Open a model file and fit a profile to it.
+        """Open a model file and fit a profile to it, in this process, which a crash in native code ends.
+
+        `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
                      "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
@@ -263,12 +279,15 @@ class Guard:
         calibration  a file; True: the one a built-in guard comes with; False: none, the model's own probabilities.
                      One of another guard, profile, estimator or model file is refused, but for an `unbound` one
         thresholds   in place of the calibration's; a mapping of some labels replaces these alone
+        window       judge longer texts in windows of so many tokens; "auto": of what the context leaves; None: never
         tell         hears what takes time or is amiss with a built-in guard's files, a line each; left out, the log
 
         Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
         it is.
         """
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+        if given is not None or (model is not None and Path(model).exists()):
+            expect_strangers(given)  # gets ready while the model is being opened
         opened = _open(model, given, runtime, tell)
         backend = opened.backend
         try:
@@ -283,6 +302,7 @@ class Guard:
                 search=search,
                 calibration=maps,
                 thresholds=thresholds,
+                window=window,
                 name=None if opened.built is None else opened.built.name,
             )
             loaded.runtime = runtime
@@ -336,9 +356,16 @@ class Guard:
         """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
         record = make_record(record)
         with self._in_use():
-            prompts = self._prompts(record.messages)
-            trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
-        return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
+            windows = self._windows(record.messages)
+            if not windows:
+                return self._score_whole(record)
+            return _worst([self._score_part(record, window) for window in windows], windows)
+
+    def windows(self, record: str | Mapping[str, Any] | Record) -> tuple[TextWindow, ...]:
+        """Those that the judged text of a record is scored in; () where it is scored whole. Raises RecordError."""
+        record = make_record(record)
+        with self._in_use():
+            return self._windows(record.messages)
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
@@ -452,6 +479,29 @@ class Guard:
             raise ContextOverflow(longest + ANSWER_ROOM, self.backend.n_ctx)
         return prompts
 
+    def _windows(self, messages: tuple[Message, ...]) -> tuple[TextWindow, ...]:
+        """How the last of these is judged: () for whole. Raises ContextOverflow where the others leave no room."""
+        if self.window is None:
+            return ()
+
+        def tokens(text: str) -> int:
+            return len(self.backend.vocabulary.encode(text))
+
+        def needs(text: str) -> int:
+            """Tokens of the context that the longest of the prompts takes with this text, and the answers to it."""
+            filled = _with_text(messages, text)
+            return ANSWER_ROOM + max(len(self._prompter.encode(filled, question)) for question in self.questions)
+
+        text, n_ctx = messages[-1].content, self.backend.n_ctx
+        needed = needs(text)
+        if needed <= n_ctx and (self.window == "auto" or tokens(text) <= self.window):
+            return ()
+        room = n_ctx - (needs("a") - 1)
+        if room < LEAST:
+            raise ContextOverflow(needed, n_ctx, room=room)
+        budget = room if self.window == "auto" else min(room, self.window)
+        return split(text, budget, tokens, lambda part: needs(part) <= n_ctx)
+
     def _prompt(self, record: Record, question: str | None) -> Prefix:
         prompts = self._prompts(record.messages)
         if question not in prompts:
@@ -471,6 +521,21 @@ class Guard:
             tolerance=self.search.tolerance if self.estimator == "marginal" else None,
             max_rows=self.search.max_nodes,
         )
+
+    def _score_whole(self, record: Record) -> Score:
+        prompts = self._prompts(record.messages)
+        trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
+        return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
+
+    def _score_part(self, record: Record, window: TextWindow) -> Score:
+        """As if a window were the record's whole text. Raises RecordError that says which window cannot be scored."""
+        part = record.messages[-1].content[window.begin : window.end]
+        try:
+            return self._score_whole(replace(record, messages=_with_text(record.messages, part)))
+        except RecordError as error:
+            place = f"window {window.number} of {window.of}, characters {window.begin} to {window.end}"
+            error.args = (f"{place}: {error}",)  # the same kind of error, with what it knows
+            raise
 
     def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
         mass = 1 - found.off_grammar
@@ -543,6 +608,37 @@ class Guard:
                 (names.get(t) or self.piece(t), float(np.exp(np.float64(row[t])))) for t in likeliest if row is not None
             ),
         )
+
+
+def _worst(scores: Sequence[Score], windows: Sequence[TextWindow]) -> Score:
+    """What the windows of one text say together: of each number the largest, of the codes at their threshold all.
+
+    P(any window's answer names a label) is at least that, and nothing is known of how they depend on one another. The
+    bounds are those of the largest: it lies between the largest of the lower ones and that of the upper ones.
+    """
+    first = max(range(len(scores)), key=lambda i: scores[i].margin)  # of several the first one
+    worst = scores[first]
+    named = {code for score in scores for code in score.categories}
+    return replace(
+        worst,
+        flagged=any(score.flagged for score in scores),
+        unsafe=max(score.unsafe for score in scores),
+        categories=tuple(code for code in worst.category_scores if code in named),
+        category_scores=_largest([score.category_scores for score in scores]),
+        bounds={
+            label: (max(s.bounds[label][0] for s in scores), max(s.bounds[label][1] for s in scores))
+            for label in worst.bounds
+        },
+        fields={field: _largest([score.fields[field] for score in scores]) for field in worst.fields},
+        unexplored=max(score.unexplored for score in scores),
+        off_grammar=max(score.off_grammar for score in scores),
+        tokens={part: sum(score.tokens[part] for score in scores) for part in worst.tokens},
+        window=windows[first],
+    )
+
+
+def _largest(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {label: max(p[label] for p in each) for label in each[0]}
 
 
 def _said(found: Estimates, decided: Decisions) -> dict[str, Any]:
@@ -671,6 +767,11 @@ def _calibration(
     found = given if isinstance(given, Calibration) else read_calibration(given)
     found.check(profile=profile.name, estimator=estimator, model_sha256=backend.info.sha256)
     return found
+
+
+def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """The conversation, with another text in the place of the one that is judged."""
+    return (*messages[:-1], replace(messages[-1], content=text))
 
 
 def _digits(x: float) -> float:

@@ -7,6 +7,7 @@ ends: they notice that the pipe they read is closed.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
@@ -49,6 +50,35 @@ class _Job:
 
     data: bytes
     future: Future[Any]
+
+
+_begun: deque[tuple[_Child, Any]] = deque()  # started ahead, and of no pool yet; with what it has of this process
+
+
+def begin(module: str) -> None:
+    """Start a process now, which imports `module`, for the first pool that will want one.
+
+    For a command that knows it will score, while it imports what it needs itself. It ends with this process. Where one
+    was begun already there is no other.
+    """
+    if not _begun:
+        with suppress(ModelError):  # the pool says so
+            _begun.append((_Child(_folder(), module), _inherited()))
+
+
+def _inherited() -> Any:
+    return _folder(), dict(os.environ), list(sys.path)
+
+
+def _begun_one() -> _Child | None:
+    """The process that was started ahead, if it has what one would have that is started now."""
+    if not _begun:
+        return None
+    child, inherited = _begun.popleft()
+    if inherited == _inherited():
+        return child
+    child.close()
+    return None
 
 
 class Pool:
@@ -171,7 +201,10 @@ class Pool:
         with self._changed:
             if self._broken is not None and time.monotonic() < self._broken[1] + _REST:
                 raise self._broken[0]
-        return _Child(self._folder, self._what, self._heard)
+            child = _begun_one()
+        child = child or _Child(self._folder)
+        child.what, child.heard = self._what, self._heard
+        return child
 
     @property
     def opening(self) -> bytes:
@@ -311,13 +344,15 @@ class _Died(Exception):
 class _Child:
     """A process, for one thread; `end` is for any."""
 
-    def __init__(self, folder: str | None, what: str, heard: Callable[[str], None]) -> None:
-        """Start it. `heard` gets what it logs. Raises ModelError where the system does not start it."""
-        self._what, self._heard = what, heard
+    what = "the process"  # it is called in messages
+
+    def __init__(self, folder: str | None, module: str = "") -> None:
+        """Start it; it imports `module` while it waits. Raises ModelError where the system does not start it."""
+        self.heard: Callable[[str], None] = lambda line: None  # gets what it logs
         try:
             read, write = os.pipe()
         except OSError as error:
-            raise _not_started(what, error) from None
+            raise _not_started(self.what, error) from None
         self._answers = os.fdopen(read, "rb")
         try:
             # Its stdout carries nothing: whatever the libraries in there print cannot stand between answers.
@@ -332,14 +367,14 @@ class _Child:
             )
         except OSError as error:
             self._answers.close()
-            raise _not_started(what, error) from None
+            raise _not_started(self.what, error) from None
         finally:
             os.close(write)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         with suppress(OSError):  # it has died; asking says so
-            self._send(_LENGTH.pack(write))
+            self._send(_LENGTH.pack(write) + _LENGTH.pack(len(module)) + module.encode())
 
     def ask(self, data: bytes) -> tuple[bool, Any]:
         """Send pickled data, and wait: whether it was done, and the result or what was raised. Raises _Died."""
@@ -352,7 +387,7 @@ class _Child:
             if said == "began":
                 began = True
             elif said == "logged":
-                self._heard(value)
+                self.heard(value)
             else:
                 return said == "done", value
 
@@ -392,7 +427,7 @@ class _Child:
             self.end()
             code = self._process.wait()
         self._listener.join(_PATIENCE)
-        how = f"{self._what} ended with exit status {code}" if code >= 0 else ending(self._what, code)
+        how = f"{self.what} ended with exit status {code}" if code >= 0 else ending(self.what, code)
         return _Died(how, last_words(self._last), at_work)
 
     def _listen(self) -> None:
@@ -460,11 +495,15 @@ def _child() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
     requests = os.fdopen(os.dup(0), "rb")
     answers = _Answers(os.fdopen(_LENGTH.unpack(requests.read(_LENGTH.size))[0], "wb"))
+    module = _read(requests).decode()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(requests, messages), daemon=True).start()
     log = logging.getLogger("edgeguard")
     log.addHandler(answers)
     log.propagate = False  # stderr has last words alone
+    if module:
+        with suppress(Exception):  # opening says so
+            importlib.import_module(module)
     opened: list[Any] = []
 
     def open_it(asked: Any) -> Any:

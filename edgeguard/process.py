@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from edgeguard.errors import printable
 
 _LAST_LINES, _LAST_CHARACTERS = 8, 1000
 _SAID = "edgeguard says: "
+_START = 60.0  # seconds that a process may take until it answers, on the busiest machine
 
 
 def start(module: str) -> str:
@@ -98,3 +101,147 @@ def serve(work: Callable[[Any], int]) -> NoReturn:
 def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)  # nothing ever comes; it returns when the other end is closed
     os._exit(1)
+
+
+# A process that answers many requests, each within limits
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request: whole seconds of a processor, seconds of the clock, bytes of address space.
+
+    Where the system knows no such limits (Windows), or does not keep the last (macOS), the clock is what is left.
+    """
+
+    cpu: int
+    wall: float
+    memory: int
+
+
+class OverLimit(Exception):
+    """A request that the process did not live through. The message says what it did: "takes longer than 2 s"."""
+
+
+class Server:
+    """A process of its own that runs Python `code`, which calls `serve_many`. For any number of threads.
+
+    It is begun at the first request, and again at the one after which it had to be ended. It ends with this process.
+    """
+
+    def __init__(self, code: str, limits: Limits) -> None:
+        self._code, self._limits = code, limits
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0  # the process that began it: a fork of that one must not speak to it
+        self._ready = False
+
+    def start(self) -> None:
+        """Begin it, if it does not run yet: it gets ready while this process does something else."""
+        with self._lock:
+            self._begin()
+
+    def ask(self, job: Mapping[str, Any]) -> Any:
+        """The answer to a request, JSON both. Raises OverLimit."""
+        request = json.dumps(job).encode() + b"\n"
+        with self._lock:
+            child = self._begin()
+            if not self._ready:
+                self._exchange(child, b"", _START)
+                self._ready = True
+            return json.loads(self._exchange(child, request, self._limits.wall))
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            if not self._owner:
+                atexit.register(self.end)
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-c", self._code, *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            self._owner, self._ready = os.getpid(), False
+        return self._child
+
+    def _exchange(self, child: subprocess.Popen[bytes], request: bytes, seconds: float) -> bytes:
+        """Send a line and read one. A process that does not answer is ended."""
+        assert child.stdin is not None
+        assert child.stdout is not None
+        late = threading.Timer(seconds, child.kill)
+        late.start()
+        try:
+            with suppress(BrokenPipeError):  # it has ended; how says its status
+                child.stdin.write(request)
+                child.stdin.flush()
+            line = child.stdout.readline()
+        except BaseException:
+            self._close(child)
+            raise
+        finally:
+            late.cancel()
+        if not line.endswith(b"\n"):
+            raise OverLimit(self._ended(child))
+        return line
+
+    def _ended(self, child: subprocess.Popen[bytes]) -> str:
+        code = self._close(child)
+        killed = (signal.SIGKILL, getattr(signal, "SIGXCPU", signal.SIGKILL))
+        if os.name == "nt" or -code in killed:
+            return f"takes longer than {self._limits.cpu} s"
+        return "takes more memory than it may, or ends its process otherwise" + (
+            f" ({signal.Signals(-code).name})" if code < 0 else ""
+        )
+
+    def _close(self, child: subprocess.Popen[bytes]) -> int:
+        self._child = None
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not sent
+                    pipe.close()
+        if child.poll() is None:
+            with suppress(subprocess.TimeoutExpired):  # it ends by itself where its stdin does; its status says more
+                child.wait(0.2)
+        child.kill()
+        return child.wait()
+
+    def end(self) -> None:
+        """End the process, if this one began it."""
+        with self._lock:
+            if self._child is not None and self._owner == os.getpid():
+                self._child.kill()
+                self._close(self._child)
+
+
+def serve_many(answer: Callable[[Any], Any], limits: Limits) -> NoReturn:
+    """In the process: answer request after request, until stdin ends. What is printed on the way goes nowhere."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it
+    out = os.fdopen(os.dup(1), "wb")
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    _limit_memory(limits.memory)
+    out.write(b"\n")  # ready
+    out.flush()
+    for line in sys.stdin.buffer:
+        _limit_cpu(limits.cpu)
+        said = json.dumps(answer(json.loads(line))).encode()
+        out.write(said + b"\n")
+        out.flush()
+    os._exit(0)
+
+
+def _limit_memory(n_bytes: int) -> None:
+    with suppress(ImportError, ValueError, OSError):  # no such limit here, or a lower one already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
+
+
+def _limit_cpu(seconds: int) -> None:
+    """From now on. The system ends the process, whatever it does, and after its parent's end too."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        until = int(used.ru_utime + used.ru_stime) + 1 + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))

@@ -6,7 +6,7 @@ A profile is a TOML file. Every mistake in it is a ProfileError that names the f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -159,6 +159,7 @@ class Profile:
     min_grammar_mass  in [0, 1]: a record with less mass on the grammar is an error, never "safe"
     facts             where what it says is from
     source            the file it came from
+    shipped           it comes with edgeguard, so its texts are no stranger's
     """
 
     name: str
@@ -176,6 +177,7 @@ class Profile:
     detect: Detect = Detect()
     facts: tuple[Fact, ...] = ()
     source: str = ""
+    shipped: bool = field(default=False, compare=False)
 
     @property
     def asked(self) -> tuple[Category, ...]:
@@ -302,7 +304,8 @@ def _builtin_file(name: str) -> Traversable:
 
 @lru_cache(maxsize=64)
 def _read_builtin(name: str) -> Profile | Refused:
-    return _read_file(read_toml(_builtin_file(name).read_bytes(), f"edgeguard/profiles/{name}.toml"))
+    found = _read_file(read_toml(_builtin_file(name).read_bytes(), f"edgeguard/profiles/{name}.toml"))
+    return replace(found, shipped=True) if isinstance(found, Profile) else found
 
 
 def _scored(found: Profile | Refused) -> Profile:

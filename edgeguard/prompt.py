@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import takewhile
 
 from edgeguard.backend import Vocabulary
-from edgeguard.errors import ContextOverflow, ProfileError, RecordError
+from edgeguard.errors import ContextOverflow, ProfileError, RecordError, shortened
 from edgeguard.profile import Profile
 from edgeguard.rows.record import Message
 from edgeguard.templates import (
@@ -147,7 +147,7 @@ class Prompter:
         try:
             return self._shape(roles, question)
         except ProfileError as error:
-            raise RecordError(f"roles {', '.join(roles)}: {error}", kind="invalid_roles") from error
+            raise RecordError(f"roles {shortened(', '.join(roles), 200)}: {error}", kind="invalid_roles") from error
 
 
 def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Vocabulary) -> Prompter:
@@ -165,8 +165,19 @@ def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Voca
     }
 
     @lru_cache(maxsize=MAX_SHAPES * len(codes))
+    def made(roles: tuple[str, ...], code: str | None) -> Shape | ProfileError:
+        try:
+            return _make_shape(profile, renderers[code], roles, names, vocabulary, written_by)
+        except ProfileError as error:
+            if error.kind != "template_over_limit":
+                raise
+            return error  # kept: it would take its seconds again for each record of these roles
+
     def shape(roles: tuple[str, ...], code: str | None) -> Shape:
-        return _make_shape(profile, renderers[code], roles, names, vocabulary, written_by)
+        found = made(roles, code)
+        if isinstance(found, ProfileError):
+            raise ProfileError(str(found), kind=found.kind)
+        return found
 
     def probed(roles: tuple[str, ...], code: str | None, probe: str) -> Ids:
         return _fill(shape(roles, code), [probe] * len(roles), vocabulary)

@@ -68,7 +68,7 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def self_test(guard: Guard) -> SelfTestPair:
+def self_test(guard: Guard, _: None = None) -> SelfTestPair:
     """Judge both texts, and say what is wrong. Raises ProfileError where the profile has none."""
     safe, unsafe = guard.self_test()
     thresholds = {label: guard.thresholds.of(label) for label in ("unsafe", *guard.codes)}

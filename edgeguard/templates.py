@@ -1,37 +1,25 @@
 """A guard's templates as text: the model file's chat template, or the profile's own, with a conversation filled in.
 
-Templates come from strangers, so they run in a sandbox, what they write has an end, and a template that drops a
-message is refused.
+Templates come from strangers, so they are rendered within limits (`rendering.py`), and a template that drops a message
+is refused.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from edgeguard.backend import Vocabulary
-from edgeguard.errors import ProfileError
+from edgeguard.errors import ProfileError, printable
 from edgeguard.profile import CONVERSATION, Category, Profile
+from edgeguard.rendering import TemplateFailed, expect, render
 from edgeguard.rows.record import Message
 
 WrittenBy = Literal["file", "profile"]
 Render = Callable[[tuple[str, ...], Callable[[int], str]], str]  # (roles, text of message i) → the prompt
 Data = Callable[[tuple[str, ...]], dict[str, Any]]  # roles → what a profile's own templates see beside the messages
-
-MAX_RENDERED = 1 << 20  # characters; a template from a stranger may loop
-# Some chat templates print today's date, which would change scores overnight. The date is the one that
-# Llama 3.1's and 3.2's templates print where they are given no clock.
-TODAY = datetime(2024, 7, 26)
 
 # Texts that no template holds: private-use characters around what a template could rewrite or escape.
 _TAIL = "<&\"'\\Éé\ue001"
@@ -83,6 +71,12 @@ def find_writer(profile: Profile, chat_template: str | None) -> WrittenBy:
         f"{profile.source}: the chat template in the model file is not this guard's: it should hold {wanted}; "
         "use the original model's template, or another profile"
     )
+
+
+def expect_strangers(profile: Profile | None) -> None:
+    """Get ready for templates that do not come with edgeguard, where this profile may need any; None: not known yet."""
+    if profile is None or not profile.shipped or profile.prompt.template == "model":
+        expect()
 
 
 @dataclass(frozen=True)
@@ -139,34 +133,6 @@ def draft(profile: Profile, vocabulary: Vocabulary, chat_template: str | None, *
 # Rendering
 
 
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; here it only passes it on."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own way)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment(**options: Any) -> ImmutableSandboxedEnvironment:
-    """Jinja as Hugging Face sets it up for chat templates: these come from strangers, hence the sandbox."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
-        **options,
-    )
-    environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = TODAY.strftime
-    return environment
-
-
-def _raise_exception(message: object) -> None:
-    raise jinja2.TemplateError(str(message))
-
-
 def renderer(
     profile: Profile,
     written_by: WrittenBy,
@@ -203,35 +169,28 @@ def _data(profile: Profile, category: Category | None, guard: Callable[[str], st
     return data
 
 
-def _strict() -> ImmutableSandboxedEnvironment:
-    """For a profile's own texts: what they mistype is an error."""
-    return _environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-
-
 def _own_text(profile: Profile, data: Data) -> Render:
-    compiled = _compile(profile, _strict(), profile.prompt.text, "the profile's text")
-
-    def render(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
+    def written(roles: tuple[str, ...], text: Callable[[int], str]) -> str:
         messages = [{"role": role, "content": text(i)} for i, role in enumerate(roles)]
-        return _run(profile, compiled, {"messages": messages, **data(roles)}, "[prompt] text")
+        return _run(profile, profile.prompt.text, {"messages": messages, **data(roles)}, "[prompt] text")
 
-    return render
+    return written
 
 
 def _own_messages(profile: Profile, data: Data) -> Callable[[Sequence[tuple[str, str]]], list[tuple[str, str]]]:
     """What makes, of the turns of a conversation, (role, text), the chat that the model file's template gets."""
-    strict = _strict()
-    compiled = [_compile(profile, strict, message.text, "the profile's text") for message in profile.prompt.messages]
 
     def chat(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        if not compiled:
+        if not profile.prompt.messages:
             return list(turns)
         messages = [{"role": role, "content": text} for role, text in turns]
         inner = {"messages": messages, **data(tuple(role for role, _ in turns))}
         written: list[tuple[str, str]] = []
-        for n, (message, own) in enumerate(zip(profile.prompt.messages, compiled, strict=True), 1):
-            text = _run(profile, own, inner, f"[[prompt.message]] {n}")
-            written += turns if message.role == CONVERSATION else [(message.role, text)]
+        for n, message in enumerate(profile.prompt.messages, 1):
+            if message.role == CONVERSATION:
+                written += turns
+            else:
+                written.append((message.role, _run(profile, message.text, inner, f"[[prompt.message]] {n}")))
         return written
 
     return chat
@@ -242,8 +201,7 @@ def _file_text(
 ) -> Callable[[tuple[str, ...], Callable[[int], str], bool], str]:
     """What the model file's template writes; with content as a list of parts where the last argument is true."""
     _refuse_private(profile, [chat_template])
-    template = _compile(profile, _environment(), chat_template, "the chat template")
-    chat, strict = _own_messages(profile, data), _strict()
+    chat = _own_messages(profile, data)
     variables: dict[str, Any] = {
         "bos_token": bos,
         "eos_token": eos,
@@ -252,13 +210,15 @@ def _file_text(
         "documents": None,
     }
 
-    def render(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
+    def written(roles: tuple[str, ...], text: Callable[[int], str], parts: bool) -> str:
         messages = chat([(role, text(i)) for i, role in enumerate(roles)])
         given = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in messages]
-        filled = {key: _filled(profile, strict, value, data(roles)) for key, value in profile.prompt.variables}
-        return _run(profile, template, {"messages": given, **variables, **filled}, "the chat template")
+        filled = {key: _filled(profile, value, data(roles)) for key, value in profile.prompt.variables}
+        return _run(
+            profile, chat_template, {"messages": given, **variables, **filled}, "the chat template", strict=False
+        )
 
-    return render
+    return written
 
 
 def _described(category: Category, judged: str, guard: Callable[[str], str]) -> dict[str, str]:
@@ -271,15 +231,15 @@ def _described(category: Category, judged: str, guard: Callable[[str], str]) -> 
     }
 
 
-def _filled(profile: Profile, strict: ImmutableSandboxedEnvironment, value: Any, data: Mapping[str, Any]) -> Any:
+def _filled(profile: Profile, value: Any, data: Mapping[str, Any]) -> Any:
     """A variable's value for a chat template: texts in it, however deep, are Jinja over the profile's data."""
     if isinstance(value, Mapping):
-        return {key: _filled(profile, strict, inner, data) for key, inner in value.items()}
+        return {key: _filled(profile, inner, data) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_filled(profile, strict, inner, data) for inner in value]
+        return [_filled(profile, inner, data) for inner in value]
     if not isinstance(value, str) or "{" not in value:
         return value
-    return _run(profile, _compile(profile, strict, value, "[prompt.variables]"), data, "[prompt.variables]")
+    return _run(profile, value, data, "[prompt.variables]")
 
 
 def _try_once(source: str, render: Render) -> Render:
@@ -304,6 +264,8 @@ def _try_both(source: str, render: Callable[[tuple[str, ...], Callable[[int], st
             try:
                 rendered = render(roles, text, parts)
             except ProfileError as error:
+                if error.kind == "template_over_limit":  # it would take as long again
+                    raise
                 first = first or error
                 continue
             missing = _missing(rendered, len(roles))
@@ -357,35 +319,26 @@ def one_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _compile(profile: Profile, environment: ImmutableSandboxedEnvironment, text: str, what: str) -> jinja2.Template:
+def _run(profile: Profile, text: str, variables: Mapping[str, Any], what: str, *, strict: bool = True) -> str:
+    """What a template writes; `strict` for a profile's own texts, which are trusted where it comes with edgeguard."""
     try:
-        return environment.from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise ProfileError(f"{profile.source}: {what}, line {error.lineno}: {error.message}") from None
-    except Exception as error:  # a stranger's template may fail in any way, RecursionError among them
-        raise ProfileError(f"{profile.source}: {what}: {type(error).__name__}: {error}") from None
+        return render(text, variables, strict=strict, trusted=strict and profile.shipped)
+    except TemplateFailed as error:
+        raise _failed(profile, what, error) from None
 
 
-def _run(profile: Profile, template: jinja2.Template, variables: Mapping[str, Any], what: str) -> str:
-    chunks: list[str] = []
-    room = MAX_RENDERED
-    try:
-        for chunk in template.generate(variables):
-            chunks.append(chunk)
-            room -= len(chunk)
-            if room < 0:
-                raise ProfileError(f"{profile.source}: {what} writes more than {MAX_RENDERED} characters")
-    except ProfileError:
-        raise
-    except jinja2.TemplateError as error:  # raise_exception's message among them
+def _failed(profile: Profile, what: str, error: TemplateFailed) -> ProfileError:
+    begin, said = f"{profile.source}: {what}", printable(error.said)
+    if error.how == "syntax":
+        return ProfileError(f"{begin}, line {error.line}: {said}")
+    if error.how == "limit":
+        return ProfileError(f"{begin} {said}, which no prompt needs; use another template", kind="template_over_limit")
+    if error.how == "refuses":
         hint = ""
-        if "system" in str(error).lower():
+        if "system" in said.lower():
             hint = '; this model takes no system message: put the policy into one with role = "user"'
-        said = {"kind": "template_refuses", "said": str(error)}
-        raise ProfileError(f"{profile.source}: {what} refuses: {error}{hint}", **said) from None
-    except Exception as error:  # a stranger's template may fail in any way
-        raise ProfileError(f"{profile.source}: {what} fails: {type(error).__name__}: {error}") from None
-    return "".join(chunks)
+        return ProfileError(f"{begin} refuses: {said}{hint}", kind="template_refuses", said=error.said)
+    return ProfileError(f"{begin} fails: {said}")
 
 
 def _name_of(vocabulary: Vocabulary, token: int | None) -> str:

@@ -24,7 +24,7 @@ from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.errors import ModelError
 from edgeguard.formats.model_file import find_model
 from edgeguard.forms import Tell, in_log
-from edgeguard.guard import EstimatorName, Guard, Score, Search, prepared
+from edgeguard.guard import EstimatorName, Guard, Score, Search, WindowSize, prepared
 from edgeguard.machine import available_cores, free_memory
 from edgeguard.pool import Pool
 from edgeguard.profile import Profile
@@ -130,7 +130,8 @@ class _Opening:
     options: Mapping[str, Any]
 
     def __call__(self) -> Guard:
-        return Guard.load(self.model, **self.options)
+        guard: Guard = Guard.load(self.model, **self.options)
+        return guard
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Workers:
         self,
         model: str | Path | None = None,
         *,
-        workers: int | None = None,
+        workers: int | Plan | None = None,
         at_once: int | None = None,
         profile: str | Path | Profile | None = None,
         policies: Sequence[str] | None = None,
@@ -192,17 +193,18 @@ class Workers:
         search: Search = Search(),
         calibration: str | Path | Calibration | bool = True,
         thresholds: Thresholds | Mapping[str, float] | None = None,
+        window: WindowSize | None = None,
         tell: Tell = in_log,
     ) -> None:
         """Start the processes; each loads the guard by the other arguments, as `Guard.load`, whose errors are raised.
 
-        workers  processes; None: as `plan` says, one for each core where the model is small
+        workers  processes, or processes and threads; None: as `plan` says, one for each core where the model is small
         at_once  processes to start now, the others as records wait; None: all
         runtime  without `threads`, each process has one
         tell     as of `Guard.load`; what several processes say, it hears once
         """
         model, path = prepared(model, profile, runtime, tell=tell)
-        chosen = planned(path, runtime, workers=workers)
+        chosen = workers if isinstance(workers, Plan) else planned(path, runtime, workers=workers)
         runtime = replace(runtime, threads=chosen.threads)
         options = {
             "profile": profile,
@@ -213,6 +215,7 @@ class Workers:
             "search": search,
             "calibration": calibration,
             "thresholds": thresholds,
+            "window": window,
         }
         self.workers, self.runtime = chosen.workers, runtime
         self._pool = Pool(
@@ -297,6 +300,7 @@ def open_guard(
     *,
     workers: int | None = None,
     records: int | None = None,
+    isolated: bool = False,
     profile: str | Path | Profile | None = None,
     runtime: RuntimeOptions = RuntimeOptions(),
     tell: Tell = in_log,
@@ -304,17 +308,27 @@ def open_guard(
 ) -> Guard | Workers:
     """A guard for many records: in this process, or in several, as `plan` says. `options` are those of `Guard.load`.
 
-    records  how many are to come, where that is known
+    records   how many are to come, where that is known
+    isolated  not in this process, also where one is enough
     """
     model, path = prepared(model, profile, runtime, tell=tell)
     chosen = planned(path, runtime, workers=workers, records=records)
     options |= {"profile": profile, "runtime": replace(runtime, threads=chosen.threads), "tell": tell}
-    if chosen.workers == 1:
-        return Guard.load(model, **options)
+    if chosen.workers == 1 and not isolated:
+        guard: Guard = Guard.load(model, **options)
+        return guard
     # Where nobody knows how many come, the first is started alone: one may be all that is needed.
     unknown = 1 if workers is None else chosen.workers
     at_once = unknown if records is None else min(chosen.workers, max(1, records))
-    return Workers(model, workers=chosen.workers, at_once=at_once, **options)
+    return Workers(model, workers=chosen, at_once=at_once, **options)
+
+
+def isolated(model: str | Path | None = None, *, runtime: RuntimeOptions = RuntimeOptions(), **options: Any) -> Workers:
+    """A guard in one process that is not this one, with the threads of `Guard.load`, whose other arguments it takes.
+
+    What native code does there, a crash on a hostile model file or text, is a ModelError or a WorkerDied here.
+    """
+    return Workers(model, workers=Plan(1, runtime.threads), runtime=runtime, **options)
 
 
 def score_many(

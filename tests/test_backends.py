@@ -294,8 +294,8 @@ def in_onnx_runtime(windowed: bool) -> dict[str, tuple[Any, str, Any]]:
 
     right = model._depths
 
-    def seen(new, columns, past, size):
-        return np.tri(size - past, size, past, dtype=np.bool_)
+    def seen(new, columns, rows):
+        return np.tri(rows.stop - rows.start, rows.stop, rows.start, dtype=np.bool_)
 
     def depths(new):
         on = [len(list(prefix.lineage())) > 3 for prefix in new]  # root, record, chain: and what stands on it

@@ -31,7 +31,7 @@ from edgeguard.rows.results import read_rows
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = [
     *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "fields", "unexplored"),
-    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
+    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped", "window"),
 ]
 TEXTS = ["How long do I boil an egg?", "How do I hurt the dog?", 'a, "quoted"\nsecond line', "Ünïcödé 漢字"]
 Tiny = tuple[str, ...]
@@ -459,8 +459,9 @@ def test_what_cannot_be_run_fails_with_one_line_and_exit_code_1(
 
 
 def test_without_a_model_the_error_says_how_to_install_one(
-    run: Run, source: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))  # no form that is there already
     monkeypatch.setattr("edgeguard.builtin.find_spec", lambda name: None)
     for args in (("score", source), ("explain", "hello"), ("check",)):
         result = run(*args)

@@ -411,7 +411,7 @@ def test_an_experts_model_and_per_layer_heads_pass(tmp_path: Path) -> None:
         "llama.expert_group_count": 4,
         "llama.expert_group_used_count": 2,
         "llama.attention.head_count": [4, 4],
-        "llama.attention.head_count_kv": [2, 1],
+        "llama.attention.head_count_kv": [2, 2],
     }
     gguf.check_model(gguf.read_header(tiny.write_tiny_llama(tmp_path / "m.gguf", metadata=more)))
 

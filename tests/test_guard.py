@@ -382,7 +382,7 @@ def test_a_row_has_the_keys_of_the_design_in_their_order(tiny_guard: Guard) -> N
     row = tiny_guard.score({"text": "hello", "id": "a"}).row()
     assert list(row) == [
         *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "fields", "unexplored"),
-        *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
+        *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped", "window"),
     ]
     assert list(row["tokens"]) == ["prompt", "reused", "answer"]
     assert (row["guard"], row["profile"], row["calibrated"]) == ("tiny", "tiny", False)

@@ -19,8 +19,8 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
-    {"files", "pattern", "process", "tomlfile", "machine", "ahead"},
-    {"automaton", "backend", "pool", "rows"},
+    {"files", "pattern", "process", "tomlfile", "machine", "ahead", "windows"},
+    {"automaton", "backend", "pool", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
     {"calibration"},
@@ -32,6 +32,7 @@ LAYERS = [
     {"guard"},
     {"workers"},
     {"fingerprint"},
+    {"ray"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},

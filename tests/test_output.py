@@ -52,6 +52,7 @@ def score(id: str | int | None, unsafe: float = 0.25, **changes: Any) -> dict[st
         "model_sha256": "ab",
         "tokens": {"prompt": 61, "reused": 38, "answer": 14},
         "skipped": 0,
+        "window": None,
     } | changes
 
 
@@ -122,11 +123,11 @@ def test_csv_has_one_column_a_number_and_plain_cells(tmp_path: Path) -> None:
         "lower_unsafe,upper_unsafe,lower_S1,upper_S1,lower_S2,upper_S2,"
         "lower_refusal=yes,upper_refusal=yes,lower_refusal=no,upper_refusal=no,"
         "unexplored,off_grammar,estimator,calibrated,guard,profile,model_sha256,"
-        "tokens_prompt,tokens_reused,tokens_answer,skipped,error_type,error_message,error_line"
+        "tokens_prompt,tokens_reused,tokens_answer,skipped,window_number,window_of,window_begin,window_end,error_type,error_message,error_line"
     )
     assert data.splitlines()[1] == (
         '"a,""b""",true,0.75,-1.5,S1;S2,0.125,0.1,0.0,0.3,0.2,0.3,0.0,0.25,0.1,0.1,0.0,0.5,0.3,1.0,1e-09,0.0,'
-        "marginal,false,tiny,p,ab,61,38,14,0,,,"
+        "marginal,false,tiny,p,ab,61,38,14,0,,,,,,,"
     )
     _, bad = csv.DictReader(io.StringIO(data, newline=""))
     assert (bad["id"], bad["unsafe"], bad["error_message"], bad["error_line"]) == ("=1+1", "", "x\ny", "3")

@@ -21,6 +21,7 @@ from processes import SECONDS, gone, until
 from stub_worker import DiesUnread, OnlyThere, Opening, echo, hello, kills, logs, process_id, raises, slowly
 
 from edgeguard import ContextOverflow, ModelError, WorkerDied
+from edgeguard import pool as pool_module
 from edgeguard.ahead import Ahead
 from edgeguard.pool import Pool
 
@@ -283,3 +284,42 @@ def test_an_error_of_the_source_comes_behind_the_items_before_it() -> None:
     with pytest.raises(ValueError, match="torn"):
         got.extend(iter(lambda: next(ahead), None))
     assert list(ahead) == []
+
+
+def test_a_process_begun_ahead_is_the_first_one_of_the_next_pool(opening: Opening) -> None:
+    pool_module.begin("stub_worker")
+    pool_module.begin("stub_worker")  # one is enough
+    ((begun, _),) = pool_module._begun
+    with pool_of(opening) as pool:
+        assert pool.submit(process_id, None).result(SECONDS) == begun._process.pid
+    assert not pool_module._begun
+
+
+@pytest.mark.parametrize("what", ["folder", "environment", "path"])
+def test_a_process_begun_ahead_is_not_used_where_it_has_another_folder_or_environment(
+    opening: Opening, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool_module.begin("stub_worker")
+    ((begun, _),) = pool_module._begun
+    if what == "folder":
+        monkeypatch.chdir(tmp_path)
+    elif what == "environment":
+        monkeypatch.setenv("EDGEGUARD_TEST", "1")
+    else:
+        monkeypatch.syspath_prepend(tmp_path)
+    with pool_of(opening) as pool:
+        assert pool.submit(process_id, None).result(SECONDS) != begun._process.pid
+    assert gone(begun._process.pid)
+
+
+@pytest.mark.parametrize("module", ["no_such_module", "stub_worker"])
+def test_what_a_process_begun_ahead_cannot_import_is_said_by_what_needs_it(opening: Opening, module: str) -> None:
+    pool_module.begin(module)
+    with pool_of(opening) as pool:
+        assert pool.submit(echo, 7).result(SECONDS) == 7
+
+
+def test_a_process_begun_ahead_ends_with_the_one_that_never_used_it(tmp_path: Path) -> None:
+    code = "from edgeguard import pool; pool.begin('json'); print(pool._begun[0][0]._process.pid)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    until(lambda: gone(int(done.stdout)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_output import LABELS, failure, score, write_all
 
@@ -33,6 +33,7 @@ def scores(draw: st.DrawFn) -> dict[str, Any]:
         "category_scores": {label: draw(PROBS) for label in LABELS if "=" not in label},
         "fields": {"refusal": {"yes": draw(PROBS), "no": draw(PROBS)}},
         "skipped": draw(st.integers(0, 9)),
+        "window": draw(st.none() | st.just({"number": 2, "of": 3, "begin": 900, "end": 2**40})),
     }
     return score(draw(IDS), draw(PROBS), bounds=bounds, categories=categories, **changes)
 
@@ -52,6 +53,7 @@ def with_flat_id(row: dict[str, Any], ending: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 @given(rows=ROWS)
+@settings(deadline=None)  # files
 def test_what_was_written_is_read_back(rows: list[dict[str, Any]], ending: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"out.{ending}")
@@ -97,8 +99,8 @@ def test_a_table_that_a_spreadsheet_saved_again_is_read_back(tmp_path: Path) -> 
     assert list(read_rows(tmp_path / "out.csv")) == [score("a", 0.75)]
 
 
-def test_rows_of_before_there_was_skipped_are_read(tmp_path: Path) -> None:
-    old = {key: value for key, value in score("a").items() if key != "skipped"}
+def test_rows_of_before_there_were_skipped_and_window_are_read(tmp_path: Path) -> None:
+    old = {key: value for key, value in score("a").items() if key not in ("skipped", "window")}
     write_all(tmp_path / "out", [old], "jsonl")
     assert list(read_rows(tmp_path / "out")) == [old]
 

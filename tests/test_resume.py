@@ -261,6 +261,7 @@ def test_every_argument_of_load_is_told_by_the_mapping(tiny_guard: Guard) -> Non
         "search": "tolerance",
         "calibration": "calibration_sha256",
         "thresholds": "threshold",
+        "window": "window",
         "tell": None,
     }
     assert [*signature(Guard.load).parameters] == [*told_by]

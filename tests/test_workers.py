@@ -21,8 +21,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import SECONDS, children, gone, until
 from stub_worker import score_or_break, score_or_die, score_slowly
+from tiny_gguf import write_tiny_llama
 
-from edgeguard import Failure, Guard, ModelError, RuntimeOptions, Score, Search, Workers, score_many
+from edgeguard import (
+    Failure,
+    Guard,
+    ModelError,
+    RuntimeOptions,
+    Score,
+    Search,
+    WorkerDied,
+    Workers,
+    isolated,
+    score_many,
+)
 from edgeguard.builtin import ADAPTER, DEFAULT
 from edgeguard.calibration.maps import Calibration, Map
 from edgeguard.convert import convert
@@ -136,7 +148,7 @@ def test_the_number_that_is_chosen_changes_no_bits(
         "edgeguard.workers.Pool", lambda *args, n, **options: started.append(n) or Pool(*args, n=n, **options)
     )
     chosen = run("score", source, "-n", n, *tiny[:4])
-    assert started == ([] if n < EACH else [2])
+    assert started == [1 if n < EACH else 2]
     assert chosen.stdout == run("score", source, "-n", n, "--workers", 3, *tiny[:4]).stdout
     assert chosen.stdout == run("score", source, "-n", n, "--threads", 1, *tiny[:4]).stdout
 
@@ -423,13 +435,59 @@ def test_rows_come_out_while_the_input_stands_still(tiny: Tiny, edgeguard_comman
         assert process.wait(SECONDS) == 0
 
 
-def test_a_small_input_is_scored_in_this_process(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeguard.workers.Workers", None)  # nobody may ask for it
+def test_a_small_input_is_scored_by_one_process(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeguard.workers.available_cores", lambda: 8)
+    started: list[int] = []
+    monkeypatch.setattr(
+        "edgeguard.workers.Pool", lambda *args, n, **options: started.append(n) or Pool(*args, n=n, **options)
+    )
     without_threads = tiny[:4]
     expected = run("score", "-", *tiny, input=lines(5)).stdout
     assert run("score", "-", *without_threads, input=lines(5)).stdout == expected
     assert run("score", "-", "-n", 5, *without_threads, input=lines(100)).stdout == expected
+    assert started == [1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def recursive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose pre-tokenizer runs through llama.cpp's recursive regex: long runs of a letter overflow it."""
+    return write_tiny_llama(tmp_path_factory.mktemp("recursive") / "tiny.gguf", pre="gpt-4o")
+
+
+KILLER = "a" * 40_000
+
+
+@pytest.mark.parametrize("options", [(), ("--threads", 1), ("--workers", 1), ("--workers", 2)])
+def test_a_text_that_ends_the_process_of_a_model_is_an_error_row_however_it_is_scored(
+    run: Run, recursive: Path, tiny_profile: Path, options: tuple[str | int, ...]
+) -> None:
+    texts = ["before", KILLER, "behind"]
+    given = "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
+    done = run("score", "-", "-m", recursive, "-p", tiny_profile, *options, input=given)
+    before, killer, behind = map(json.loads, done.stdout.splitlines())
+    assert done.exit_code == 1
+    assert before["unsafe"] >= 0 and behind["unsafe"] >= 0
+    assert (killer["id"], killer["error"]["type"]) == ("1", "worker_died")
+    assert "SIGSEGV" in killer["error"]["message"]
+
+
+def test_explain_says_what_ended_the_process_of_its_model(run: Run, recursive: Path, tiny_profile: Path) -> None:
+    done = run("explain", KILLER, "-m", recursive, "-p", tiny_profile)
+    assert done.exit_code == 1
+    assert "SIGSEGV" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_isolated_guard_scores_as_the_one_in_this_process_and_outlives_a_crash(
+    tiny_model: Path, recursive: Path, tiny_profile: Path
+) -> None:
+    options: dict[str, Any] = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1)}
+    with Guard.load(tiny_model, **options) as here, isolated(tiny_model, **options) as there:
+        assert there.score("a text") == here.score("a text")
+        assert [*there.score_many(["a", "b"])] == [*here.score_many(["a", "b"])]
+    with isolated(recursive, **options) as guard:
+        with pytest.raises(WorkerDied, match="SIGSEGV"):
+            guard.score(KILLER)
+        assert guard.score("a text").unsafe >= 0
 
 
 @pytest.mark.smollm2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgeguard.errors import EdgeguardError
 
 # kind → what to do, with the error's data by name in braces
@@ -36,6 +38,7 @@ ADVICE = {
     "format_not_recognised": "or name it with --input-format",
     "unknown_ending": "--format says it whatever the name",
     "no_output_name": "with --output",
+    "no_cluster": "--ray without an address needs no cluster",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",
     "output_broken_off": "--resume goes on where it ends",
     "unpacks_too_far": "--max-ratio says how many",
@@ -46,9 +49,19 @@ ADVICE = {
     "folder_not_writable": "name another --out",
     "conversion_exists": "--overwrite replaces it",
 }
+# kind of an error row → what to do: said once behind a run, since the rows are the library's
+ROWS_ADVICE = {
+    "context_overflow": "raise --context, or score long texts in parts with --window auto",
+    "no_room_for_window": "raise --context",
+}
 
 
 def advised(error: EdgeguardError) -> str:
     """The error's message, and what an option can do about it."""
     advice = ADVICE.get(error.kind)
     return str(error) if advice is None else f"{error}; {advice.format_map(error.data)}"
+
+
+def advised_rows(errors: Mapping[str, int]) -> list[str]:
+    """What an option of `score` can do about error rows, a line for each kind. `errors`: kind → how many rows."""
+    return [f"{n} × {kind}: {ROWS_ADVICE[kind]}" for kind, n in errors.items() if kind in ROWS_ADVICE]

@@ -111,7 +111,7 @@ def calibrate(
             take_reading(options)  # there are no records
             guard_options = {key: value for key, value in options.items() if key not in _OF_RECORDS}
             with load_guard(**guard_options, no_calibration=True) as guard:
-                calibration = contextual(guard, estimator or "marginal")
+                calibration = guard.ask(contextual, estimator or "marginal")
         else:
             assert source is not None
             calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options
+from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options, waiting
 
 
 @click.command(epilog='Example: edgeguard explain "How do I pick a lock?" --tolerance 0.05')
@@ -29,15 +29,15 @@ def explain(text: str, response: str | None, least: float, as_json: bool, **opti
     """
     with reported_errors():
         record = {"prompt": text} if response is None else {"prompt": text, "response": response}
-        with load_guard(**options) as guard:
-            trees = guard.explore_all(record)
-            if as_json:
-                import json
+        from edgeguard.explanation import considered, explanation
 
-                from edgeguard.explanation import explanation
+        with load_guard(**options) as guard, waiting("asking the guard"):
+            found = guard.ask(considered, record)
+        if as_json:
+            import json
 
-                click.echo(json.dumps(explanation(guard, trees), ensure_ascii=False))
-            else:
-                from edgeguard.cli.screen.tree import print_trees
+            click.echo(json.dumps(explanation(found), ensure_ascii=False))
+        else:
+            from edgeguard.cli.screen.tree import print_trees
 
-                print_trees(guard, trees, least=least)
+            print_trees(found, least=least)

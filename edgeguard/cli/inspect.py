@@ -47,11 +47,12 @@ def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
 
 
 def _print(found: Inspection, *, tensors: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from edgeguard.cli.screen.console import plain_console
+
+    console = plain_console()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
@@ -244,11 +245,11 @@ def _tensors_table(found: Inspection) -> Table:
 
 def _print_files(title: str, files: Sequence[File]) -> None:
     """Name, bytes, and as much of the hash as there is room for."""
-    from rich.console import Console
+    from edgeguard.cli.screen.console import plain_console
 
     if not files:
         return
-    console = Console()
+    console = plain_console()
     names, sizes = max(len(printable(f.name)) for f in files), max(len(f"{f.n_bytes:,}") for f in files)
     room = max(_SHORTEST_HASH, console.width - names - max(sizes, 5) - 4)
     rows = [(f.name, f"{f.n_bytes:,}", f.sha256 if room >= 64 else f.sha256[: room - 1] + "…") for f in files]

@@ -18,7 +18,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.calibration.maps import Calibration
-    from edgeguard.guard import Guard
+    from edgeguard.guard import WindowSize
     from edgeguard.rows.readers import Reading
     from edgeguard.workers import Workers
 
@@ -164,11 +164,11 @@ def take_reading(options: dict[str, Any]) -> Reading:
         raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
 
-def load_guard(**options: Any) -> Guard:
-    """The guard that the options ask for, in this process."""
-    from edgeguard.guard import Guard
+def begin_guard() -> None:
+    """Have a process for a guard start, before this one imports what it needs itself: they do it side by side."""
+    from edgeguard.pool import begin
 
-    return Guard.load(**_load_arguments(**options))
+    begin("edgeguard.workers")
 
 
 def files_of(options: Mapping[str, Any]) -> list[tuple[str, str | Path]]:
@@ -210,14 +210,40 @@ def _is_there(path: str | Path) -> bool:
         return False
 
 
-def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Guard | Workers:
-    """The guard that the options ask for, in so many processes as they or the machine say, for so many records."""
-    from edgeguard.workers import open_guard
+def waiting(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Say on a terminal what is waited for; a pipe and a log hear nothing."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from edgeguard.cli.screen.progress import spinner
 
-    return open_guard(workers=workers, records=records, **_load_arguments(**options))
+    return spinner(what)
 
 
-def _load_arguments(
+def _loading(model: Path | None) -> contextlib.AbstractContextManager[Any]:
+    return waiting(f"loading {'the default guard' if model is None else printable(str(model))}")
+
+
+def load_guard(**options: Any) -> Workers:
+    """The guard that the options ask for, in one process that is not this one: native code may end it."""
+    begin_guard()
+    with _loading(options["model"]):
+        from edgeguard.workers import isolated
+
+        return isolated(**load_arguments(**options))
+
+
+def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
+    """The guard that the options ask for, in as many processes as they or the machine say, for so many records."""
+    begin_guard()
+    with _loading(options["model"]):
+        from edgeguard.workers import Workers, open_guard
+
+        opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
+        assert isinstance(opened, Workers)
+        return opened
+
+
+def load_arguments(
     *,
     model: Path | None,
     profile: str | None,
@@ -225,6 +251,7 @@ def _load_arguments(
     strictness: str | None = None,
     threshold: tuple[str, ...] = (),
     estimator: str = "marginal",
+    window: WindowSize | None = None,
     calibration: Path | None = None,
     no_calibration: bool = False,
     force_calibration: bool = False,
@@ -253,6 +280,7 @@ def _load_arguments(
         "search": Search(**options),
         "calibration": taken,
         "thresholds": read_thresholds(threshold),
+        "window": window,
     }
 
 

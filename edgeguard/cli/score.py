@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
+from edgeguard.cli import on_ray
+from edgeguard.cli.advice import advised_rows
 from edgeguard.cli.options import (
+    begin_guard,
     calibration_options,
     model_options,
     open_guard,
@@ -25,6 +28,8 @@ from edgeguard.cli.options import (
 )
 from edgeguard.cli.say import drop, say, stdout_is_free
 from edgeguard.errors import printable
+from edgeguard.rows.tally import Tally
+from edgeguard.windows import LEAST
 
 if TYPE_CHECKING:
     from edgeguard.guard import Guard
@@ -37,32 +42,17 @@ if TYPE_CHECKING:
 _PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a stream
 
 
-@dataclass
-class Tally:
-    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records."""
-
-    records: int = 0
-    flagged: int = 0
-    errors: int = 0
-    skipped: int = 0
-    shortened: int = 0
-    reused: int = 0
-    evaluated: int = 0
-    highest: float = 0.0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one row."""
-        self.records += 1
-        if "error" in row:
-            self.errors += 1
-            return
-        self.flagged += row["flagged"]
-        self.skipped += row["skipped"]
-        self.shortened += row["skipped"] > 0
-        self.highest = max(self.highest, row["unsafe"])
-        tokens = row["tokens"]
-        self.reused += tokens["reused"]
-        self.evaluated += tokens["prompt"] - tokens["reused"] + tokens["answer"]
+def _read_window(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of tokens, or "auto"."""
+    if value is None or value == "auto":
+        return value
+    try:
+        tokens = int(value)
+    except ValueError:
+        tokens = 0
+    if tokens < LEAST:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of at least {LEAST} tokens")
+    return tokens
 
 
 @click.command(
@@ -71,9 +61,10 @@ Examples:
   edgeguard score examples/messages.jsonl
   edgeguard score examples/messages.jsonl --table --limit 5
   echo '{"text": "How do I pick a lock?"}' | edgeguard score -
-  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume"""
+  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume
+  edgeguard score s3://bucket/chats -o s3://bucket/scores -f parquet --ray auto"""
 )
-@click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("source", metavar="FILE|-", type=on_ray.PathOrUri(path_type=Path, allow_dash=True))
 @model_options
 @workers_option
 @click.option(
@@ -86,7 +77,14 @@ Examples:
 )
 @search_options
 @calibration_options
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
+@click.option(
+    "--window",
+    callback=_read_window,
+    metavar="TOKENS|auto",
+    help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
+    "context leaves [default: a text longer than the context is an error]",
+)
+@click.option("--output", "-o", type=on_ray.PathOrUri(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",
     "-f",
@@ -96,6 +94,7 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
+@on_ray.ray_option
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -116,6 +115,7 @@ def score(
     fail_over: float | None,
     table: bool,
     workers: int | None,
+    ray_address: str | None,
     **options: Any,
 ) -> None:
     """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
@@ -133,8 +133,13 @@ def score(
         raise click.UsageError("--resume and --overwrite exclude each other")
     if table and (output is not None or format_ is not None):
         raise click.UsageError("--table is for the screen; leave --output and --format out")
+    on_ray.check(ray_address, source, output, table=table)
     reading = take_reading(options)
+    if ray_address is not None:
+        options |= {"format_": format_, "workers": workers, "limit": limit, "resume": resume, "overwrite": overwrite}
+        _leave(_on_ray(ray_address, source, output, reading=reading, estimator=estimator, **options), fail_over)
     with reported_errors():
+        begin_guard()
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
@@ -152,10 +157,25 @@ def score(
                     tally = _show_table(guard, records, source)
                 else:
                     tally = _write(guard, records, source, total, to, run, reading)
+    _leave(tally, fail_over)
+
+
+def _leave(tally: Tally, fail_over: float | None) -> NoReturn:
+    """End with the exit code that the rows ask for."""
     if fail_over is not None and tally.highest > fail_over:
         say(f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}")
         sys.exit(3)
-    sys.exit(1 if tally.errors else 0)
+    sys.exit(1 if tally.errors.total() else 0)
+
+
+def _on_ray(address: str, source: Path, output: Path | None, **options: Any) -> Tally:
+    began = time.perf_counter()
+    stdout_is_free[0] = True
+    with reported_errors():
+        assert output is not None
+        outcome = on_ray.score(address, source, output, **options)
+    _summarise(outcome.now, time.perf_counter() - began, outcome.before.records)
+    return _with_resumed(outcome.now, outcome.before)
 
 
 @dataclass(frozen=True)
@@ -271,7 +291,7 @@ def _skip_resumed(records: Iterator[Record | Failure], where: str, writer: Write
                 f"(line {record.line}); was one changed, put in or taken out? This is not the output of this input"
             )
         done.records += 1
-        done.errors += row.is_error
+        done.errors["resumed"] += row.is_error
         done.flagged += row.flagged
         done.highest = max(done.highest, row.unsafe or 0.0)
     return done
@@ -305,23 +325,29 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
     parts = [
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
-        f"{tally.errors} errors",
+        f"{tally.errors.total()} errors",
+        *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
     say(", ".join(parts))
+    for line in advised_rows(tally.errors):
+        say(f"edgeguard: {line}")
 
 
 def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:
     from edgeguard.cli.screen.scores import print_scores
     from edgeguard.guard import Guard
-    from edgeguard.rows.record import Record
+    from edgeguard.rows.record import Failure, Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
     for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
+        window = None if isinstance(result, Failure) else result.window
+        if window is not None:
+            text = f"[window {window.number} of {window.of}] {text[window.begin : window.end]}"
         lines.append((printable(text[:200]), result))
     print_scores(lines, {category.code: category.name for category in guard.profile.categories})
     _summarise(tally, time.perf_counter() - began, 0)

@@ -106,9 +106,10 @@ def merged_built_in(guard: BuiltIn, path: Path | None = None) -> Path:
 
     Raises ModelError, OutputError.
     """
-    path = path or cache_path(guard)
+    if path is None:
+        path = cache_path(guard)
+        _make_cache(path.parent)
     if not is_merged(guard, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         merge_built_in(guard, path, overwrite=True)
     return path
 

@@ -12,6 +12,8 @@ from edgeguard.errors import EdgeguardError, ModelError, printable, shortened, s
 MAX_BYTES = 16 << 20  # of a configuration
 MAX_TOKENIZER = 64 << 20  # bytes of a tokenizer.json; Gemma's, the largest known, has 33 MB
 
+MAX_VALUES = 4 << 20  # commas, [ and { of a text; Gemma's tokenizer.json, the largest known, has two million
+
 DOWNLOAD = "download or convert the model again"
 
 
@@ -46,6 +48,9 @@ def parse_object(
     text: str | bytes, source: str, *, cure: str = DOWNLOAD, error: type[EdgeguardError] = ModelError
 ) -> dict[str, Any]:
     """The JSON object that a text is; `source` says in the message whose it is. Raises `error`."""
+    n = sum(map(text.count, ",[{") if isinstance(text, str) else map(text.count, (b",", b"[", b"{")))
+    if n > MAX_VALUES:
+        raise error(f"{source} holds {n} values, {MAX_VALUES} are more than any known file has; {cure}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as reason:

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from edgeguard.errors import ModelError
+from edgeguard.errors import ModelError, shown
 
 MAX_GRAPH = 1 << 31  # bytes: protobuf's own limit
 MAX_DIMS = 16  # dimensions of an array
+MAX_VOCAB = 1 << 22  # tokens; the largest known vocabulary has a quarter of a million
+MAX_HEADS, MAX_HEAD = 1 << 12, 1 << 16  # key-value heads, numbers of a key
+MAX_LAYERS = 1 << 10
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})  # operators that come with ONNX Runtime
 
 DYNAMIC = frozenset(
@@ -136,6 +139,8 @@ def read_graph(path: Path) -> Graph:
     graphs = list(_graphs(model.graph))
     arrays = [tensor for graph in graphs for tensor in _arrays(graph)]
     _refuse_bytes(path, model, graphs, arrays)
+    if any(graph.sparse_initializer for graph in graphs) or any(_has_sparse(node) for g in graphs for node in g.node):
+        raise ModelError(f"{path} has sparse weights, which no guard model has: they may unpack to any size; {_EXPORT}")
     places = {_place(path, tensor) for tensor in arrays if tensor.external_data}
     return Graph(
         path=path,
@@ -174,7 +179,13 @@ def read_interface(graph: Graph, *, head: int = 0) -> Interface:
     logits = graph.outputs["logits"].shape
     chosen = "positions" in graph.inputs
     if len(logits) != (2 if chosen else 3) or not isinstance(logits[-1], int):
-        raise ModelError(f"{path} has logits of shape {logits}, which edgeguard does not know; {_EXPORT}")
+        raise ModelError(f"{path} has logits of shape {shown(logits)}, which edgeguard does not know; {_EXPORT}")
+    most = min(MAX_VOCAB, graph.n_bytes)  # each has a row of weights, of a byte at the least
+    if not 1 <= logits[-1] <= most:
+        raise ModelError(
+            f"{path}: its logits are said to have {logits[-1]} elements, a file of {graph.n_bytes} bytes can give 1 to "
+            f"{most}; convert it again"
+        )
     return Interface(
         mask="tree" if tree else "rows",
         past=tuple(sorted(carried.items(), key=lambda pair: _order(pair[0]))),
@@ -212,8 +223,10 @@ def _keys_and_values(path: Path, ports: list[Port], head: int) -> tuple[int, int
     n_head_kv, length = shapes.pop() if len(shapes) == 1 else ("?", "?")
     length = length if isinstance(length, int) else head
     kv_type = types.pop() if len(types) == 1 else "several"
-    if shapes or not isinstance(n_head_kv, int) or min(n_head_kv, length) < 1 or kv_type not in ("float32", "float16"):
+    known = isinstance(n_head_kv, int) and 1 <= n_head_kv <= MAX_HEADS and 1 <= length <= MAX_HEAD
+    if len(ports) > 2 * MAX_LAYERS or shapes or not known or kv_type not in ("float32", "float16"):
         raise ModelError(f"{path} has keys and values of shapes or types that differ or are not known; {_EXPORT}")
+    assert isinstance(n_head_kv, int)
     return n_head_kv, length, "float16" if kv_type == "float16" else "float32"
 
 
@@ -282,8 +295,12 @@ def _arrays(graph: Any) -> Iterator[Any]:
             yield from attribute.tensors
 
 
+def _has_sparse(node: Any) -> bool:
+    return any(a.HasField("sparse_tensor") or a.sparse_tensors for a in node.attribute)
+
+
 def _place(path: Path, tensor: Any) -> Path:
-    """The file that holds a tensor's values: in the graph's own folder, and long enough."""
+    """The file that holds a tensor's values: in the graph's own folder, links followed, and long enough."""
     said = {entry.key: entry.value for entry in tensor.external_data}
     location = said.get("location", "")
     parts = PurePosixPath(location.replace("\\", "/")).parts
@@ -293,9 +310,15 @@ def _place(path: Path, tensor: Any) -> Path:
         )
     place: Path = path.parent / location
     try:
+        # ONNX Runtime's rule. A hub's cache links graph and weights into one folder: there the graph's own is meant.
+        own = (path.parent.resolve(), path.resolve().parent)
+        if not any(place.resolve().is_relative_to(folder) for folder in own):
+            raise ModelError(
+                f"{path}: its weights {shown(location)} are linked out of the model's folder; copy the file there"
+            )
         begin, length = int(said.get("offset", 0)), int(said.get("length", 0))
         size = place.stat().st_size if place.is_file() else -1
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
         raise ModelError(f"{path}: where {tensor.name!r} lies cannot be read; convert the model again") from None
     if size < 0:
         raise ModelError(f"{path} keeps its weights in {location}, which is not beside it; download both")
@@ -318,9 +341,34 @@ def _weight(onnx: Any, path: Path, tensor: Any) -> Weight:
     if len(shape) > MAX_DIMS or any(d < 0 for d in shape) or math.prod(shape) >= 1 << 63:
         raise ModelError(f"{path}: {tensor.name!r} has the impossible shape {shape}; convert it again")
     type_name = _type_name(onnx, tensor.data_type)
-    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "float64": 64, "bool": 8}.get(type_name)
-    bits = bits or int(re.sub(r"\D", "", type_name) or 8)
-    return Weight(tensor.name, tuple(tensor.dims), type_name, math.prod(tensor.dims) * bits // 8)
+    number = re.match(r"(?:u?int|b?float|complex)(\d+)", type_name)  # of "float8e4m3fn" the first
+    if number is None and type_name not in ("bool", "string"):
+        raise ModelError(f"{path}: {tensor.name!r} has values of {type_name}, which are not known; {_EXPORT}")
+    bits = 8 if number is None else int(number[1])
+    n_bytes = -(-math.prod(shape) * bits // 8)
+    _check_stored(path, tensor, math.prod(shape), n_bytes)
+    return Weight(tensor.name, shape, type_name, n_bytes)
+
+
+def _check_stored(path: Path, tensor: Any, n: int, n_bytes: int) -> None:
+    """A shape is believed where there is a value for each of its places: memory is taken by the shape."""
+    if tensor.external_data:
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        begin, length = int(said.get("offset", 0)), int(said.get("length", 0))
+        stored = length or (path.parent / said["location"]).stat().st_size - begin
+        right = stored == n_bytes if length else stored >= n_bytes
+    elif tensor.HasField("raw_data"):
+        stored = len(tensor.raw_data)
+        right = stored == n_bytes
+    else:
+        fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+        stored = max(len(getattr(tensor, field)) for field in fields)
+        right = n <= 2 * stored  # two values of 4 bits lie in one
+    if not right:
+        shape = tuple(tensor.dims)
+        raise ModelError(
+            f"{path}: {tensor.name!r} of shape {shape} needs {n_bytes} bytes and {stored} are stored; convert it again"
+        )
 
 
 def _type_name(onnx: Any, number: int) -> str:

@@ -77,7 +77,7 @@ def rows(file: Any, columns: Sequence[str], where: str, *, max_ratio: int = MAX_
     for batch in _batches(file, columns, n_rows, where):
         for i in range(batch.num_rows):
             number += 1
-            row = _row(batch, i, number)
+            row = row_of(batch, i, number)
             n_out += sum(map(_weight, row.fields.values()))
             check_ratio(n_out, n_in, max_ratio, where)
             yield row
@@ -103,7 +103,8 @@ def _weight(value: object) -> int:
     return sum(map(_weight, value)) if isinstance(value, list) else 0
 
 
-def _row(batch: Any, i: int, number: int) -> Row:
+def row_of(batch: Any, i: int, number: int) -> Row:
+    """Row i of a record batch. A cell that is not UTF-8 is an error of its own row."""
     fields: dict[str, object] = {}
     error: RecordError | None = None
     for name in batch.schema.names:

@@ -16,12 +16,13 @@ ResultRow = Mapping[str, Any]
 
 KEYS = (  # of a scored row, in order
     *("id", "flagged", "unsafe", "margin", "categories", "category_scores", "bounds", "fields", "unexplored"),
-    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped"),
+    *("off_grammar", "estimator", "calibrated", "guard", "profile", "model_sha256", "tokens", "skipped", "window"),
 )
 IDENTITY = ("estimator", "profile", "model_sha256")  # what all rows of one output share
 
 _SCORE, _FIELD = "score_", "field_"
 _TOKENS = ("prompt", "reused", "answer")
+_WINDOW = ("number", "of", "begin", "end")
 _ERROR = ("type", "message", "line")
 
 
@@ -49,6 +50,7 @@ def types_of(labels: Sequence[str]) -> dict[str, str]:
         "model_sha256": "string",
         **{f"tokens_{part}": "int64" for part in _TOKENS},
         "skipped": "int64",
+        **{f"window_{part}": "int64" for part in _WINDOW},
         **{f"error_{part}": "int64" if part == "line" else "string" for part in _ERROR},
     }
 
@@ -92,7 +94,7 @@ def flatten(row: ResultRow, labels: Sequence[str]) -> dict[str, Any]:
     if unknown := set(scores) - set(labels):
         raise ValueError(f"the row has scores for {sorted(unknown)}, which are not among the labels {list(labels)}")
     bounds = row.get("bounds") or {}
-    tokens, error = row.get("tokens") or {}, row.get("error") or {}
+    tokens, window, error = (row.get(key) or {} for key in ("tokens", "window", "error"))
     flat = {name: row.get(name) for name in columns(labels)}
     flat["id"] = None if row.get("id") is None else str(row["id"])
     flat["categories"] = ";".join(row["categories"]) if "categories" in row else None
@@ -100,6 +102,7 @@ def flatten(row: ResultRow, labels: Sequence[str]) -> dict[str, Any]:
     for label in ("unsafe", *labels):
         flat[f"lower_{label}"], flat[f"upper_{label}"] = bounds.get(label, (None, None))
     flat |= {f"tokens_{part}": tokens.get(part) for part in _TOKENS}
+    flat |= {f"window_{part}": window.get(part) for part in _WINDOW}
     flat |= {f"error_{part}": error.get(part) for part in _ERROR}
     return flat
 
@@ -115,12 +118,14 @@ def unflatten(flat: ResultRow) -> dict[str, Any]:
         field, equals, name = label.partition("=")
         if equals:
             fields.setdefault(field, {})[name] = flat[_column(label)]
+    window = {part: flat.get(f"window_{part}") for part in _WINDOW}
     nested: dict[str, Any] = {
         "categories": [code for code in (flat.get("categories") or "").split(";") if code],
         "category_scores": {label: flat[_column(label)] for label in labels if "=" not in label},
         "bounds": {label: pair for label, pair in bounds.items() if pair != [None, None]},
         "fields": fields,
         "tokens": {part: flat.get(f"tokens_{part}") for part in _TOKENS},
+        "window": None if window["number"] is None else window,
     }
     return {key: nested[key] if key in nested else flat.get(key) for key in KEYS}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edgeguard.backend import Backend, Condition, Runtime, RuntimeOptions
 
 
 def _open(path: Path, options: RuntimeOptions) -> Backend:
+    # Where llama.cpp aborts, it would have a debugger write a backtrace to stdout, among the scores.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     from edgeguard.backends.llama_cpp.model import LlamaCpp
 
     return LlamaCpp(path, options)

@@ -40,7 +40,6 @@ from edgeguard.backend import (
     RuntimeOptions,
     Stem,
     Vocabulary,
-    available_cores,
     by_record,
     context_for,
     log_softmax,
@@ -50,6 +49,7 @@ from edgeguard.formats import onnx_graph
 from edgeguard.formats.hashes import Digest
 from edgeguard.formats.model_folder import read_settings
 from edgeguard.formats.tokenizer import read_chat_template, read_vocabulary
+from edgeguard.machine import available_cores
 
 Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, head)
 Ints = npt.NDArray[np.int64]
@@ -231,14 +231,13 @@ class OnnxRuntime:
             size += len(prefix.tokens)
         tokens = np.array([t for prefix in new for t in prefix.tokens], dtype=np.int64)
         ends = {columns[prefix].stop - 1 - memory.size: row for prefix, row in wanted.items() if prefix in new}
-        seen = _seen(new, columns, memory.size, size)
         depth = np.concatenate([memory.depth, _depths(new)])
         keys = memory.keys
         for begin in range(0, len(tokens), self._n_batch):
             end = min(begin + self._n_batch, len(tokens))
             here = {at - begin: row for at, row in ends.items() if begin <= at < end}
             columns_end = memory.size + end
-            visible, stand = seen[begin:end, :columns_end], depth[None, :columns_end]
+            visible, stand = _seen(new, columns, slice(memory.size + begin, columns_end)), depth[None, :columns_end]
             more = keep or end < len(tokens)
             keys = self._run(keys, tokens[None, begin:end], stand, visible, [here], rows, keep=more)
         return _Memory(keys, columns, depth)
@@ -310,10 +309,22 @@ class OnnxRuntime:
         return {past: value for (past, _), value in zip(io.past, after, strict=True)} if keep else {}
 
     def _read(self, logits: npt.NDArray[Any], places: Sequence[tuple[int, int, int]], rows: Rows) -> None:
+        if logits.ndim != (2 if self._interface.chosen else 3) or logits.shape[-1] != self._interface.n_vocab:
+            raise ModelError(
+                f"{self._path} gives logits of shape {logits.shape}, its graph says {self._interface.n_vocab} for each "
+                "token; convert it again"
+            )
         if not self._interface.chosen:
             last = self._interface.last_only
-            logits = np.stack([logits[i, -1 if last else at] for i, at, _ in places])
+            try:
+                logits = np.stack([logits[i, -1 if last else at] for i, at, _ in places])
+            except IndexError:
+                raise ModelError(
+                    f"{self._path} gives logits for fewer tokens than it was given; convert it again"
+                ) from None
         result = logits.astype(np.float32)
+        if len(result) != len(places):
+            raise ModelError(f"{self._path} gives logits for {len(result)} of {len(places)} tokens; convert it again")
         if np.isnan(result).any() or np.isposinf(result).any():
             raise ModelError(f"{self._path} computes no numbers: its weights are broken, download or convert it again")
         rows[[row for _, _, row in places]] = result
@@ -331,15 +342,21 @@ def _between(record: Prefix, wanted: Iterable[Prefix]) -> list[Prefix]:
     return list(need)
 
 
-def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], past: int, size: int) -> npt.NDArray[np.bool_]:
-    """(new tokens, size): each token sees its path, and itself."""
-    seen = np.zeros((size - past, size), dtype=np.bool_)
+def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], rows: slice) -> npt.NDArray[np.bool_]:
+    """(rows, columns up to the last of them): each token sees its path, and itself.
+
+    For one chunk of tokens at a time: those of a whole long text would be as many as the square of its length.
+    """
+    seen = np.zeros((rows.stop - rows.start, rows.stop), dtype=np.bool_)
     for prefix in new:
         own = columns[prefix]
-        here = slice(own.start - past, own.stop - past)
+        begin, end = max(own.start, rows.start), min(own.stop, rows.stop)
+        if begin >= end:
+            continue
+        here = slice(begin - rows.start, end - rows.start)
         for ancestor in itertools.islice(prefix.lineage(), 1, None):
             seen[here, columns[ancestor]] = True
-        seen[here, own] = np.tri(len(prefix.tokens), dtype=np.bool_)
+        seen[here, own.start : end] = np.tri(end - begin, end - own.start, begin - own.start, dtype=np.bool_)
     return seen
 
 
@@ -410,7 +427,8 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
     # Threads that spin while they wait take the cores from others, and halve the speed of a busy machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.use_deterministic_compute = True
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # its log goes to stderr, in colours; errors are raised
+    ort.set_default_logger_severity(4)
     providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
     if provider == _CUDA:
         _load_cuda()
@@ -429,7 +447,6 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
 
 def _load_cuda() -> None:
     """Load the libraries of the nvidia-* packages. What is missing it prints, and stdout is for scores."""
-    ort.set_default_logger_severity(4)
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable, shortened
 from edgeguard.guard import QuestionResult, SelfTestResult
 from edgeguard.ports import Finding
@@ -19,7 +20,7 @@ _FIRST = 3  # likeliest beginnings of an answer that are shown
 
 def print_self_test(test: SelfTestPair, names: Mapping[str, str]) -> None:
     """What the guard made of the two texts, each question's answers, and what is wrong. `names`: of the codes."""
-    console = Console()
+    console = plain_console()
     console.print(Text(f"{printable(test.guard)} with profile {printable(test.profile)}"), soft_wrap=True)
     console.print()
     console.print(_texts_table(test, names))

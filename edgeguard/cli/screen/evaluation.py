@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def print_evaluation(
 ) -> None:
     """Tables of the verdict, and, where the truth names them, of the categories together and of each."""
     assert table.truth is not None
-    console = Console()
+    console = plain_console()
     unsafe = int(table.truth[:, 0].sum())
     console.print(f"{len(table)} records, {unsafe} unsafe. In brackets: bootstrap 95 % intervals over records.")
     first = "marginal" if "marginal" in evaluations else next(iter(evaluations))
@@ -112,7 +112,7 @@ def print_fits(fits: Sequence[LabelFit]) -> None:
     table.add_column("map", no_wrap=True)
     for name in ("log loss", "mapped", "threshold", "prec.", "recall", "FPR", "F1"):
         table.add_column(name, justify="right", no_wrap=True)
-    console, notes = Console(), []
+    console, notes = plain_console(), []
     for fit in fits:
         t = fit.threshold
         numbers = [fit.loss_before, fit.loss_after]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edgeguard.backends import opener
 from edgeguard.builtin import ADAPTER
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _ORIGINS = {"package": "of the installed package", "cache": "pulled into the cac
 
 def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> None:
     """What each built-in guard is and what it is made of."""
-    console = Console()
+    console = plain_console()
     for guard, files in guards:
         facts = Table.grid(padding=(0, 2))
         facts.add_column(no_wrap=True, style="bold")

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.description import Description, SamplePrompt, how_it_answers, least_sure
 from edgeguard.errors import printable, shortened
 from edgeguard.grammar import Judged
@@ -31,7 +32,7 @@ _LABELS = 8  # labels of a field whose forms are told
 
 def print_profiles(profiles: Sequence[Profile], refused: Sequence[Refused]) -> None:
     """One line a profile; the guards that get no scores, and why."""
-    console = Console()
+    console = plain_console()
     table = _table("name", "what it is for", "answers", ">labels", "verified")
     for profile in profiles:
         name = profile.name if console.width > _WIDE else _broken(profile.name)
@@ -69,7 +70,7 @@ def short(description: str) -> str:
 
 def print_profile(found: Description) -> None:
     """What it is, what is asked and answered, the taxonomy, and where all of it is from."""
-    console, profile = Console(), found.profile
+    console, profile = plain_console(), found.profile
     console.print(Text(printable(": ".join(filter(None, (profile.name, " ".join(profile.description.split())))))))
     _print_asked(console, found)
     _print_answers(console, found)
@@ -95,7 +96,7 @@ def _categories(profile: Profile) -> Table:
 
 def print_refused(guard: Refused) -> None:
     """A guard that gets no scores, and why."""
-    console = Console()
+    console = plain_console()
     console.print(Text(printable(f"{guard.name}: {guard.description}")))
     console.print(Text(printable(f"It gets no scores: {guard.refused}"), "bold"))
     _print_facts(console, guard.facts)

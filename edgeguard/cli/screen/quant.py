@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
 from edgeguard.quant.reading import floor_of, interval, limits, number, percent
 from edgeguard.quant.report import HEADLINE
@@ -16,7 +17,7 @@ from edgeguard.quant.report import HEADLINE
 
 def print_quant(report: Mapping[str, Any]) -> None:
     """A line a variant, and what to ship."""
-    console, truth = Console(), report["unsafe"] is not None
+    console, truth = plain_console(), report["unsafe"] is not None
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("variant", no_wrap=True)
     names = ["MB", "flipped", "at most", "RMS", "floor", *(["ΔAUPRC"] if truth else []), "repaired", "speed"]

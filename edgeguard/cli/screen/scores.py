@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
 from edgeguard.guard import Score
 from edgeguard.rows.record import Failure
@@ -28,7 +28,7 @@ def print_scores(lines: Sequence[tuple[str, Score | Failure]], names: Mapping[st
             continue
         verdict = Text("FLAGGED", "bold red") if result.flagged else Text("ok", "green")
         table.add_row(id_, verdict, f"{result.unsafe:.3f}", _likeliest(result, names), Text(text))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _likeliest(score: Score, names: Mapping[str, str]) -> Text:

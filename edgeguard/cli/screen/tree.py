@@ -6,30 +6,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as Drawing
 
+from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
-from edgeguard.estimates import Estimates, Trees, estimate
+from edgeguard.estimates import Estimates, estimate
 from edgeguard.estimators import ESTIMATORS, log_odds
-from edgeguard.guard import Guard
+from edgeguard.explanation import Considered
 from edgeguard.tree import ROOT, STOP, Tree
 
 if TYPE_CHECKING:
     from edgeguard.answers import Ints
 
 
-def print_trees(guard: Guard, trees: Trees, *, least: float) -> None:
+def print_trees(found: Considered, *, least: float) -> None:
     """The answers the model considered, a branch each, heaviest first; then what each estimator makes of them."""
-    console, names = Console(), {c.code: c.name for c in guard.profile.categories}
+    console, names = plain_console(), {c.code: c.name for c in found.profile.categories}
+    trees = found.trees
     for code, tree in trees.items():
         begins = "the guard's answer begins"
         if code is not None:
             begins = f"{code}: {begins}" if names[code] == code else f"{code}, {names[code]}: {begins}"
         drawing = Drawing(Text(printable(begins), "bold"))
-        _grow(drawing, guard, tree, ROOT, least)
+        _grow(drawing, found, tree, ROOT, least)
         console.print(drawing)
         rest = f"not explored {tree.unexplored:.4f}, off the grammar {tree.off_grammar:.4f}"
         console.print(Text(f"{rest}, log-odds {log_odds(tree):+.2f}", "dim"))
@@ -37,14 +38,14 @@ def print_trees(guard: Guard, trees: Trees, *, least: float) -> None:
     if None in trees:
         console.print(_estimates(names, ESTIMATORS, [estimate(trees, name) for name in ESTIMATORS]))
         return
-    console.print(_estimates(names, ["marginal"], [estimate(trees, "marginal", umbrella=guard.umbrella)]))
+    console.print(_estimates(names, ["marginal"], [estimate(trees, "marginal", umbrella=found.umbrella)]))
     said = (
-        "as its own question says" if guard.umbrella else "at least that of the likeliest category, at most their sum"
+        "as its own question says" if found.umbrella else "at least that of the likeliest category, at most their sum"
     )
-    console.print(Text(f"unsafe: {f'{guard.umbrella}, ' if guard.umbrella else ''}{said}", "dim"))
+    console.print(Text(f"unsafe: {f'{found.umbrella}, ' if found.umbrella else ''}{said}", "dim"))
 
 
-def _grow(drawing: Drawing, guard: Guard, tree: Tree, place: int, least: float) -> None:
+def _grow(drawing: Drawing, found: Considered, tree: Tree, place: int, least: float) -> None:
     children = tree.children(place)
     children = children[np.argsort(-tree.logp[children], kind="stable")]
     shown = [int(c) for c in children if np.exp(tree.logp[c]) >= least]
@@ -52,7 +53,7 @@ def _grow(drawing: Drawing, guard: Guard, tree: Tree, place: int, least: float) 
         run = [child]
         while len(only := _visible(tree, run[-1], least)) == 1 and tree.off[run[-1]] < least:
             run.append(int(only[0]))
-        _grow(drawing.add(_line(guard, tree, run)), guard, tree, run[-1], least)
+        _grow(drawing.add(_line(found, tree, run)), found, tree, run[-1], least)
     hidden = float(np.exp(tree.logp[children]).sum() - np.exp(tree.logp[shown]).sum())
     if hidden >= least / 10:
         drawing.add(Text(f"{len(children) - len(shown)} smaller branches, {hidden:.4f} together", "dim"))
@@ -65,13 +66,13 @@ def _visible(tree: Tree, place: int, least: float) -> Ints:
     return children[np.exp(tree.logp[children]) >= least]
 
 
-def _line(guard: Guard, tree: Tree, run: Sequence[int]) -> Text:
+def _line(found: Considered, tree: Tree, run: Sequence[int]) -> Text:
     """Tokens in quotes, their probability given what comes before, the mass so far, and what they name."""
     before, last = int(tree.parent[run[0]]), run[-1]
     line = Text()
     for place in run:
         token = int(tree.token[place])
-        line.append("⏹" if token == STOP else printable(repr(guard.piece(token))[1:-1]).replace(" ", "␣"), "bold cyan")
+        line.append("⏹" if token == STOP else printable(repr(found.piece(token))[1:-1]).replace(" ", "␣"), "bold cyan")
         line.append(" ")
     line.append(f" {np.exp(tree.logp[last] - tree.logp[before]):.3f}")
     line.append(f"  mass {np.exp(tree.logp[last]):.4f}", "dim")
@@ -102,6 +103,6 @@ def _estimates(names: Mapping[str, str], estimators: Iterable[str], found: Seque
             Text(printable(label)),
             Text(printable("" if name == label else name)),
             *(f"{each.scores[i]:.4f}" for each in found),
-            f"\\[{low:.4f}, {high:.4f}]",
+            f"[{low:.4f}, {high:.4f}]",
         )
     return table

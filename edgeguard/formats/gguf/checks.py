@@ -18,7 +18,7 @@ MemoryKind = Literal["attention", "recurrent", "sliding window"]
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS; one more aborts
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS; one more aborts
 MAX_WIDTH = 1 << 20  # elements of a hidden state, of a head, of a feed-forward layer
-MAX_CONTEXT = 1 << 27  # tokens
+MIN_CONTEXT, MAX_CONTEXT = 64, 1 << 27  # tokens; no guard's prompt fits into fewer, and llama.cpp aborts at some
 
 # Names of architectures, matched whole.
 _RECURRENT = re.compile(
@@ -84,7 +84,7 @@ def uncuttable(path: Path) -> ModelError:
 
 def context_length(header: Header) -> int:
     """Tokens the model was trained to read at once. Raises ModelError."""
-    return _whole(header, f"{header.architecture}.context_length", 1, MAX_CONTEXT)
+    return _whole(header, f"{header.architecture}.context_length", MIN_CONTEXT, MAX_CONTEXT)
 
 
 def _check_kind(header: Header) -> None:
@@ -144,6 +144,29 @@ def _check_attention(header: Header) -> None:
             raise _contradiction(header, f"{heads[0]} attention heads do not divide {width} elements")
 
 
+def _check_heads_by_layer(header: Header) -> None:
+    """Where layers differ in their heads, each must have the matrices for its own: llama.cpp asserts so too late."""
+    arch, metadata = header.architecture, header.metadata
+    heads = _per_layer(header, f"{arch}.attention.head_count", 0, MAX_WIDTH)
+    shared = _per_layer(header, f"{arch}.attention.head_count_kv", 0, MAX_WIDTH) or heads
+    other = (f"{arch}.attention.{key}" for key in ("kv_lora_rank", "key_length_mla", "key_length_swa"))
+    if (len({*heads}) <= 1 and len({*shared}) <= 1) or any(key in metadata for key in other):
+        return  # one number for all, or keys of other lengths than those read here
+    width = _whole(header, f"{arch}.embedding_length", 1, MAX_WIDTH)
+    n_layer = max(len(heads), len(shared))
+    first = next((n for n in heads if n), 0)
+    shape = {tensor.name: tensor.shape for tensor in header.tensors}
+    for part, n_heads, length in (("q", heads, "key"), ("k", shared, "key"), ("v", shared, "value")):
+        of_head = _whole(header, f"{arch}.attention.{length}_length", 1, MAX_WIDTH, default=width // max(1, first))
+        for i, n in enumerate(_repeated(n_heads, n_layer)):
+            name = f"blk.{i}.attn_{part}.weight"
+            if name in shape and len(shape[name]) == 2 and shape[name][1] != n * of_head:
+                raise _contradiction(
+                    header,
+                    f"{name} has shape {shape[name]}, {n} heads of {of_head} elements need {n * of_head}",
+                )
+
+
 def _check_window(header: Header) -> None:
     """A window that no layer has: llama.cpp asserts that one does."""
     key = f"{header.architecture}.attention.sliding_window_pattern"
@@ -162,7 +185,7 @@ def _check_rope(header: Header) -> None:
     heads = _per_layer(header, f"{arch}.attention.head_count", 0, MAX_WIDTH)
     head = width // heads[0] if heads and heads[0] else width
     head = _whole(header, f"{arch}.attention.key_length", 1, MAX_WIDTH, default=head)
-    rotated = _whole(header, f"{arch}.rope.dimension_count", 0, head, default=head)
+    rotated = _whole(header, f"{arch}.rope.dimension_count", 1, head, default=head)
     values = _whole(header, f"{arch}.attention.value_length", 1, MAX_WIDTH, default=head)
     if _WHOLE_HEAD.fullmatch(arch) and not rotated == values == head:
         raise _contradiction(header, f"keys of {head}, values of {values} and {rotated} rotated elements a head")
@@ -256,6 +279,7 @@ _CHECKS = (
     _check_layers,
     _check_experts,
     _check_attention,
+    _check_heads_by_layer,
     _check_window,
     _check_rope,
     _check_floats,

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edgeguard.errors import ModelError, printable, shortened, shown
+from edgeguard.errors import ModelError, RecordError, printable, shortened, shown
 from edgeguard.formats.bounded_json import DOWNLOAD
 from edgeguard.formats.tokenizer.tokenizer_json import TokenizerJson
 
@@ -22,8 +22,14 @@ class Encoder:
     library: Any
 
     def ids(self, text: str) -> list[int]:
-        """Plain text → token ids; the spelling of a control token stays text. Raises ModelError."""
-        return list(self._encoding(text, special=False).ids)
+        """Plain text → token ids; the spelling of a control token stays text.
+
+        Raises RecordError where the package gives up on this very text: others may go on.
+        """
+        try:
+            return list(self._encoding(text, special=False).ids)
+        except ModelError as error:
+            raise RecordError(f"a text of {len(text)} characters: {error}", kind="not_tokenised") from None
 
     def put_in_front(self, n: int) -> int | None:
         """The token that the post-processor begins prompts with, one of `n`. Raises ModelError."""

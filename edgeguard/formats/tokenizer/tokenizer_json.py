@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeguard.errors import ModelError, shown
 from edgeguard.formats.bounded_json import DOWNLOAD, MAX_TOKENIZER, member, read_object
+from edgeguard.formats.tokenizer.bounds import check_bounds
 from edgeguard.formats.tokenizer.spelling import from_letters, from_sentencepiece
 
 MAX_TOKENS = 1 << 22  # an id above would cost memory before the lie shows
@@ -41,6 +42,7 @@ class TokenizerJson:
 def read_tokenizer_json(source: Path) -> TokenizerJson:
     """The file, its tokens held against each other. Raises ModelError for one that is broken, or is no BPE."""
     values = read_object(source, max_bytes=MAX_TOKENIZER)
+    check_bounds(source, values)
     vocab, added = _read_vocab(source, values), _read_added(source, values)
     return TokenizerJson(source, values, vocab, added, _all_ids(source, vocab, added))
 
