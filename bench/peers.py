@@ -5,11 +5,12 @@
     python bench/peers.py --server … --model chat.gguf --profile instruct --typed-gguf .venv/typed-gguf/bin/python
 
 llama-server is asked for the very same prompt, as tokens, by a client with as many connections as slots, which reads
-P(unsafe) against P(safe) off the likeliest tokens and no more (`cache_prompt`, `n_probs`). It may have its threads in
-one process of as many slots or in as many processes; the faster one counts. edgeguard gives every category with bounds,
-once by `conditional` (one answer) and once by `marginal`, as `edgeguard score -` and with workers. All have as many
-threads, all have loaded, and take turns within a round on texts that none has seen: read the ratios, which are within a
-round. typed-gguf asks a yes-no question of its own, so its numbers are not compared, only its time.
+P(unsafe) against P(safe) off the likeliest tokens and no more (`cache_prompt`, `n_probs`). It has its threads once in
+one process of as many slots, and once in as many processes of one thread, as workers are. edgeguard gives every
+category with bounds, once by `conditional` (one answer) and once by `marginal`, as `edgeguard score -` and with
+workers. All have as many threads, all have loaded, and take turns within a round on texts that none has seen: read the
+ratios, which are within a round. typed-gguf asks a yes-no question of its own, so its numbers are not compared, only
+its time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import common
 import numpy as np
-from servers import Asked, LlamaServer, Peer, TypedGguf, Words, version_of
+from servers import Asked, LlamaServer, Peer, TypedGguf, Words, typed_version, version_of
 
 from edgeguard import Guard, RuntimeOptions
 
@@ -78,6 +79,8 @@ def main() -> None:
         args.model or default_model(), args.profile, args.texts, (args.rounds + 1) * args.records, args.cores
     )
     said = f"{version_of(args.server)}; llama-cpp-python {version('llama-cpp-python')}"
+    if args.typed_gguf is not None:
+        said += f"; typed-gguf {typed_version(args.typed_gguf)}"
     print(f"{common.machine()}; {args.cores} threads each; llama-server {said}")
     lengths = [len(one.ids) for one in subject.asked]
     rounds = f"{args.rounds} rounds of {args.records} texts of 100 to 400 characters"
@@ -190,14 +193,12 @@ def compete(contestants: Mapping[str, Scoring], asked: Sequence[Asked], n: int, 
 
 
 def show(rounds: Sequence[Round], n: int, ours: Sequence[str]) -> None:
-    """Print rates, and ours over each peer's within each round."""
+    """Print rates, and ours over each peer's within each round, the fastest peer first."""
     rates = {name: n / np.array([one.seconds[name] for one in rounds]) for name in (*ours, *peers_of(rounds, ours))}
     print("records/s")
     for name, values in rates.items():
         print(f"   {name}: {common.spread(values)}")
-    servers = [name for name in peers_of(rounds, ours) if name.startswith("llama-server")]
-    best = max(servers, key=lambda name: float(np.median(rates[name])))
-    for peer in (best, *(name for name in peers_of(rounds, ours) if name not in servers)):
+    for peer in sorted(peers_of(rounds, ours), key=lambda name: -float(np.median(rates[name]))):
         print(f"over {peer}, within each round")
         for name in ours:
             print(f"   {name}: {common.spread(rates[name] / rates[peer], '×')}")

@@ -159,6 +159,15 @@ def version_of(binary: Path) -> str:
     return next(line for line in lines if line.startswith("version")).removeprefix("version: ")
 
 
+def typed_version(python: Path) -> str:
+    """typed-gguf's, of a Python that has it."""
+    command = [str(python), "-c", "import typed_gguf; print(typed_gguf.__version__)"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{python} has no typed-gguf: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def shared_out(connections: Sequence[http.client.HTTPConnection], asked: Sequence[Asked], ask: Any) -> list[float]:
     """A number for each, in order; each connection takes the next one as soon as it has an answer."""
     found, waiting, lock = [math.nan] * len(asked), iter(range(len(asked))), threading.Lock()

@@ -1,10 +1,10 @@
 """Per-category confidence from generative guard models, on your own machine."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from edgeguard.version import __version__ as __version__
 
+TYPE_CHECKING = False  # what type checkers take for true; `typing` takes long to import, for who presses Ctrl-C at once
 if TYPE_CHECKING:
     from edgeguard.backend import RuntimeOptions as RuntimeOptions
     from edgeguard.calibration.files import read_calibration as read_calibration
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgeguard.rows.shapes import Fields as Fields
     from edgeguard.windows import TextWindow as TextWindow
     from edgeguard.workers import Workers as Workers
+    from edgeguard.workers import isolated as isolated
     from edgeguard.workers import score_many as score_many
 
 _PUBLIC = {
@@ -58,7 +59,7 @@ _PUBLIC = {
     "edgeguard.rows.record": ("Failure", "Message", "Record"),
     "edgeguard.rows.shapes": ("Fields",),
     "edgeguard.windows": ("TextWindow",),
-    "edgeguard.workers": ("Workers", "score_many"),
+    "edgeguard.workers": ("Workers", "isolated", "score_many"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -86,6 +87,7 @@ __all__ = [
     "Thresholds",
     "WorkerDied",
     "Workers",
+    "isolated",
     "list_profiles",
     "load_profile",
     "read_calibration",
@@ -94,10 +96,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import on first use: `edgeguard --help` must not wait for numpy and Jinja."""
     if name not in _HOME:
         raise AttributeError(f"module 'edgeguard' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.errors import ModelError
-from edgeguard.machine import available_cores as available_cores
 
 Device = Literal["cpu", "cuda", "auto"]
 KvCache = Literal["f16", "f32"]

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,6 @@ from edgeguard.rows.shapes import make_record
 from edgeguard.templates import expect_strangers
 from edgeguard.tree import Tree, explore
 from edgeguard.windows import LEAST, TextWindow, split
-
-if TYPE_CHECKING:
-    from edgeguard.workers import Workers
 
 T = TypeVar("T")
 EstimatorName = Literal["conditional", "joint", "marginal"]
@@ -228,6 +225,7 @@ class Guard:
             raise ValueError(f"window is {window!r}; expected 'auto', or at least {LEAST} tokens")
         self.backend, self.profile, self.estimator, self.window = backend, profile, estimator, window
         self.search, self.calibration, self._name = search, calibration, name
+        self.runtime = RuntimeOptions()
         self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
             raise ProfileError(
@@ -250,17 +248,11 @@ class Guard:
         self._roots: dict[tuple[int, ...], Prefix] = {}
         self._closed = False
 
-    @overload
-    @classmethod
-    def load(cls, model: str | Path | None = None, *, isolated: Literal[True], **options: Any) -> Workers: ...
-
-    @overload
     @classmethod
     def load(
         cls,
         model: str | Path | None = None,
         *,
-        isolated: Literal[False] = False,
         profile: str | Path | Profile | None = None,
         policies: Sequence[str] | None = None,
         strictness: str | None = None,
@@ -271,29 +263,11 @@ class Guard:
         thresholds: Thresholds | Mapping[str, float] | None = None,
         window: WindowSize | None = None,
         tell: Tell = in_log,
-    ) -> Self: ...
+    ) -> Self:
+        """Open a model file and fit a profile to it, in this process, which a crash in native code ends.
 
-    @classmethod  # type: ignore[misc]
-    def load(
-        cls,
-        model: str | Path | None = None,
-        *,
-        isolated: bool = False,
-        profile: str | Path | Profile | None = None,
-        policies: Sequence[str] | None = None,
-        strictness: str | None = None,
-        estimator: EstimatorName = "marginal",
-        runtime: RuntimeOptions = RuntimeOptions(),
-        search: Search = Search(),
-        calibration: str | Path | Calibration | bool = True,
-        thresholds: Thresholds | Mapping[str, float] | None = None,
-        window: WindowSize | None = None,
-        tell: Tell = in_log,
-    ) -> Self | Workers:
-        """Open a model file and fit a profile to it.
+        `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
-        isolated     in a process of its own, as one of `Workers`: where native code crashes, on a hostile model file or
-                     text, that is an error, and this process goes on. Left out, the crash ends this process
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
                      "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
@@ -310,22 +284,6 @@ class Guard:
         Raises ModelError, CalibrationError, or ProfileError where the model file does not say for certain which guard
         it is.
         """
-        if isolated:
-            from edgeguard import workers  # which stands above this module
-
-            return workers.isolated(
-                model,
-                profile=profile,
-                policies=policies,
-                strictness=strictness,
-                estimator=estimator,
-                runtime=runtime,
-                search=search,
-                calibration=calibration,
-                thresholds=thresholds,
-                window=window,
-                tell=tell,
-            )
         given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
         if given is not None or (model is not None and Path(model).exists()):
             expect_strangers(given)  # gets ready while the model is being opened
@@ -336,7 +294,7 @@ class Guard:
             if calibration is True:
                 calibration = opened.calibration(estimator, tell)
             maps = _calibration(calibration, given, estimator, backend)
-            return cls(
+            loaded = cls(
                 backend,
                 given,
                 estimator=estimator,
@@ -346,6 +304,8 @@ class Guard:
                 window=window,
                 name=None if opened.built is None else opened.built.name,
             )
+            loaded.runtime = runtime
+            return loaded
         except BaseException:
             backend.close()
             raise

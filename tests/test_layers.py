@@ -19,7 +19,7 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
-    {"pattern", "process", "tomlfile", "machine", "ahead", "windows"},
+    {"files", "pattern", "process", "tomlfile", "machine", "ahead", "windows"},
     {"automaton", "backend", "pool", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
@@ -31,6 +31,8 @@ LAYERS = [
     {"estimates"},
     {"guard"},
     {"workers"},
+    {"fingerprint"},
+    {"ray"},
     {"evaluation", "explanation", "selftest"},
     {"quant"},
     {"cli", "__init__"},

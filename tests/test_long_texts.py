@@ -200,7 +200,7 @@ def test_a_record_that_is_none_raises_as_ever(windowed: Guard) -> None:
 
 
 def test_workers_give_the_same_bits(tiny_model: Path, tiny_profile: Path, windowed: Guard) -> None:
-    with Workers(1, tiny_model, profile=tiny_profile, window=128) as workers:
+    with Workers(tiny_model, workers=1, profile=tiny_profile, window=128) as workers:
         assert list(workers.score_many([LONG, "short"])) == [windowed.score(LONG), windowed.score("short")]
 
 

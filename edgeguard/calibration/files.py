@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeguard.calibration.maps import Calibration, Map
 from edgeguard.errors import CalibrationError, shown
+from edgeguard.files import write_whole
 from edgeguard.formats.bounded_json import read_object
 
 FORMAT = "edgeguard-calibration-1"
@@ -26,7 +27,7 @@ _PARAMETERS = {
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
-    """As JSON, one label a line; the same calibration gives the same bytes."""
+    """As JSON, one label a line; the same calibration gives the same bytes. The whole file, or OSError and nothing."""
     head = {
         "format": FORMAT,
         **{key: getattr(calibration, key) for key in ("guard", "profile", "estimator", "model_sha256")},
@@ -40,7 +41,8 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
             labels[label]["threshold"] = threshold
     lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     rows = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in labels.items())
-    path.write_text("{\n" + ",\n".join([*lines, f'  "labels": {{\n{rows}\n  }}']) + "\n}\n", encoding="utf-8")
+    text = "{\n" + ",\n".join([*lines, f'  "labels": {{\n{rows}\n  }}']) + "\n}\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_calibration(path: str | Path) -> Calibration:

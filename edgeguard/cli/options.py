@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeguard.cli.say import say, stdout_lost
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -162,12 +162,51 @@ def begin_guard() -> None:
     begin("edgeguard.workers")
 
 
+def files_of(options: Mapping[str, Any]) -> list[tuple[str, str | Path]]:
+    """(option, path) of every value that names something on the disk: files that a command reads."""
+    found = [
+        (name, one) for name, value in options.items() for one in (value if isinstance(value, tuple) else (value,))
+    ]
+    return [(f"the {name}", one) for name, one in found if isinstance(one, str | Path) and _is_there(one)]
+
+
+def refuse_read(outputs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Misuse, where a command would write over a file that it reads, as any of its options or arguments says."""
+    from edgeguard.errors import OutputError
+    from edgeguard.files import check_not_read
+
+    try:
+        check_not_read(outputs, [*files_of(options), *_built_in_files()])
+    except OutputError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _built_in_files() -> list[tuple[str, Path]]:
+    """Folders whose files edgeguard reads unasked: of the built-in guards, and of the profiles."""
+    from importlib.resources import files
+
+    from edgeguard.builtin import built_in_guards, find_base
+
+    guards = built_in_guards()
+    bases = (find_base(guard) for guard in guards)
+    folders = [path for guard in guards for path in (guard.folder, *map(guard.form_folder, guard.forms))]
+    own = [*folders, *(base.path for base in bases if base is not None), Path(str(files("edgeguard") / "profiles"))]
+    return [("a file of edgeguard's own", path) for path in own]
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return str(path) == "-" or Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def load_guard(**options: Any) -> Workers:
     """The guard that the options ask for, in one process that is not this one: native code may end it."""
     begin_guard()
     from edgeguard.workers import isolated
 
-    return isolated(**_load_arguments(**options))
+    return isolated(**load_arguments(**options))
 
 
 def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
@@ -175,12 +214,12 @@ def open_guard(*, workers: int | None, records: int | None, **options: Any) -> W
     begin_guard()
     from edgeguard.workers import Workers, open_guard
 
-    opened = open_guard(workers=workers, records=records, isolated=True, **_load_arguments(**options))
+    opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
     assert isinstance(opened, Workers)
     return opened
 
 
-def _load_arguments(
+def load_arguments(
     *,
     model: Path | None,
     profile: str | None,
@@ -284,20 +323,18 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except EdgeguardError as error:
-        click.echo(f"edgeguard: {printable(advised(error))}", err=True)
+        say(f"edgeguard: {printable(advised(error))}")
         sys.exit(1)
     except OSError as error:  # files have errors of their own: this is stdout, full or closed by its reader
-        drop_stdout()
-        click.echo(f"edgeguard: stdout cannot be written ({error.strerror or error})", err=True)
-        sys.exit(1)
+        sys.exit(stdout_lost(error))
     except KeyboardInterrupt:
-        click.echo("edgeguard: interrupted", err=True)
-        sys.exit(1)
+        say("edgeguard: interrupted")
+        sys.exit(130)
 
 
 class _Echo(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"edgeguard: {printable(record.getMessage())}", err=True)
+        say(f"edgeguard: {printable(record.getMessage())}")
 
 
 def _echo_log() -> None:
@@ -305,8 +342,3 @@ def _echo_log() -> None:
     log = logging.getLogger("edgeguard")
     if not any(isinstance(handler, _Echo) for handler in log.handlers):
         log.addHandler(_Echo())
-
-
-def drop_stdout() -> None:
-    """Point stdout elsewhere, so that what it still holds is not written once more when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,77 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
+from edgeguard.cli import on_ray
 from edgeguard.cli.advice import advised_rows
 from edgeguard.cli.options import (
     begin_guard,
     calibration_options,
-    drop_stdout,
     model_options,
     open_guard,
     record_options,
+    refuse_read,
     reported_errors,
     search_options,
     take_reading,
     workers_option,
 )
+from edgeguard.cli.say import drop, say, stdout_is_free
 from edgeguard.errors import printable
+from edgeguard.rows.tally import Tally
 from edgeguard.windows import LEAST
 
 if TYPE_CHECKING:
     from edgeguard.guard import Guard
+    from edgeguard.rows.readers import Reading
     from edgeguard.rows.record import Failure, Record
+    from edgeguard.rows.run import OutputRun, Settings
     from edgeguard.rows.writer import Writer
     from edgeguard.workers import Workers
 
 _PEEK, _PATIENCE = 8, 0.05  # records, and seconds, that tell a few lines from a stream
-
-
-@dataclass
-class Tally:
-    """What the summary and the exit code need. `skipped` turns were left out of `shortened` records.
-
-    errors  kind → how many rows; windowed: records that were scored in `windows`
-    """
-
-    records: int = 0
-    flagged: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    windowed: int = 0
-    windows: int = 0
-    skipped: int = 0
-    shortened: int = 0
-    reused: int = 0
-    evaluated: int = 0
-    highest: float = 0.0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one row."""
-        self.records += 1
-        if "error" in row:
-            self.errors[row["error"]["type"]] += 1
-            return
-        if row["window"] is not None:
-            self.windowed += 1
-            self.windows += row["window"]["of"]
-        self.flagged += row["flagged"]
-        self.skipped += row["skipped"]
-        self.shortened += row["skipped"] > 0
-        self.highest = max(self.highest, row["unsafe"])
-        tokens = row["tokens"]
-        self.reused += tokens["reused"]
-        self.evaluated += tokens["prompt"] - tokens["reused"] + tokens["answer"]
 
 
 def _read_window(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
@@ -94,9 +61,10 @@ Examples:
   edgeguard score examples/messages.jsonl
   edgeguard score examples/messages.jsonl --table --limit 5
   echo '{"text": "How do I pick a lock?"}' | edgeguard score -
-  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume"""
+  edgeguard score chats.csv.gz -m guard.gguf -p llama-guard-3 -o scores.parquet --resume
+  edgeguard score s3://bucket/chats -o s3://bucket/scores -f parquet --ray auto"""
 )
-@click.argument("source", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("source", metavar="FILE|-", type=on_ray.PathOrUri(path_type=Path, allow_dash=True))
 @model_options
 @workers_option
 @click.option(
@@ -116,7 +84,7 @@ Examples:
     help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
     "context leaves [default: a text longer than the context is an error]",
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write [default: stdout]")
+@click.option("--output", "-o", type=on_ray.PathOrUri(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",
     "-f",
@@ -126,6 +94,7 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted output ends")
+@on_ray.ray_option
 @click.option("--limit", "-n", type=click.IntRange(min=0), help="Score the first N records only")
 @record_options
 @click.option(
@@ -146,6 +115,7 @@ def score(
     fail_over: float | None,
     table: bool,
     workers: int | None,
+    ray_address: str | None,
     **options: Any,
 ) -> None:
     """Score the records of a JSONL, JSON, CSV or Parquet file, compressed too, or of stdin (-).
@@ -163,34 +133,80 @@ def score(
         raise click.UsageError("--resume and --overwrite exclude each other")
     if table and (output is not None or format_ is not None):
         raise click.UsageError("--table is for the screen; leave --output and --format out")
-    if output is not None and _same_file(source, output):
-        raise click.UsageError(f"{output} is the input; name another --output")
+    on_ray.check(ray_address, source, output, table=table)
     reading = take_reading(options)
+    if ray_address is not None:
+        options |= {"format_": format_, "workers": workers, "limit": limit, "resume": resume, "overwrite": overwrite}
+        _leave(_on_ray(ray_address, source, output, reading=reading, estimator=estimator, **options), fail_over)
     with reported_errors():
         begin_guard()
         from edgeguard.rows.readers import count_records, peeked
         from edgeguard.rows.writer import format_of
 
-        format_ = format_ or format_of(output)
-        _refuse_existing(output, overwrite or resume)
-        opened = _own_stdin() if str(source) == "-" else source
-        records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
-        total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
-        known = total
-        if total is None and workers is None:
-            records, known = _a_few(records)
-        with open_guard(workers=workers, records=known, estimator=estimator, **options) as guard:
-            if table:
-                tally = _show_table(guard, records, source)
-            else:
-                tally = _write(guard, records, source, total, output, format_, overwrite, resume)
+        stdout_is_free[0] = output is not None and str(output) != "-"
+        to = Output(output, format_ or format_of(output), overwrite, resume)
+        with to.claimed({"input": source, **options}) as run:
+            opened = _own_stdin() if str(source) == "-" else source
+            records = peeked(reading.records(opened, limit=limit))  # what is wrong with the file, before a model
+            total = _smaller(count_records(source, format=reading.format, encoding=reading.encoding), limit)
+            known = total
+            if total is None and workers is None:
+                records, known = _a_few(records)
+            with open_guard(workers=workers, records=known, estimator=estimator, **options) as guard:
+                if table:
+                    tally = _show_table(guard, records, source)
+                else:
+                    tally = _write(guard, records, source, total, to, run, reading)
+    _leave(tally, fail_over)
+
+
+def _leave(tally: Tally, fail_over: float | None) -> NoReturn:
+    """End with the exit code that the rows ask for."""
     if fail_over is not None and tally.highest > fail_over:
-        click.echo(
-            f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}",
-            err=True,
-        )
+        say(f"edgeguard: a record is unsafe with {tally.highest:.4g}, over --fail-over {fail_over:g}")
         sys.exit(3)
     sys.exit(1 if tally.errors.total() else 0)
+
+
+def _on_ray(address: str, source: Path, output: Path | None, **options: Any) -> Tally:
+    began = time.perf_counter()
+    stdout_is_free[0] = True
+    with reported_errors():
+        assert output is not None
+        outcome = on_ray.score(address, source, output, **options)
+    _summarise(outcome.now, time.perf_counter() - began, outcome.before.records)
+    return _with_resumed(outcome.now, outcome.before)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where rows go: a file, None or "-" for stdout, and what may be done with one that is there."""
+
+    path: Path | None
+    format: str
+    overwrite: bool
+    resume: bool
+
+    @contextmanager
+    def claimed(self, options: Mapping[str, Any]) -> Iterator[OutputRun | None]:
+        """The output for this process alone, before a model is loaded. `options` name the files that it must not be."""
+        from edgeguard.files import target
+        from edgeguard.rows.run import run_file
+        from edgeguard.rows.writer import claim
+
+        if self.path is not None and str(self.path) != "-":
+            refuse_read([target(self.path), run_file(self.path)], options)
+        run = claim(self.path, format=self.format, overwrite=self.overwrite, resume=self.resume)
+        with run or nullcontext():
+            yield run
+
+    def writer(self, guard: Guard | Workers, run: OutputRun | None, settings: Settings) -> Writer:
+        """The open output."""
+        from edgeguard.rows.writer import open_writer
+
+        labels = (*guard.codes, *guard.field_labels)
+        flags = {"overwrite": self.overwrite, "resume": self.resume}
+        return open_writer(self.path, format=self.format, labels=labels, settings=settings, run=run, **flags)
 
 
 def _own_stdin() -> str | BinaryIO:
@@ -209,21 +225,6 @@ def _a_few(records: Iterator[Record | Failure]) -> tuple[Iterator[Record | Failu
     return ahead, ahead.number_within(_PATIENCE)
 
 
-def _same_file(source: Path, output: Path) -> bool:
-    try:
-        return str(source) != "-" and os.path.samefile(source, output)
-    except (OSError, ValueError):  # one of them is not there, or is no name a file can have
-        return False
-
-
-def _refuse_existing(output: Path | None, allowed: bool) -> None:
-    """Before the model loads; the writer checks again, without a race."""
-    from edgeguard.rows.writer import already_exists
-
-    if output is not None and str(output) != "-" and not allowed and os.path.isfile(output):
-        raise already_exists(output)
-
-
 def _smaller(total: int | None, limit: int | None) -> int | None:
     return limit if total is None else total if limit is None else min(total, limit)
 
@@ -238,50 +239,43 @@ def _write(
     records: Iterator[Record | Failure],
     source: Path,
     total: int | None,
-    output: Path | None,
-    format_: str,
-    overwrite: bool,
-    resume: bool,
+    to: Output,
+    run: OutputRun | None,
+    reading: Reading,
 ) -> Tally:
+    from edgeguard.fingerprint import fingerprint
     from edgeguard.guard import Guard
-    from edgeguard.rows.writer import open_writer
+    from edgeguard.rows.run import digest_of
 
-    tally = Tally()
-    labels = (*guard.codes, *guard.field_labels)
-    writer = open_writer(output, format=format_, labels=labels, overwrite=overwrite, resume=resume)
+    tally, where = Tally(), _name_of(source)
+    writer = to.writer(guard, run, fingerprint(guard, reading))
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(guard, records, writer, output)
-            for _, result in guard.judged(records, Guard.score, where=_name_of(source)):
+            done = _skip_resumed(records, where, writer, to.path)
+            for record, result in guard.judged(records, Guard.score, where=where):
                 row = result.row()
-                writer.write(row)
+                writer.write(row, digest_of(record, where))
                 tally.add(row)
                 advance()
     except BrokenPipeError:
-        drop_stdout()
-        click.echo(f"edgeguard: the output was closed after {tally.records} rows", err=True)
+        drop(sys.stdout)
+        say(f"edgeguard: the output was closed after {tally.records} rows")
         sys.exit(1)
     except KeyboardInterrupt:
-        again = f"; run again with --resume to go on from row {writer.rows}" if output else ""
-        click.echo(f"edgeguard: interrupted after {tally.records} records{again}", err=True)
-        sys.exit(1)
+        again = f"; run again with --resume to go on from row {writer.rows}" if to.path else ""
+        say(f"edgeguard: interrupted after {tally.records} records{again}")
+        sys.exit(130)
     _summarise(tally, time.perf_counter() - began, writer.resumed)
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(
-    guard: Guard | Workers, records: Iterator[Record | Failure], writer: Writer, output: Path | None
-) -> Tally:
+def _skip_resumed(records: Iterator[Record | Failure], where: str, writer: Writer, output: Path | None) -> Tally:
     """Pass over the records whose rows are there already, and check that they are theirs."""
     from edgeguard.errors import OutputError
+    from edgeguard.rows.run import digest_of
 
     done = Tally()
-    identity = {
-        "estimator": guard.estimator,
-        "profile": guard.profile.name,
-        "model_sha256": guard.model_sha256,
-    }
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -291,12 +285,10 @@ def _skip_resumed(
                 f"{output}: row {number} has id {row.id!r}, the input's record {number} has {record.id!r}; "
                 "this is not the output of this input"
             )
-        other = {k: v for k, v in (row.identity or {}).items() if v != identity[k]}
-        if other:
-            key = next(iter(other))
+        if digest_of(record, where) != row.record:
             raise OutputError(
-                f"{output}: row {number} was made with {key} {other[key]}, this run has {identity[key]}; "
-                "resume with the same, or write to another file"
+                f"{output}: row {number} was made of a record with another content than the input's record {number} "
+                f"(line {record.line}); was one changed, put in or taken out? This is not the output of this input"
             )
         done.records += 1
         done.errors["resumed"] += row.is_error
@@ -339,9 +331,9 @@ def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
         f"{rate:.1f} records/s",
         f"{tally.evaluated} tokens evaluated, {tally.reused} reused",
     ]
-    click.echo(", ".join(parts), err=True)
+    say(", ".join(parts))
     for line in advised_rows(tally.errors):
-        click.echo(f"edgeguard: {line}", err=True)
+        say(f"edgeguard: {line}")
 
 
 def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], source: Path) -> Tally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeguard.cli.options import F, open_guard, take_reading
+from edgeguard.cli.say import say
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def labelled_table(
 
 
 def _say(line: str) -> None:
-    click.echo(f"edgeguard: {printable(line)}", err=True)
+    say(f"edgeguard: {printable(line)}")
 
 
 def _progress(total: int | None) -> Any:

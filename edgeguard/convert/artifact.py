@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgeguard.errors import OutputError
+from edgeguard.files import target
 from edgeguard.formats.hashes import sha256_of_all
 from edgeguard.formats.manifest import IN_FOLDER, Origin, Source
 from edgeguard.version import __version__
@@ -42,7 +43,7 @@ def staged(out: Path, *, model: Path, folder: bool, overwrite: bool, n_bytes: in
     Raises OutputError.
     """
     _refuse_existing(out, model, folder, overwrite)
-    parent = out.absolute().parent
+    parent = target(out).absolute().parent
     if not parent.is_dir():
         raise OutputError(f"{out} cannot be written: there is no folder {parent}; make it first")
     free = shutil.disk_usage(parent).free
@@ -81,7 +82,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def put(made: Path, out: Path) -> None:
-    """Move a finished file or folder to its place, in one step; another conversion's result gives way."""
+    """Move a finished file or folder to its place, in one step; another conversion's result gives way.
+
+    Links are followed: what they lead to gives way.
+    """
+    out = target(out)
     if made.is_dir():
         os.chmod(made, 0o777 & ~_umask())  # mkdtemp's own is for this user alone
         if out.is_dir():

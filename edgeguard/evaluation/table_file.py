@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from edgeguard.errors import InputError
 from edgeguard.evaluation.table import ScoreTable
+from edgeguard.files import write_whole
 from edgeguard.rows.record import Failure, Id
 
 FORMAT = 3  # 1 had "unsafe" apart from the codes, 2 no fields
@@ -37,10 +39,9 @@ def save_table(table: ScoreTable, path: Path) -> None:
     for name in ("truth", "first", "evidence"):
         if getattr(table, name) is not None:
             arrays[name] = getattr(table, name)
-    half = path.with_name(f".{path.name}.partial")
-    with half.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    half.replace(path)
+    whole = BytesIO()
+    np.savez_compressed(whole, **arrays)
+    write_whole(path, whole.getvalue())
 
 
 def load_table(path: Path) -> ScoreTable:

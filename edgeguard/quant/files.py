@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeguard.calibration.files import write_calibration
 from edgeguard.errors import OutputError
+from edgeguard.files import write_whole
 from edgeguard.quant.report import Report
 
 
@@ -14,9 +15,9 @@ def write_report(report: Report, folder: Path) -> None:
     """report.json, repair/VARIANT-ESTIMATOR.json and report.html. Raises OutputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(report.data, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / "report.json", (json.dumps(report.data, indent=1) + "\n").encode())
         write_repairs(report, folder / "repair")
-        (folder / "report.html").write_text(_page(report), encoding="utf-8")
+        write_whole(folder / "report.html", _page(report).encode())
     except OSError as error:
         raise not_writable(folder, error) from None
 

@@ -20,6 +20,7 @@ from edgeguard.backends import runtime_of
 from edgeguard.errors import ModelError
 from edgeguard.evaluation.table import ScoreTable, explored, score_records, table_of
 from edgeguard.evaluation.table_file import load_table, save_table
+from edgeguard.files import write_whole
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
 from edgeguard.profile import Profile, load_profile, variant_of
@@ -242,9 +243,7 @@ def _score_chunks(guard: Guard | Workers, records: Sequence[Any], out: Path) -> 
     for path, chunk in missing.items():
         save_table(table_of(guard, islice(results, len(chunk)), advance=advance), path)
     said = guard.ask(_about) if isinstance(guard, Workers) else _about(guard)
-    half = out / "done.json.partial"
-    half.write_text(json.dumps(said), encoding="utf-8")
-    half.replace(out / "done.json")
+    write_whole(out / "done.json", json.dumps(said).encode())
 
 
 def _about(guard: Guard, _: None = None) -> dict[str, Any]:

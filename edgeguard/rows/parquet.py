@@ -51,10 +51,11 @@ def rows(file: Any, columns: Sequence[str], where: str) -> Iterator[Row]:
     for batch in _batches(file, columns, where):
         for i in range(batch.num_rows):
             number += 1
-            yield _row(batch, i, number)
+            yield row_of(batch, i, number)
 
 
-def _row(batch: Any, i: int, number: int) -> Row:
+def row_of(batch: Any, i: int, number: int) -> Row:
+    """Row i of a record batch. A cell that is not UTF-8 is an error of its own row."""
     fields: dict[str, object] = {}
     error: RecordError | None = None
     for name in batch.schema.names:

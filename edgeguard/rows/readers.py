@@ -244,6 +244,11 @@ def _record(row: Row, where: str, fields: Fields, strict: bool) -> Record | Fail
 def _record_columns(where: str, fields: Fields, columns: list[str]) -> list[str]:
     """The columns that records are made of, or that could be meant to be theirs. Raises InputError where none are."""
     _check_columns(columns, where, fields)
+    return record_columns(columns, fields)
+
+
+def record_columns(columns: Collection[str], fields: Fields) -> list[str]:
+    """Those of a table's columns that records are made of, or that could be meant to be theirs."""
     tops = {name.partition(".")[0] for name in fields.named.values()}
     wanted = {*CONTENT, *_BESIDE, *fields.named.values(), *tops}
     return [name for name in columns if name in wanted or lookalike("response", [name]) is not None]

@@ -1,6 +1,7 @@
 """Outputs as rows of bytes, and what can be kept of an output that a run has left behind.
 
-After `kill -9` a file holds whole rows and at most one torn one at its end.
+After `kill -9` a file holds whole rows and at most one torn one at its end. What the run has noted beside it
+(`rows.run`) tells which rows are its own.
 """
 
 from __future__ import annotations
@@ -9,26 +10,29 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from edgeguard.errors import OutputError
 from edgeguard.rows import csv
 from edgeguard.rows.record import Id
+from edgeguard.rows.run import NO_RECORD, OutputRun, Settings
 from edgeguard.rows.schema import IDENTITY, ResultRow, columns, flatten, to_json_line, typed, unflatten
 
 
 class SeenRow(NamedTuple):
     """What a row already written tells. CSV and Parquet give every id as a string, and CSV "" as None.
 
-    identity  its estimator, profile and model_sha256; None for an error row, as is `unsafe`
+    unsafe  None for an error row
+    record  the digest of the record that it was made of
     """
 
     id: Id
     is_error: bool
-    identity: dict[str, Any] | None
     flagged: bool = False
     unsafe: float | None = None
+    record: str = NO_RECORD
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,12 @@ class Encoding:
     """How rows become lines of bytes, and back.
 
     header   the first line, b"" for none
-    opening  what every row begins with
     quoted   a row may go on over a line end inside quotes
     encode   the row's bytes, with their line end
     decode   the row in such bytes; ValueError where there is none
     """
 
     header: bytes
-    opening: bytes
     quoted: bool
     encode: Callable[[ResultRow], bytes]
     decode: Callable[[bytes], ResultRow]
@@ -51,13 +53,13 @@ class Encoding:
 
 def as_json() -> Encoding:
     """JSON lines."""
-    return Encoding(b"", b'{"id": ', False, json_bytes, _json_row)
+    return Encoding(b"", False, json_bytes, _json_row)
 
 
 def as_journal(labels: Sequence[str]) -> Encoding:
     """Flat rows as JSON: a finished Parquet file can be turned back into its journal."""
     names = columns(labels)
-    return Encoding(b"", b'{"id": ', False, lambda row: json_bytes(flatten(row, labels)), partial(_journal_row, names))
+    return Encoding(b"", False, lambda row: json_bytes(flatten(row, labels)), partial(_journal_row, names))
 
 
 def as_csv(labels: Sequence[str]) -> Encoding:
@@ -65,7 +67,6 @@ def as_csv(labels: Sequence[str]) -> Encoding:
     names = columns(labels)
     return Encoding(
         csv.encoded(names),
-        b"",
         True,
         lambda row: csv.encoded([*flatten(row, labels).values()]),
         partial(_csv_row, names),
@@ -83,9 +84,8 @@ def seen(row: ResultRow) -> SeenRow:
     if "id" not in row or not ("error" in row or row.keys() >= set(IDENTITY)):
         raise ValueError("not a result row")
     if "error" in row:
-        return SeenRow(row["id"], True, None)
-    identity = {key: row[key] for key in IDENTITY}
-    return SeenRow(row["id"], False, identity, row.get("flagged") is True, row.get("unsafe"))
+        return SeenRow(row["id"], True)
+    return SeenRow(row["id"], False, row.get("flagged") is True, row.get("unsafe"))
 
 
 def _json_row(data: bytes) -> ResultRow:
@@ -112,14 +112,13 @@ class Found:
 
     end: int = 0
     n_rows: int = 0
-    identity: dict[str, Any] | None = None
 
 
-def scan(path: Path, encoding: Encoding) -> Found:
-    """What can be kept of the file. Raises OutputError where edgeguard cannot have written it so.
+def scan(path: Path, encoding: Encoding, run: OutputRun, format: str, settings: Settings) -> Found:
+    """What can be kept of the file. Raises OutputError where the run that is noted beside it has not written it so.
 
-    A torn row at the end is what a crash leaves. Anything else that is no row is damage, or somebody's file
-    given by mistake: it is not cut off.
+    A torn row at the end is what a crash leaves, and it begins as a noted row does. Anything else that is no such row
+    is damage, or somebody's file given by mistake: it is not cut off.
     """
     with open(path, "rb") as stream:
         header = stream.read(len(encoding.header))
@@ -130,21 +129,51 @@ def scan(path: Path, encoding: Encoding) -> Found:
                 f"{path}: its header row is not the one of this taxonomy; choose another file",
                 kind="other_output",
             )
-        end, n_rows, identity, torn = len(header), 0, None, None
-        for number, data in split(stream, encoding, 1 + header.count(b"\n")):
-            if torn is not None:
-                raise _not_a_row(path, *torn)
-            try:
-                if not data.endswith(b"\n"):
-                    raise ValueError("cut short")
-                row = seen(encoding.decode(data))
-            except (ValueError, RecursionError):
-                torn = number, data
-            else:
-                end, n_rows, identity = end + len(data), n_rows + 1, identity or row.identity
-    if torn is not None and not _is_torn_row(torn[1], encoding):
-        raise _not_a_row(path, *torn)
-    return Found(end, n_rows, identity)
+        rows = split(stream, encoding, 1 + header.count(b"\n"))
+        first = next(rows, None)
+        if first is None:
+            return Found(len(header))
+        check_run(path, run, format, settings, lambda: _looks_right(path, encoding, *first))
+        return _kept(path, len(header), chain((first,), rows), run, encoding)
+
+
+def check_run(path: Path, run: OutputRun, format: str, settings: Settings, look: Callable[[], None]) -> None:
+    """Raises OutputError where no run is noted, or one that could make other rows than this one will.
+
+    look  raises OutputError where the output is none of ours: then that is what is wrong
+    """
+    if run.noted is None:
+        look()
+        raise OutputError(
+            f"{path}: which run wrote it is not known, since {run.path.name} is not beside it; nothing can be added",
+            kind="no_run",
+        )
+    if changed := run.noted.changed(format, settings):
+        raise OutputError(
+            f"{path}: another run wrote its rows: {', '.join(changed)}; resume with the same, or write to another file",
+            kind="other_run",
+        )
+
+
+def _looks_right(path: Path, encoding: Encoding, number: int, data: bytes) -> None:
+    try:
+        seen(encoding.decode(data))
+    except (ValueError, RecursionError):
+        raise _not_a_row(path, number, data) from None
+
+
+def _kept(path: Path, end: int, rows: Iterator[tuple[int, bytes]], run: OutputRun, encoding: Encoding) -> Found:
+    entries = run.entries()
+    n_rows = 0
+    for number, data in rows:
+        entry = next(entries, None)
+        if entry is None or not entry.is_of(data):
+            after = next(rows, None)
+            if after is None and (not data.strip(b"\0") or (entry is not None and entry.began(data.rstrip(b"\0")))):
+                break
+            raise _not_a_row(path, number, data)
+        end, n_rows = end + len(data), n_rows + 1
+    return Found(end, n_rows)
 
 
 def split(stream: BinaryIO, encoding: Encoding, number: int) -> Iterator[tuple[int, bytes]]:
@@ -157,16 +186,10 @@ def split(stream: BinaryIO, encoding: Encoding, number: int) -> Iterator[tuple[i
         yield first, data
 
 
-def _is_torn_row(data: bytes, encoding: Encoding) -> bool:
-    """Whether a crash while a row was written can leave this; file systems may fill with NULs."""
-    start = data[: len(encoding.opening)]
-    return encoding.opening.startswith(start) or not data.strip(b"\0")
-
-
 def _not_a_row(path: Path, number: int, data: bytes) -> OutputError:
     beginning = ascii(data[:60].decode("utf-8", "replace"))
     return OutputError(
-        f"{path}:{number}: is not a result row of edgeguard: {beginning}; remove the line to resume, "
-        "or choose another file",
+        f"{path}:{number}: is not a result row of edgeguard, or not the one that its run noted: {beginning}; "
+        "remove it and what follows to resume, or choose another file",
         kind="other_output",
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
 import lzma
+import os
 import re
+import select
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,6 +35,7 @@ _BOMS = {  # in this order: UTF-32's little-endian one begins as UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_CLOSED = "it is closed, there is nothing to read; name a file, or send something through a pipe"
 _PARQUET = b"PAR1"  # binary: not to be decoded
 
 
@@ -170,6 +174,8 @@ def _open_source(source: str | Path | BinaryIO, stack: ExitStack) -> tuple[Binar
         name = getattr(source, "name", None)
         return source, printable(name) if isinstance(name, str) else "<stdin>"
     if str(source) == "-":
+        if sys.stdin is None:
+            raise InputError(f"<stdin>: {_CLOSED}")
         return sys.stdin.buffer, "<stdin>"
     where = printable(str(source))
     try:
@@ -183,6 +189,14 @@ def _open_source(source: str | Path | BinaryIO, stack: ExitStack) -> tuple[Binar
         raise InputError(f"{where}: cannot be opened ({reason}); check the path and its permissions") from None
 
 
+def _does_not_wait(stream: Any) -> bool:
+    """Whether reads of a pipe that is empty for now give nothing at once."""
+    try:
+        return not os.get_blocking(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # no file; Windows before Python 3.12
+        return False
+
+
 class _Checked(RawIOBase):
     """A stream's bytes as they come, with every failure to read turned into an InputError.
 
@@ -192,7 +206,9 @@ class _Checked(RawIOBase):
     failures: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, stream: Any, where: str) -> None:
-        self._read = getattr(stream, "read1", stream.read)
+        if _does_not_wait(stream):
+            stream = getattr(stream, "raw", stream)  # a buffer takes "nothing yet" for the end
+        self._stream, self._read = stream, getattr(stream, "read1", stream.read)
         self._where = where
         self.head = b""  # bytes to give first
 
@@ -208,12 +224,16 @@ class _Checked(RawIOBase):
 
     def _next(self, n: int) -> bytes:
         try:
-            data: bytes = self._read(n)
+            while (data := self._read(n)) is None:  # somebody has told the pipe not to wait: then we do
+                select.select([self._stream], [], [])
         except self.failures as error:
             raise InputError(self._reason(error)) from None
-        return data
+        read: bytes = data
+        return read
 
     def _reason(self, error: Exception) -> str:
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            return f"{self._where}: {_CLOSED}"
         return f"{self._where}: reading failed ({error}); check the file and its disk"
 
 

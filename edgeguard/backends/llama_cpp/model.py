@@ -39,7 +39,6 @@ from edgeguard.backend import (
     RuntimeOptions,
     Stem,
     Vocabulary,
-    available_cores,
     by_record,
     context_for,
     log_softmax,
@@ -47,6 +46,7 @@ from edgeguard.backend import (
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import Digest
+from edgeguard.machine import available_cores
 
 SPINS = 1000
 

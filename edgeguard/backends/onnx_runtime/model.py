@@ -40,7 +40,6 @@ from edgeguard.backend import (
     RuntimeOptions,
     Stem,
     Vocabulary,
-    available_cores,
     by_record,
     context_for,
     log_softmax,
@@ -50,6 +49,7 @@ from edgeguard.formats import onnx_graph
 from edgeguard.formats.hashes import Digest
 from edgeguard.formats.model_folder import read_settings
 from edgeguard.formats.tokenizer import read_chat_template, read_vocabulary
+from edgeguard.machine import available_cores
 
 Keys = Mapping[str, Any]  # input name → OrtValue (batch, n_head_kv, past, head)
 Ints = npt.NDArray[np.int64]
