@@ -44,6 +44,7 @@ from edgeguard.rows.readers import read_fields, read_records
 from edgeguard.rows.record import Record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "edgeguard-135m"))
+from calibrate import fit as fit
 from calibrate import scores_of, with_own_truth, with_progress
 
 GUARD = built_in("edgeguard-135m")

@@ -66,12 +66,13 @@ class ContextOverflow(RecordError):
 
     kind = "context_overflow"
 
-    def __init__(self, n_tokens: int, n_ctx: int, *, room: int | None = None) -> None:
+    def __init__(self, n_tokens: int, n_ctx: int, *, room: int | None = None, counted_all: bool = True) -> None:
+        needs = f"{n_tokens}" if counted_all else f"more than {n_tokens}"
         cure = "shorten the text"
         if room is not None:
             cure = f"all but the last text leaves {max(0, room)}, too few for a window; shorten the conversation"
         super().__init__(
-            f"the prompt needs {n_tokens} tokens with its answer, the context holds {n_ctx}; {cure}",
+            f"the prompt needs {needs} tokens with its answer, the context holds {n_ctx}; {cure}",
             kind=None if room is None else "no_room_for_window",
             n_tokens=n_tokens,
             n_ctx=n_ctx,

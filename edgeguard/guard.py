@@ -27,7 +27,7 @@ from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.forms import Tell, in_log, open_built_in, prepare
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
-from edgeguard.prompt import Ids, compile_prompt
+from edgeguard.prompt import Ids, compile_prompt, told_early
 from edgeguard.rows.judging import Input, judged
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
@@ -238,7 +238,8 @@ class Guard:
                 f"which profile {profile.name} has not"
             )
         self._min_mass = profile.min_grammar_mass if search.min_grammar_mass is None else search.min_grammar_mass
-        self._prompter = compile_prompt(profile, backend.info.chat_template, backend.vocabulary)
+        vocabulary = told_early(backend.vocabulary, backend.n_ctx) if window is None else backend.vocabulary
+        self._prompter = compile_prompt(profile, backend.info.chat_template, vocabulary)
         self._answers = Answers(profile.answer, backend.vocabulary, self._prompter.stops)
         self._answers_on_response = (
             self._answers

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import takewhile
 
 from edgeguard.backend import Vocabulary
-from edgeguard.errors import ProfileError, RecordError, shortened
+from edgeguard.errors import ContextOverflow, ProfileError, RecordError, shortened
 from edgeguard.profile import Profile
 from edgeguard.rows.record import Message
 from edgeguard.templates import (
@@ -35,6 +35,7 @@ from edgeguard.templates import (
 
 Ids = tuple[int, ...]
 
+_SHORT, _CHARACTERS = 1 << 16, 16  # a text that is encoded as a whole, and characters for each token of the context
 MAX_SHAPES = 64  # sequences of roles kept rendered
 PROBES = ("a", "A", " ", "\n", "1", "é", "<", "The", "漢", "=", "://", "'s", "\u0301", "...")
 
@@ -376,6 +377,25 @@ def _encode_run(text: str, forbidden: Mapping[int, str], vocabulary: Vocabulary)
     if forbidden.keys().isdisjoint(ids):
         return ids
     return _encode_apart(text, ids, forbidden, vocabulary)
+
+
+def told_early(vocabulary: Vocabulary, n_ctx: int) -> Vocabulary:
+    """The same, but a text far beyond a context of `n_ctx` tokens is a ContextOverflow before all of it is encoded.
+
+    A beginning is encoded first, then one four times as long. Where it has twice the tokens that the context holds, the
+    whole text cannot fit: whatever follows, tokens change near the cut alone.
+    """
+
+    def encode(text: str) -> list[int]:
+        size = max(_SHORT, _CHARACTERS * n_ctx)
+        while size < len(text):
+            n_tokens = len(vocabulary.encode(text[:size]))
+            if n_tokens > 2 * n_ctx:
+                raise ContextOverflow(n_tokens, n_ctx, counted_all=False)
+            size *= 4
+        return vocabulary.encode(text)
+
+    return replace(vocabulary, encode=encode)
 
 
 def _encode_apart(text: str, ids: list[int], forbidden: Mapping[int, str], vocabulary: Vocabulary) -> list[int]:

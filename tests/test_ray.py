@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +230,14 @@ def test_a_driver_killed_and_started_again_loses_no_record_and_doubles_none(
     )
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL) as driver:
         until(lambda: len(parts(out)) > 2)
-        actors = [pid for pid in descendants(driver.pid) if is_actor(pid)]
+        started = descendants(driver.pid)
+        actors = [pid for pid in started if is_actor(pid)]
         driver.kill()
     assert len(actors) == 2
     until(lambda: all(map(gone, actors)))
+    for pid in started:  # two helpers of Ray's wait a minute, and would write to its folder
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not (out / "_SUCCESS").exists()
     again = ("score", many, "-o", out, *ON_RAY, *tiny)
     assert "exists already; --resume goes on" in one_line(run(*again).stderr)

@@ -41,6 +41,7 @@ ADVICE = {
     "no_cluster": "--ray without an address needs no cluster",
     "output_exists": "--resume goes on where it ends, --overwrite replaces it",
     "output_broken_off": "--resume goes on where it ends",
+    "unpacks_too_far": "--max-ratio says how many",
     "other_run": "--overwrite starts anew",
     "no_run": "name another --output, or --overwrite to start anew",
     "other_output": "or --overwrite to start anew",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeguard.cli.options import calibration_options, load_guard, model_options, reported_errors
+from edgeguard.cli.options import calibration_options, load_guard, model_options, reported_errors, waiting
 
 
 @click.command(
@@ -42,7 +42,7 @@ def check(as_json: bool, **options: Any) -> None:
     with reported_errors():
         from edgeguard.selftest import self_test
 
-        with load_guard(**options) as guard:
+        with load_guard(**options) as guard, waiting("judging the two texts"):
             found = guard.ask(self_test)
             names = {category.code: category.name for category in guard.profile.categories}
         if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options
+from edgeguard.cli.options import load_guard, model_options, reported_errors, search_options, waiting
 
 
 @click.command(epilog='Example: edgeguard explain "How do I pick a lock?" --tolerance 0.05')
@@ -31,7 +31,7 @@ def explain(text: str, response: str | None, least: float, as_json: bool, **opti
         record = {"prompt": text} if response is None else {"prompt": text, "response": response}
         from edgeguard.explanation import considered, explanation
 
-        with load_guard(**options) as guard:
+        with load_guard(**options) as guard, waiting("asking the guard"):
             found = guard.ask(considered, record)
         if as_json:
             import json

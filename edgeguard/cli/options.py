@@ -116,6 +116,13 @@ _RECORD_OPTIONS = (
         help="Of the input [default: by content and name]",
     ),
     click.option("--encoding", metavar="NAME", help="Of the input, such as cp1252 [default: UTF-8, or by its BOM]"),
+    click.option(
+        "--max-ratio",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Bytes that a compressed input may hold for each of its own",
+    ),
     click.option("--strict", is_flag=True, help="What guards do not judge (system turns, images) is an error"),
 )
 
@@ -144,13 +151,15 @@ def take_reading(options: dict[str, Any]) -> Reading:
     from edgeguard.rows.streams import check_encoding
 
     names = {kind: options.pop(f"{kind}_field") for kind in ("text", "prompt", "response", "messages", "id")}
-    format_, encoding, strict = (options.pop(name) for name in ("input_format", "encoding", "strict"))
+    format_, encoding, strict, ratio = (
+        options.pop(name) for name in ("input_format", "encoding", "strict", "max_ratio")
+    )
     try:
         check_encoding(encoding or "utf-8")
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--encoding") from None
     try:
-        return Reading(format_, Fields(**names), encoding, strict)
+        return Reading(format_, Fields(**names), encoding, strict, ratio)
     except ValueError:
         raise click.UsageError("--text-field, --messages-field and --prompt-field exclude one another") from None
 
@@ -201,22 +210,37 @@ def _is_there(path: str | Path) -> bool:
         return False
 
 
+def waiting(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Say on a terminal what is waited for; a pipe and a log hear nothing."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from edgeguard.cli.screen.progress import spinner
+
+    return spinner(what)
+
+
+def _loading(model: Path | None) -> contextlib.AbstractContextManager[Any]:
+    return waiting(f"loading {'the default guard' if model is None else printable(str(model))}")
+
+
 def load_guard(**options: Any) -> Workers:
     """The guard that the options ask for, in one process that is not this one: native code may end it."""
     begin_guard()
-    from edgeguard.workers import isolated
+    with _loading(options["model"]):
+        from edgeguard.workers import isolated
 
-    return isolated(**load_arguments(**options))
+        return isolated(**load_arguments(**options))
 
 
 def open_guard(*, workers: int | None, records: int | None, **options: Any) -> Workers:
     """The guard that the options ask for, in as many processes as they or the machine say, for so many records."""
     begin_guard()
-    from edgeguard.workers import Workers, open_guard
+    with _loading(options["model"]):
+        from edgeguard.workers import Workers, open_guard
 
-    opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
-    assert isinstance(opened, Workers)
-    return opened
+        opened = open_guard(workers=workers, records=records, isolated=True, **load_arguments(**options))
+        assert isinstance(opened, Workers)
+        return opened
 
 
 def load_arguments(

@@ -15,12 +15,14 @@ from typing import BinaryIO
 
 from edgeguard.errors import InputError, RecordError
 from edgeguard.rows.row import Row
-from edgeguard.rows.streams import Line, lines_of, not_text
+from edgeguard.rows.streams import CHUNK, Line, Lines, not_text
 from edgeguard.rows.values import MAX_RECORD, shown, too_large
 
 DELIMITERS = (",", ";", "\t", "|")
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that surrogateescape could not decode
+_IN_QUOTES = re.compile(r'[^"]*+(?:""[^"]*+)*+')
 _SEP = re.compile(r"sep=(.)\s*\Z")  # Excel's own first line
 
 
@@ -42,7 +44,7 @@ def read(
 
     Raises InputError for a header that cannot be read.
     """
-    lines = lines_of(stream, limit=limit)
+    lines = Lines(stream, limit=limit)
     first = next((line for line in lines if not line.blank), None)
     if first is None:
         raise InputError(f"{where}: is empty, CSV needs a header row", kind="no_columns")
@@ -57,16 +59,19 @@ def read(
 
 def delimiter_of(header: str) -> str:
     """The delimiter that stands most often in a header row outside quotes; a comma where none does."""
-    bare = _QUOTED.sub("", header)
+    bare = _QUOTED.sub("", header[:CHUNK])
     return max(DELIMITERS, key=bare.count)
 
 
 def count(stream: BinaryIO) -> int:
     """Rows below the header: line ends that are outside quotes. Malformed CSV can make it differ."""
-    n_rows = n_quotes = 0
-    for line in lines_of(stream):
-        n_rows += n_quotes % 2 == 0 and not line.blank and not (n_rows == 0 and _is_sep(line))
-        n_quotes += line.quotes
+    n_rows = 0
+    lines = Lines(stream)
+    for line in lines:
+        n_rows += not line.blank and not (n_rows == 0 and _is_sep(line))
+        n_quotes = line.quotes
+        while n_quotes % 2 and (more := lines.quoted()) is not None:
+            n_quotes += more.quotes
     return max(0, n_rows - 1)
 
 
@@ -85,7 +90,7 @@ def cells_of(data: bytes) -> list[str]:
     """The cells of one row as `encoded` wrote it. Raises ValueError where it is none."""
     if not data.endswith(b"\n"):
         raise ValueError("the row is cut short")
-    lines = lines_of(BytesIO(data), limit=len(data))
+    lines = Lines(BytesIO(data), limit=len(data))
     row = _Reader(lines, ",", len(data), "utf-8").row(next(lines))
     if row.error is not None or next(lines, None) is not None:
         raise ValueError(f"not one row: {row.error or 'it goes on'}")
@@ -145,7 +150,7 @@ class _Cells:
 class _Reader:
     """Rows from physical lines; no row is held beyond `limit` bytes."""
 
-    def __init__(self, lines: Iterator[Line], delimiter: str, limit: int, encoding: str) -> None:
+    def __init__(self, lines: Lines, delimiter: str, limit: int, encoding: str) -> None:
         self._lines, self._delimiter, self._limit, self._encoding = lines, delimiter, limit, encoding
         # A plain cell: up to the delimiter or the line's end; a lone CR inside is text.
         end = re.escape(delimiter)
@@ -166,7 +171,9 @@ class _Reader:
         if bad is None:
             return _Cells(first.number, cells)
         data = bad.encode("utf-8", "surrogateescape")
-        at = len(bad[: next(i for i, c in enumerate(bad) if _not_utf8(c))].encode())
+        wrong = _NOT_UTF8.search(bad)
+        assert wrong is not None
+        at = len(bad[: wrong.start()].encode())
         return _Cells(first.number, cells, not_text(data, at, "a cell of the row", self._encoding))
 
     def _cells(self, cursor: _Cursor) -> list[str]:
@@ -192,14 +199,14 @@ class _Reader:
 
 
 class _Cursor:
-    """A place in a CSV row: `text` is its current physical line, `at` an index into it."""
+    """A place in a CSV row: `text` is its current physical line, or several inside of quotes; `at` an index into it."""
 
-    def __init__(self, first: Line, lines: Iterator[Line], limit: int) -> None:
+    def __init__(self, first: Line, lines: Lines, limit: int) -> None:
         self._lines, self._limit, self._size, self._quotes = lines, limit, 0, 0
         self._take(first)
 
     def next_line(self) -> None:
-        line = next(self._lines, None)
+        line = self._lines.quoted()
         if line is None:
             raise RecordError(
                 "the row has a quoted cell that is not closed by the end of the file; "
@@ -220,7 +227,7 @@ class _Cursor:
     def _skip_row(self) -> None:
         """Go to the row's end, where all its quotes are closed, holding nothing."""
         while self._quotes % 2:
-            line = next(self._lines, None)
+            line = self._lines.quoted()
             if line is None:
                 return
             self._quotes += line.quotes
@@ -231,18 +238,15 @@ def _quoted_cell(cursor: _Cursor) -> str:
     parts: list[str] = []
     cursor.at += 1
     while True:
-        end = cursor.text.find('"', cursor.at)
-        if end < 0:
-            parts.append(cursor.text[cursor.at :])
-            cursor.next_line()
-            continue
-        parts.append(cursor.text[cursor.at : end])
-        cursor.at = end + 1
-        if not cursor.text.startswith('"', cursor.at):
+        found = _IN_QUOTES.match(cursor.text, cursor.at)
+        assert found is not None  # the pattern matches the empty string
+        parts.append(found.group().replace('""', '"'))
+        cursor.at = found.end()
+        if cursor.at < len(cursor.text):
+            cursor.at += 1
             return "".join(parts)
-        parts.append('"')
-        cursor.at += 1
+        cursor.next_line()
 
 
 def _not_utf8(text: str) -> bool:
-    return any("\udc80" <= c <= "\udcff" for c in text) if not text.isascii() else False
+    return not text.isascii() and _NOT_UTF8.search(text) is not None

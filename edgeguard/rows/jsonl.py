@@ -7,20 +7,20 @@ from typing import BinaryIO
 
 from edgeguard.errors import RecordError
 from edgeguard.rows.row import Row
-from edgeguard.rows.streams import decoded, lines_of
+from edgeguard.rows.streams import Lines, decoded
 from edgeguard.rows.values import MAX_RECORD, parse_json, shown, too_large
 
 
 def rows(stream: BinaryIO, *, encoding: str = "utf-8", limit: int = MAX_RECORD) -> Iterator[Row]:
     """The objects of a stream; blank lines are none. A line that is no object is a Row with an error."""
-    for line in lines_of(stream, limit=limit):
+    for line in Lines(stream, limit=limit):
         if not line.blank:
             yield json_row(line.number, line.data, "the line", "write one JSON object a line", encoding=encoding)
 
 
 def count(stream: BinaryIO) -> int:
     """How many rows `rows` will give."""
-    return sum(1 for line in lines_of(stream) if not line.blank)
+    return sum(1 for line in Lines(stream) if not line.blank)
 
 
 def json_row(number: int, data: bytes | None, what: str, advice: str, *, encoding: str) -> Row:

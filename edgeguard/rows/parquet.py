@@ -10,8 +10,10 @@ from typing import Any, BinaryIO
 
 from edgeguard.errors import InputError, RecordError, printable
 from edgeguard.rows.row import Row
-from edgeguard.rows.streams import CHUNK
+from edgeguard.rows.streams import CHUNK, MAX_RATIO, check_ratio
 from edgeguard.rows.values import MAX_RECORD
+
+BATCH, BATCH_BYTES = 256, 8 << 20  # rows that are in memory at once, and about how many bytes
 
 
 @contextmanager
@@ -33,11 +35,29 @@ def opened_table(source: BinaryIO, where: str) -> Iterator[Any]:
             file = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=MAX_RECORD))
             _copy(source, file, where)
         try:
+            packed = _in_dictionaries(pq.read_metadata(file))
             # buffer_size: pages are read one after the other, not a row group's whole column at once
-            opened = stack.enter_context(pq.ParquetFile(file, buffer_size=CHUNK))
+            opened = stack.enter_context(pq.ParquetFile(file, buffer_size=CHUNK, read_dictionary=packed))
+            columns_of(opened)
         except (pa.ArrowException, OSError) as error:
             raise _broken(where, error) from None
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where}: the name of a column is not UTF-8 ({ascii(error.object[:60])[2:-1]}); write the file again "
+                "with another name"
+            ) from None
         yield opened
+
+
+def _in_dictionaries(metadata: Any) -> list[str]:
+    """The columns of texts that are written once for many rows, to be read so: a short file may hold very many rows."""
+    chunks = (
+        metadata.row_group(group).column(i)
+        for group in range(metadata.num_row_groups)
+        for i in range(metadata.num_columns)
+    )
+    kinds = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+    return sorted({c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY" and kinds & {*c.encodings}})
 
 
 def columns_of(file: Any) -> list[str]:
@@ -45,13 +65,42 @@ def columns_of(file: Any) -> list[str]:
     return [str(name) for name in file.schema_arrow.names]
 
 
-def rows(file: Any, columns: Sequence[str], where: str) -> Iterator[Row]:
-    """The rows of an open file with these columns. A cell that is not UTF-8 spoils its own row. Raises InputError."""
-    number = 0
-    for batch in _batches(file, columns, where):
+def rows(file: Any, columns: Sequence[str], where: str, *, max_ratio: int = MAX_RATIO) -> Iterator[Row]:
+    """The rows of an open file with these columns. A cell that is not UTF-8 spoils its own row. Raises InputError.
+
+    max_ratio  bytes that its texts may have for each of the file's, behind the first FREE
+    """
+    number = n_out = 0
+    n_in, n_stated = _sizes(file.metadata, columns)
+    check_ratio(n_stated, n_in, max_ratio, where)
+    n_rows = min(BATCH, max(1, BATCH_BYTES * file.metadata.num_rows // (n_stated or 1)))
+    for batch in _batches(file, columns, n_rows, where):
         for i in range(batch.num_rows):
             number += 1
-            yield row_of(batch, i, number)
+            row = row_of(batch, i, number)
+            n_out += sum(map(_weight, row.fields.values()))
+            check_ratio(n_out, n_in, max_ratio, where)
+            yield row
+
+
+def _sizes(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
+    """Bytes of the whole file's columns as they are stored, and of these columns without their compression."""
+    n_in = n_out = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(metadata.num_columns)):
+            n_in += chunk.total_compressed_size
+            wanted = any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)
+            n_out += chunk.total_uncompressed_size * wanted
+    return n_in, n_out
+
+
+def _weight(value: object) -> int:
+    """Characters, or bytes, of all texts in a value."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_weight, value.values()))
+    return sum(map(_weight, value)) if isinstance(value, list) else 0
 
 
 def row_of(batch: Any, i: int, number: int) -> Row:
@@ -77,10 +126,10 @@ def _copy(source: BinaryIO, spool: Any, where: str) -> None:
         ) from None
 
 
-def _batches(file: Any, columns: Sequence[str], where: str) -> Iterator[Any]:
+def _batches(file: Any, columns: Sequence[str], n_rows: int, where: str) -> Iterator[Any]:
     import pyarrow as pa
 
-    batches = file.iter_batches(batch_size=256, columns=list(columns), use_threads=False)
+    batches = file.iter_batches(batch_size=n_rows, columns=list(columns), use_threads=False)
     while True:
         try:
             batch = next(batches, None)

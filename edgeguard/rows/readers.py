@@ -23,7 +23,7 @@ from edgeguard.rows.ids import without_duplicates
 from edgeguard.rows.record import Failure, Record, failure_of
 from edgeguard.rows.row import Row
 from edgeguard.rows.shapes import CONTENT, USUAL, Fields, check_names, check_usual_names, id_of, lookalike, make_record
-from edgeguard.rows.streams import Opened, opened
+from edgeguard.rows.streams import MAX_RATIO, Opened, opened
 from edgeguard.rows.values import shown
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -54,6 +54,7 @@ def read_records(
     fields: Fields = USUAL,
     encoding: str | None = None,
     strict: bool = False,
+    max_ratio: int = MAX_RATIO,
     limit: int | None = None,
 ) -> Iterator[Record | Failure]:
     """The records of a file in their order, one `Record` or `Failure` for each, at most `limit`.
@@ -63,13 +64,14 @@ def read_records(
     fields    the names of the fields, or columns, that hold a record
     encoding  of text without a byte order mark, such as "cp1252"; None: UTF-8
     strict    what guards do not judge (system turns, images) is an error, not left out
+    max_ratio  bytes that a compressed file, Parquet too, may hold for each of its own, behind the first 64 MiB
 
     Raises InputError, at the first `next()` or where the file breaks off, and ValueError for a format or encoding that
     is not known. Memory stays flat, but for 16 bytes and some slack for each id seen.
     """
     with ExitStack() as stack:
-        file, kind = _opened(source, format, encoding, stack)
-        rows = _rows(file, kind, stack, partial(_record_columns, file.where, fields))
+        file, kind = _opened(source, format, encoding, stack, max_ratio)
+        rows = _rows(file, kind, stack, partial(_record_columns, file.where, fields), max_ratio)
         if kind in ("csv", "tsv"):
             rows = (row._replace(fields=_without_empty_cells(row.fields, fields)) for row in rows)
         records = (_record(row, file.where, fields, strict) for row in rows)
@@ -84,6 +86,7 @@ class Reading:
     fields: Fields = USUAL
     encoding: str | None = None
     strict: bool = False
+    max_ratio: int = MAX_RATIO
 
     def records(self, source: str | Path | BinaryIO, *, limit: int | None = None) -> Iterator[Record | Failure]:
         """`read_records` of a file."""
@@ -164,12 +167,16 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def _opened(
-    source: str | Path | BinaryIO, format: str | None, encoding: str | None, stack: ExitStack
+    source: str | Path | BinaryIO,
+    format: str | None,
+    encoding: str | None,
+    stack: ExitStack,
+    max_ratio: int = MAX_RATIO,
 ) -> tuple[Opened, str]:
     """The open file and its format."""
     if format is not None and format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
-    file = stack.enter_context(opened(source, encoding=encoding))
+    file = stack.enter_context(opened(source, encoding=encoding, max_ratio=max_ratio))
     kind = format or _recognised(file)
     first = file.head.lstrip()[:1]
     if kind == "json" and first not in (b"[", b""):
@@ -212,7 +219,13 @@ def _beginning(head: bytes) -> str:
     return shown(head[:60].decode("utf-8", "replace"))
 
 
-def _rows(file: Opened, kind: str, stack: ExitStack, choose: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+def _rows(
+    file: Opened,
+    kind: str,
+    stack: ExitStack,
+    choose: Callable[[list[str]], list[str]],
+    max_ratio: int = MAX_RATIO,
+) -> Iterator[Row]:
     """The rows of an open file. `choose` is shown the columns of a table, and says which of them are wanted."""
     match kind:
         case "jsonl":
@@ -221,7 +234,7 @@ def _rows(file: Opened, kind: str, stack: ExitStack, choose: Callable[[list[str]
             return json_array.rows(file.stream, file.where, encoding=file.encoding)
         case "parquet":
             table = stack.enter_context(parquet.opened_table(file.plain or file.stream, file.where))
-            return parquet.rows(table, choose(parquet.columns_of(table)), file.where)
+            return parquet.rows(table, choose(parquet.columns_of(table)), file.where, max_ratio=max_ratio)
         case _:
             delimiter = "\t" if kind == "tsv" else None
             cells = csv.read(file.stream, file.where, encoding=file.encoding, delimiter=delimiter)

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from edgeguard.errors import InputError, RecordError, printable
 from edgeguard.rows.values import MAX_RECORD, shown
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 CHUNK = 64 * 1024
+MAX_RATIO = 100  # bytes that a compressed file may hold for each that it has; texts have some 3 to 10
+FREE = 64 << 20  # bytes that any file may hold
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _BOMS = {  # in this order: UTF-32's little-endian one begins as UTF-16's
@@ -36,6 +39,7 @@ _BOMS = {  # in this order: UTF-32's little-endian one begins as UTF-16's
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _CLOSED = "it is closed, there is nothing to read; name a file, or send something through a pipe"
+_IN_QUOTES = re.compile(rb'[^"]*+(?:""[^"]*+)*+')
 _PARQUET = b"PAR1"  # binary: not to be decoded
 
 
@@ -78,10 +82,14 @@ class Opened:
 
 
 @contextmanager
-def opened(source: str | Path | BinaryIO, *, encoding: str | None = None) -> Iterator[Opened]:
+def opened(
+    source: str | Path | BinaryIO, *, encoding: str | None = None, max_ratio: int = MAX_RATIO
+) -> Iterator[Opened]:
     """A path, "-" for stdin, or an open binary stream, which is left open.
 
-    encoding  of text without a byte order mark, as Python calls it; None: UTF-8
+    encoding   of text without a byte order mark, as Python calls it; None: UTF-8
+    max_ratio  bytes that compressed data may hold for each of theirs, behind the first FREE; of Parquet inside of
+               another compression, which goes to the disk, a tenth
 
     Raises InputError, also while the stream is read, and ValueError for an encoding that Python has not.
     """
@@ -90,12 +98,15 @@ def opened(source: str | Path | BinaryIO, *, encoding: str | None = None) -> Ite
     with ExitStack() as stack:
         raw, where = _open_source(source, stack)
         plain = raw if raw.seekable() and raw.tell() == 0 else None
-        stream, head = _peeked(_Checked(raw, where), stack)
+        checked = _Checked(raw, where)
+        stream, head = _peeked(checked, stack)
         endings = [ending.lower() for ending in Path(where).suffixes]
         packing = next((one for one in _PACKINGS if re.match(one.magic, head)), None)
         if packing is not None:
-            unpacked = stack.enter_context(packing.open(stream, where))
-            stream, head = _peeked(_Unpacked(unpacked, where, packing), stack)
+            unpacked = _Unpacked(stack.enter_context(packing.open(stream, where)), checked, packing, max_ratio)
+            stream, head = _peeked(unpacked, stack)
+            if head.startswith(_PARQUET):
+                unpacked.max_ratio = max(2, max_ratio // 10)
             plain = None
             if endings[-1:] == [packing.ending]:
                 endings.pop()
@@ -109,6 +120,16 @@ def opened(source: str | Path | BinaryIO, *, encoding: str | None = None) -> Ite
         yield Opened(stream, head, where, endings[-1] if endings else "", written_in, plain)
 
 
+def check_ratio(n_out: int, n_in: int, max_ratio: int, where: str) -> None:
+    """Raises InputError where `n_in` bytes have become too many."""
+    if n_out > max(FREE, max_ratio * n_in):
+        raise InputError(
+            f"{where}: holds more than {max_ratio} bytes for each of its own, {n_out >> 20} MiB so far; real records "
+            "have some 10: if it is no trap, allow more",
+            kind="unpacks_too_far",
+        )
+
+
 def check_encoding(name: str) -> None:
     """Raises ValueError for a name that Python knows no text encoding by."""
     try:
@@ -117,19 +138,86 @@ def check_encoding(name: str) -> None:
         raise ValueError(f"encoding is {name!r}, expected one that Python has, such as cp1252 or utf-16") from None
 
 
-def lines_of(stream: BinaryIO, *, limit: int = MAX_RECORD) -> Iterator[Line]:
-    """The physical lines with their ends, never holding more than `limit` bytes of one."""
-    number = 0
-    while data := stream.readline(limit + 1):
-        number += 1
-        if len(data) <= limit:
-            yield Line(number, data, data.count(b'"'))
-            continue
-        quotes = data.count(b'"')
-        while data and not data.endswith(b"\n"):
-            data = stream.readline(CHUNK)
+class Lines:
+    """The physical lines of a stream with their ends, never holding more than `limit` bytes of one.
+
+    Blank lines are counted and passed over, many at a time: a file may hold nothing else, by the hundred million.
+    """
+
+    def __init__(self, stream: BinaryIO, *, limit: int = MAX_RECORD) -> None:
+        self._stream: Any = stream if hasattr(stream, "peek") else BufferedReader(cast(RawIOBase, stream), CHUNK)
+        self._limit, self._number = limit, 0
+
+    def __iter__(self) -> Iterator[Line]:
+        return self
+
+    def __next__(self) -> Line:
+        while data := self._stream.readline(CHUNK):
+            if data.endswith(b"\n") and len(data) <= self._limit:  # nearly all
+                self._number += 1
+                if not data.isspace():
+                    return Line(self._number, data, data.count(b'"'))
+                self._skip_blank()
+            else:
+                line = self._gathered(chain((data,), self._rest_of_line(data)))
+                assert line is not None
+                return line
+        raise StopIteration
+
+    def _skip_blank(self) -> None:
+        """Further blank lines that are in the buffer."""
+        while chunk := self._stream.peek(1):
+            n_white = len(chunk) - len(chunk.lstrip())
+            end = chunk.rfind(b"\n", 0, n_white) + 1
+            self._number += self._stream.read(end).count(b"\n")
+            if not end:
+                return
+
+    def quoted(self) -> Line | None:
+        """From inside of a quoted cell through the end of the line where it is closed, as one; None at the end."""
+        return self._gathered(self._through_cell())
+
+    def _gathered(self, pieces: Iterator[bytes]) -> Line | None:
+        number, kept, size, quotes, n_ends, data = self._number + 1, [], 0, 0, 0, b""
+        for data in pieces:
+            size += len(data)
             quotes += data.count(b'"')
-        yield Line(number, None, quotes)
+            n_ends += data.count(b"\n")
+            kept.append(data)
+            if size > self._limit:
+                kept = []
+        if not size:
+            return None
+        self._number += n_ends + (not data.endswith(b"\n"))
+        return Line(number, b"".join(kept) if size <= self._limit else None, quotes)
+
+    def _rest_of_line(self, data: bytes) -> Iterator[bytes]:
+        """What follows `data` on its line."""
+        while not data.endswith(b"\n") and (data := self._stream.readline(CHUNK)):
+            yield data
+
+    def _through_cell(self) -> Iterator[bytes]:
+        """What is inside of the quotes, the closing quote, and the rest of its line."""
+        data = self._stream.readline(CHUNK)  # as a rule it is closed there
+        yield data
+        end = _end_in_quotes(data)
+        closed, half = end < len(data) - 1, end == len(data) - 1
+        while not closed and (chunk := self._stream.peek(1)):
+            if half and chunk[:1] != b'"':  # the quote was the last byte: it closes, but for another one behind it
+                data = b""
+                break
+            end = _end_in_quotes(chunk, int(half))
+            closed, half = end < len(chunk) - 1, end == len(chunk) - 1
+            data = self._stream.read(min(end + 1, len(chunk)))
+            yield data
+        yield from self._rest_of_line(data)
+
+
+def _end_in_quotes(data: bytes, begin: int = 0) -> int:
+    """Where what is text in a quoted cell ends: at its closing quote, or at the end."""
+    found = _IN_QUOTES.match(data, begin)
+    assert found is not None  # the pattern matches the empty string
+    return found.end()
 
 
 def decoded(data: bytes, what: str, encoding: str) -> str:
@@ -209,8 +297,9 @@ class _Checked(RawIOBase):
         if _does_not_wait(stream):
             stream = getattr(stream, "raw", stream)  # a buffer takes "nothing yet" for the end
         self._stream, self._read = stream, getattr(stream, "read1", stream.read)
-        self._where = where
+        self.where = where
         self.head = b""  # bytes to give first
+        self.n_read = 0
 
     def readable(self) -> bool:
         return True
@@ -228,26 +317,33 @@ class _Checked(RawIOBase):
                 select.select([self._stream], [], [])
         except self.failures as error:
             raise InputError(self._reason(error)) from None
+        self.n_read += len(data)
         read: bytes = data
         return read
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, OSError) and error.errno == errno.EBADF:
-            return f"{self._where}: {_CLOSED}"
-        return f"{self._where}: reading failed ({error}); check the file and its disk"
+            return f"{self.where}: {_CLOSED}"
+        return f"{self.where}: reading failed ({error}); check the file and its disk"
 
 
 class _Unpacked(_Checked):
     """What a compressed stream holds."""
 
-    def __init__(self, stream: Any, where: str, packing: _Packing) -> None:
-        super().__init__(stream, where)
+    def __init__(self, stream: Any, source: _Checked, packing: _Packing, max_ratio: int) -> None:
+        super().__init__(stream, source.where)
         self.failures = (OSError, EOFError, *packing.failures())
-        self._packing = packing
+        self.max_ratio = max_ratio
+        self._source, self._packing = source, packing
+
+    def _next(self, n: int) -> bytes:
+        data = super()._next(n)
+        check_ratio(self.n_read, self._source.n_read, self.max_ratio, self.where)
+        return data
 
     def _reason(self, error: Exception) -> str:
         return (
-            f"{self._where}: the {self._packing.name} data is broken or cut short ({error}); "
+            f"{self.where}: the {self._packing.name} data is broken or cut short ({error}); "
             f"test it with {self._packing.name} -t, and copy or compress it again"
         )
 
@@ -270,7 +366,7 @@ class _Decoded(_Checked):
                 text = self._decoder.decode(data, not data)
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{self._where}: is not {self._encoding} ({error.reason}); name its own encoding"
+                    f"{self.where}: is not {self._encoding} ({error.reason}); name its own encoding"
                 ) from None
             self._rest = text.encode("utf-8", self._errors)
             if not data:
