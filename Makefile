@@ -66,6 +66,7 @@ default-figures: .venv/test.done
 	mkdir -p bench/results
 	$(BIN)/python bench/defaults.py > bench/results/defaults.txt
 	$(BIN)/python bench/starvation.py > bench/results/starvation.txt
+	$(BIN)/python bench/startup.py --before 712bd52 > bench/results/startup.txt
 	$(BIN)/python docs/generate.py
 
 # 10 minutes on a quiet machine, and once half an hour for SERVER. CHAT: as of shape-figures.

@@ -292,16 +292,11 @@ def _template_mutant(draw: Draw, whole: None, path: Path) -> Path:
     return path
 
 
-def _vocabulary() -> Vocabulary:
-    pieces = [bytes([b]) for b in range(256)]
-    control = {"<|im_start|>": 256, "<|im_end|>": 257}
-    return Vocabulary(
-        pieces=[*pieces, b"", b""],
-        control=control,
-        eog=frozenset({257}),
-        bos=None,
-        encode=lambda text: list(text.encode()),
-    )
+def _vocabulary(*names: str) -> Vocabulary:
+    """Tokens are bytes, and ChatML's control tokens with those of other names."""
+    control = {name: 256 + i for i, name in enumerate(dict.fromkeys(("<|im_start|>", "<|im_end|>", *names)))}
+    pieces = [*(bytes([b]) for b in range(256)), *[b""] * len(control)]
+    return Vocabulary(pieces, control, eog=frozenset({257}), bos=None, encode=lambda text: list(text.encode()))
 
 
 def _template_attempt(path: Path) -> str:
@@ -324,23 +319,32 @@ def _profile_mutant(draw: Draw, whole: list[str], path: Path) -> Path:
         path.write_bytes(damaged(draw, data, len(data)))
         return path
     for _ in range(draw.choice([1, 1, 2])):
-        at, line = draw.choice(list(enumerate(text.split("\n"))))
-        lines = text.split("\n")
-        new = draw.choice(
-            [
-                *("", line + line, line.replace('"', "'"), re.sub(r"\d+", "99999999999", line), "[" * 2000, "x = 1"),
-                *(f"text = '''{draw.choice(_PIECES)}'''", 'pattern = "({category}|){999}"', 'pattern = "(((a*)*)*)*b"'),
-                *(
-                    f'pattern = "{draw.choice("(|*{?") * 500}"',
-                    'control = ["<|im_start|>"]',
-                    "[[category]]",
-                    "y = 1e999",
-                ),
-            ]
-        )
-        text = "\n".join([*lines[:at], new, *lines[at + 1 :]])
+        text = _wrong_line(draw, text)
     path.write_text(text)
     return path
+
+
+_PATTERNS = (
+    *("({verdict=safe}|{verdict=unsafe})*", "({category}|){999}", "(((a*)*)*)*b", "{verdict=safe}", "..." * 50),
+    *("(|a|aa)*" * 40 + "{verdict=safe}|{verdict=unsafe}", "(" * 3000 + ")" * 3000, "a{99999}{verdict=safe}", "[^a"),
+    "{verdict=safe}|{verdict=unsafe}(\\n{category}(, {category})*)?",
+)
+
+
+def _wrong_line(draw: Draw, text: str) -> str:
+    """A pattern, a prompt's text or any line replaced by what may be right by itself."""
+    kind, piece, new = draw.randrange(4), draw.choice(_PIECES), draw.choice(_PATTERNS)
+    if kind == 0:
+        return re.sub(r"^pattern = .*$", lambda _: f"pattern = '{new}'", text, count=1, flags=re.MULTILINE)
+    if kind == 1:
+        return re.sub(r'^text = """\n', lambda m: m[0] + piece.replace("\x00", ""), text, count=1, flags=re.MULTILINE)
+    lines = text.split("\n")
+    at = draw.randrange(len(lines))
+    line = lines[at]
+    if kind == 2:
+        return "\n".join([*lines[:at], *draw.choice([[], [line, line], [line[::-1]]]), *lines[at + 1 :]])
+    numbers = re.sub(r"\d+", lambda _: str(draw.choice(NASTY)), line)
+    return "\n".join([*lines[:at], draw.choice([numbers, line.replace('"', "'"), line.upper()]), *lines[at + 1 :]])
 
 
 def _profile_attempt(path: Path) -> str:
@@ -350,7 +354,7 @@ def _profile_attempt(path: Path) -> str:
 
     profile = load_profile(path)
     describe(profile).row()
-    vocabulary = _vocabulary()
+    vocabulary = _vocabulary(*profile.prompt.control, *profile.stop)
     prompter = compile_prompt(profile, CHATML, vocabulary)
     Answers(profile.answer, vocabulary, prompter.stops)
     return "compiled"
@@ -384,7 +388,11 @@ ONNX = Kind(_onnx_whole, _onnx_mutant, _onnx_attempt)
 TOKENIZER = Kind(_tokenizer_whole, _tokenizer_mutant, _tokenizer_attempt)
 TEMPLATE = Kind(lambda folder: None, _template_mutant, _template_attempt)
 PROFILE = Kind(
-    lambda folder: [path.read_text() for path in sorted((ROOT / "edgeguard/profiles").glob("*.toml"))],
+    lambda folder: [
+        path.read_text()
+        for path in sorted((ROOT / "edgeguard/profiles").glob("*.toml"))
+        if "\nrefused = " not in path.read_text()
+    ],
     _profile_mutant,
     _profile_attempt,
 )

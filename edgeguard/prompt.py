@@ -165,19 +165,8 @@ def compile_prompt(profile: Profile, chat_template: str | None, vocabulary: Voca
     }
 
     @lru_cache(maxsize=MAX_SHAPES * len(codes))
-    def made(roles: tuple[str, ...], code: str | None) -> Shape | ProfileError:
-        try:
-            return _make_shape(profile, renderers[code], roles, names, vocabulary, written_by)
-        except ProfileError as error:
-            if error.kind != "template_over_limit":
-                raise
-            return error  # kept: it would take its seconds again for each record of these roles
-
     def shape(roles: tuple[str, ...], code: str | None) -> Shape:
-        found = made(roles, code)
-        if isinstance(found, ProfileError):
-            raise ProfileError(str(found), kind=found.kind)
-        return found
+        return _make_shape(profile, renderers[code], roles, names, vocabulary, written_by)
 
     def probed(roles: tuple[str, ...], code: str | None, probe: str) -> Ids:
         return _fill(shape(roles, code), [probe] * len(roles), vocabulary)

@@ -23,10 +23,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from edgeguard import process
 
 MAX_RENDERED = 1 << 18  # characters, some 60,000 tokens; a conversation's own text is not among them
-LIMITS = process.Limits(cpu=2, wall=5.0, memory=512 << 20)  # of one rendering; real ones take milliseconds and 25 MiB
+LIMITS = process.Limits(cpu=1, wall=4.0, memory=512 << 20)  # of one rendering; real ones take milliseconds and 25 MiB
 # Some chat templates print today's date, which would change scores overnight. The date is the one that
 # Llama 3.1's and 3.2's templates print where they are given no clock.
 TODAY = datetime(2024, 7, 26)
+
+
+_MANY = 1024  # shapes of templates that are remembered
+_over: dict[tuple[str, tuple[str, ...]], str] = {}  # template, roles → the limit that it passed
 
 
 class TemplateFailed(Exception):
@@ -51,12 +55,21 @@ def render(text: str, variables: Mapping[str, Any], *, strict: bool, trusted: bo
     """
     if trusted:
         return _render(text, variables, strict)
+    # What passed a limit would take its seconds again for each question and each record. What is written follows from
+    # the roles, so another conversation is none the worse for it.
+    key = text, tuple(message["role"] for message in variables.get("messages", ()))
+    if key in _over:
+        raise TemplateFailed("limit", _over[key])
     try:
         answer = _SERVER.ask({"text": text, "variables": variables, "strict": strict})
     except process.OverLimit as error:
-        raise TemplateFailed("limit", str(error)) from None
+        answer = {"how": "limit", "said": str(error), "line": 0}
     if "written" in answer:
         return str(answer["written"])
+    if answer["how"] == "limit":
+        if len(_over) >= _MANY:
+            _over.clear()
+        _over[key] = answer["said"]
     raise TemplateFailed(answer["how"], answer["said"], answer["line"])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -144,17 +147,57 @@ def genai_pruned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return build_genai(checkpoint, tmp_path_factory.mktemp("genai") / "pruned", prune_lm_head="true")
 
 
+class Here:
+    """A pool whose tasks are done in this process: some hundred commands of the tests start no processes.
+
+    What real ones get is held to be sendable. test_workers.py and test_pool.py have the real ones.
+    """
+
+    def __init__(self, opening: Any, *, hello: Callable[[Any], Any], **options: object) -> None:
+        opening, hello = pickle.loads(pickle.dumps((opening, hello)))
+        self._opened = opening().__enter__()
+        self._hello = hello
+
+    def hello(self) -> Any:
+        return pickle.loads(pickle.dumps(self._hello(self._opened)))
+
+    def submit(self, task: Any, item: Any) -> Future[Any]:
+        task, item = pickle.loads(pickle.dumps((task, item)))
+        future: Future[Any] = Future()
+        try:
+            future.set_result(pickle.loads(pickle.dumps(task(self._opened, item))))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def invoke(*args: object, input: bytes | str | None = None, **options: object) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in args], input=input, prog_name="edgeguard", **options)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """`edgeguard ARGS` in this process. An exception that it does not report itself fails the test."""
+    """`edgeguard ARGS` in this process, its guard too. An exception that it does not report itself fails the test."""
 
-    def run(*args: object, input: bytes | str | None = None, **options: object) -> Result:
-        result = CliRunner().invoke(main, [str(a) for a in args], input=input, prog_name="edgeguard", **options)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
+    def run(*args: object, **options: object) -> Result:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgeguard.workers.Pool", Here)
+            patch.setattr("edgeguard.pool.begin", lambda module: None)
+            return invoke(*args, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_with_processes() -> Run:
+    """The same with the guard in processes of its own, as for users."""
+    return invoke
 
 
 @pytest.fixture(scope="session")

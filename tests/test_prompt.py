@@ -347,14 +347,15 @@ vocabularies = [
     byte_vocabulary(CHATML, eog="<|im_end|>", bos="<bos>"),
     byte_vocabulary(("<bos>",), eog="<|im_end|>", bos="<bos>", user_defined=("<|im_start|>", "<|im_end|>", "<think>")),
 ]
+prompters = [compile_prompt(guard(MODEL), CHATML_TEMPLATE + "<think>", vocabulary) for vocabulary in vocabularies]
 
 
-@pytest.mark.parametrize("vocabulary", vocabularies, ids=["control", "user-defined"])
+@pytest.mark.parametrize("prompter", prompters, ids=["control", "user-defined"])
 @given(user=hostile, agent=hostile)
 def test_no_text_becomes_a_control_token_and_every_text_is_in_the_prompt(
-    vocabulary: Vocabulary, user: str, agent: str
+    prompter: Prompter, user: str, agent: str
 ) -> None:
-    prompter = compile_prompt(guard(MODEL), CHATML_TEMPLATE + "<think>", vocabulary)
+    vocabulary = prompter.vocabulary
     ids, benign = prompter.encode(chat(user, agent)), prompter.encode(chat("", ""))
     special = [i for i in ids if i >= 256 and vocabulary.pieces[i] != b"<think>"]
     assert special == [i for i in benign if i >= 256 and vocabulary.pieces[i] != b"<think>"]

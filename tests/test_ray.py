@@ -60,6 +60,11 @@ LINES = b"".join(  # very different costs, and records that are errors: no text,
 WITH_ONE = ("--ray", "--workers", "1")
 
 
+@pytest.fixture(scope="session")
+def run(run_with_processes: Run) -> Run:
+    return run_with_processes
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A Ray of two actors' size, for the whole module: to start one takes seconds."""

@@ -101,6 +101,11 @@ MIXED = [
 ]
 
 
+@pytest.fixture(scope="session")
+def run(run_with_processes: Run) -> Run:
+    return run_with_processes
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("in") / "in.jsonl"
