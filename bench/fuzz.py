@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import fuzz_inputs
 import fuzz_models
 from fuzzing import Kind, print_count, run
 
@@ -26,6 +27,10 @@ KINDS: Mapping[str, Kind] = {
     "template": fuzz_models.TEMPLATE,
     "profile": fuzz_models.PROFILE,
     "calibration": fuzz_models.CALIBRATION,
+    "lines": fuzz_inputs.JSON_LINES,  # 20 lines a mutant
+    "array": fuzz_inputs.JSON_ARRAY,
+    "csv": fuzz_inputs.CSV,
+    "parquet": fuzz_inputs.PARQUET,
 }
 
 

@@ -51,13 +51,17 @@ def opened_table(source: BinaryIO, where: str) -> Iterator[Any]:
 
 def _in_dictionaries(metadata: Any) -> list[str]:
     """The columns of texts that are written once for many rows, to be read so: a short file may hold very many rows."""
-    chunks = (
-        metadata.row_group(group).column(i)
-        for group in range(metadata.num_row_groups)
-        for i in range(metadata.num_columns)
-    )
     kinds = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
-    return sorted({c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY" and kinds & {*c.encodings}})
+    found = _chunks(metadata)
+    return sorted({path for path, c in found if c.physical_type == "BYTE_ARRAY" and kinds & {*c.encodings}})
+
+
+def _chunks(metadata: Any) -> Iterator[tuple[str, Any]]:
+    """(the column's path, what is said of it in a row group), for all. The schema's paths: a chunk may have another."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for i, path in enumerate(paths):
+            yield path, group.column(i)
 
 
 def columns_of(file: Any) -> list[str]:
@@ -86,11 +90,10 @@ def rows(file: Any, columns: Sequence[str], where: str, *, max_ratio: int = MAX_
 def _sizes(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
     """Bytes of the whole file's columns as they are stored, and of these columns without their compression."""
     n_in = n_out = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for chunk in map(group.column, range(metadata.num_columns)):
-            n_in += chunk.total_compressed_size
-            wanted = any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)
-            n_out += chunk.total_uncompressed_size * wanted
+    for path, chunk in _chunks(metadata):
+        n_in += chunk.total_compressed_size
+        wanted = any(f"{path}.".startswith(f"{name}.") for name in columns)
+        n_out += chunk.total_uncompressed_size * wanted
     return n_in, n_out
 
 
