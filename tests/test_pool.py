@@ -290,7 +290,7 @@ def test_a_process_begun_ahead_is_the_first_one_of_the_next_pool(opening: Openin
     pool_module.begin("stub_worker")
     pool_module.begin("stub_worker")  # one is enough
     ((begun, _),) = pool_module._begun
-    with pool_of(opening) as pool:
+    with pool_of(opening, n=1) as pool:
         assert pool.submit(process_id, None).result(SECONDS) == begun._process.pid
     assert not pool_module._begun
 
@@ -307,7 +307,7 @@ def test_a_process_begun_ahead_is_not_used_where_it_has_another_folder_or_enviro
         monkeypatch.setenv("EDGEGUARD_TEST", "1")
     else:
         monkeypatch.syspath_prepend(tmp_path)
-    with pool_of(opening) as pool:
+    with pool_of(opening, n=1) as pool:
         assert pool.submit(process_id, None).result(SECONDS) != begun._process.pid
     assert gone(begun._process.pid)
 

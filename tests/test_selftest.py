@@ -99,8 +99,8 @@ def verdicts(safe: float, unsafe: float, code: float = 1.0) -> Says:
 
 
 def shown(test: SelfTestPair, monkeypatch: pytest.MonkeyPatch, width: int = 80) -> str:
-    console = Console(width=width, record=True, force_terminal=False)
-    monkeypatch.setattr(screen, "Console", lambda: console)
+    console = Console(width=width, record=True, force_terminal=False, markup=False, emoji=False)
+    monkeypatch.setattr(screen, "plain_console", lambda: console)
     with console.capture() as captured:
         screen.print_self_test(test, {"R1": "Advertising", "R2": "Poison", "ads": "Advertising", "harm": "Poison"})
     return captured.get()
