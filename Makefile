@@ -16,7 +16,7 @@ test: .venv/test.done
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 # What `make demo` takes on a fresh machine, by part: a copy of this commit, no pip cache, no cache folder. Not in `figures`.
 .PHONY: demo-figures forms-figures
