@@ -95,6 +95,7 @@ def crash(setting: Setting, format: str, workers: int, *, n: int, seed: int = 0)
         left = sorted(path.name for path in folder.iterdir() if path not in (out, run_file(out)))
         if wrong or left:
             found.failures.append(f"{format}, {workers} workers, moment {i}: {wrong or f'left over: {left}'}")
+            sys.stderr.write(f"{found.failures[-1]}\n")
             continue
         found.same += 1
         for path in folder.iterdir():
@@ -178,8 +179,6 @@ def print_found(format: str, workers: int, n: int, found: Found) -> None:
     rows = f", at {min(found.rows)} to {max(found.rows)} rows" if found.rows else ""
     what = "one process" if workers == 1 else f"{workers} workers"
     print(f"{format}, {what}: {found.same} of {n} identical; {kills}{rows}", flush=True)
-    for failure in found.failures[:5]:
-        sys.stderr.write(f"{failure}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
