@@ -155,6 +155,8 @@ def test_rows_over_several_lines_are_what_the_csv_module_reads(pieces: list[str]
     rows = list(csv.read(io.BytesIO(text.encode()), "x").rows)
     if any(row.error is not None for row in rows):
         return  # what is malformed the two read otherwise
+    if text.count('"') % 2:
+        return  # the same
     theirs = [cells for cells in standard.reader(io.StringIO(text, newline=""), strict=True) if cells][1:]
     assert [[*row.fields.values()] for row in rows] == [cells for cells in theirs if len(cells) == 1]
     assert csv.count(io.BytesIO(text.encode())) >= len(rows)
@@ -215,9 +217,6 @@ def test_what_parquet_states_to_hold_is_held_against_its_bytes(tmp_path: Path) -
     path = parquet(tmp_path / "a.parquet", pa.table({"text": ["x" * 4 * MIB] * 30}), use_dictionary=False)
     with pytest.raises(InputError, match="holds more than 100 bytes for each of its own, 120 MiB"):
         next(read_records(path))
-    # Of a column that nobody reads nothing is held.
-    other = pa.table({"text": ["a", "b"], "other": ["x" * 40 * MIB] * 2})
-    assert len(list(read_records(parquet(tmp_path / "b.parquet", other, use_dictionary=False)))) == 2
 
 
 @pytest.mark.parametrize("messages", [False, True], ids=["texts", "chats"])
@@ -240,6 +239,31 @@ def test_the_name_of_a_column_that_is_not_utf8_is_an_input_error(
     for args in (("score", path), ("evaluate", path), ("calibrate", path, "-o", tmp_path / "c")):
         result = run(*args, *tiny)
         assert result.exit_code == 1 and "is not UTF-8" in result.stderr and "Traceback" not in result.stderr, args
+
+
+def test_rows_that_a_damaged_file_does_not_give_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A column whose count of values was damaged ended early, and the file was read without a word.
+    from edgeguard.rows import parquet as reader
+
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"] * 5}), file)
+    real = reader._batches
+    monkeypatch.setattr(reader, "_batches", lambda *args: (batch.slice(0, 3) for batch in real(*args)))
+    got = read_records(io.BytesIO(file.getvalue()))
+    with pytest.raises(InputError, match=r"broken or cut short \(it states 5 rows and holds 3\)"):
+        for n, _ in enumerate(got, 1):  # noqa: B007
+            pass
+    assert n == 3
+
+
+def test_a_cell_that_points_out_of_its_dictionary_is_an_error_of_its_row() -> None:
+    from edgeguard.rows.parquet import row_of
+
+    indices, buffers = pa.array([0, 9], pa.int32()), pa.array(["a"])
+    cell = pa.DictionaryArray.from_arrays(indices, buffers, safe=False)
+    batch = pa.RecordBatch.from_arrays([cell], ["text"])
+    assert row_of(batch, 0, 1).fields == {"text": "a"}
+    assert "cannot be read (index with value of 9" in str(row_of(batch, 1, 2).error)
 
 
 # ---------------------------------------------------------------- texts far too long

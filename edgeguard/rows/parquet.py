@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from edgeguard.errors import InputError, RecordError, printable
@@ -16,9 +18,29 @@ from edgeguard.rows.values import MAX_RECORD
 BATCH, BATCH_BYTES = 256, 8 << 20  # rows that are in memory at once, and about how many bytes
 
 
+@dataclass(frozen=True)
+class ParquetTable:
+    """An open file: pyarrow's, the names of its columns in order, and its bytes."""
+
+    file: Any
+    columns: list[str]
+    n_bytes: int
+
+    @property
+    def n_rows(self) -> int:
+        """As the file states it."""
+        return int(self.file.metadata.num_rows)
+
+    @property
+    def n_stated(self) -> int:
+        """Bytes that it states to hold without its compression, as far as texts are not stored once for many rows."""
+        metadata = self.file.metadata
+        return sum(int(metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups))
+
+
 @contextmanager
-def opened_table(source: BinaryIO, where: str) -> Iterator[Any]:
-    """An open pyarrow ParquetFile. A source that cannot be sought is copied to a temporary file first.
+def opened_table(source: BinaryIO, where: str) -> Iterator[ParquetTable]:
+    """An open Parquet file. A source that cannot be sought is copied to a temporary file first.
 
     Raises InputError.
     """
@@ -35,10 +57,10 @@ def opened_table(source: BinaryIO, where: str) -> Iterator[Any]:
             file = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=MAX_RECORD))
             _copy(source, file, where)
         try:
-            packed = _in_dictionaries(pq.read_metadata(file))
+            texts = _columns_of_texts(pq.read_metadata(file))
             # buffer_size: pages are read one after the other, not a row group's whole column at once
-            opened = stack.enter_context(pq.ParquetFile(file, buffer_size=CHUNK, read_dictionary=packed))
-            columns_of(opened)
+            opened = stack.enter_context(pq.ParquetFile(file, buffer_size=CHUNK, read_dictionary=texts))
+            table = ParquetTable(opened, [str(name) for name in opened.schema_arrow.names], _size(file))
         except (pa.ArrowException, OSError) as error:
             raise _broken(where, error) from None
         except UnicodeDecodeError as error:
@@ -46,55 +68,43 @@ def opened_table(source: BinaryIO, where: str) -> Iterator[Any]:
                 f"{where}: the name of a column is not UTF-8 ({ascii(error.object[:60])[2:-1]}); write the file again "
                 "with another name"
             ) from None
-        yield opened
+        yield table
 
 
-def _in_dictionaries(metadata: Any) -> list[str]:
-    """The columns of texts that are written once for many rows, to be read so: a short file may hold very many rows."""
-    kinds = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
-    found = _chunks(metadata)
-    return sorted({path for path, c in found if c.physical_type == "BYTE_ARRAY" and kinds & {*c.encodings}})
+def _columns_of_texts(metadata: Any) -> list[str]:
+    """To be read as dictionaries: where a text is stored once for many rows, it is in memory once.
+
+    By the schema: pyarrow ends the process where what is said of a chunk of a column contradicts itself.
+    """
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _chunks(metadata: Any) -> Iterator[tuple[str, Any]]:
-    """(the column's path, what is said of it in a row group), for all. The schema's paths: a chunk may have another."""
-    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for i, path in enumerate(paths):
-            yield path, group.column(i)
+def _size(file: Any) -> int:
+    file.seek(0, os.SEEK_END)
+    size = int(file.tell())
+    file.seek(0)
+    return size
 
 
-def columns_of(file: Any) -> list[str]:
-    """The names of its columns, in order."""
-    return [str(name) for name in file.schema_arrow.names]
-
-
-def rows(file: Any, columns: Sequence[str], where: str, *, max_ratio: int = MAX_RATIO) -> Iterator[Row]:
+def rows(table: ParquetTable, columns: Sequence[str], where: str, *, max_ratio: int = MAX_RATIO) -> Iterator[Row]:
     """The rows of an open file with these columns. A cell that is not UTF-8 spoils its own row. Raises InputError.
 
     max_ratio  bytes that its texts may have for each of the file's, behind the first FREE
     """
     number = n_out = 0
-    n_in, n_stated = _sizes(file.metadata, columns)
-    check_ratio(n_stated, n_in, max_ratio, where)
-    n_rows = min(BATCH, max(1, BATCH_BYTES * file.metadata.num_rows // (n_stated or 1)))
-    for batch in _batches(file, columns, n_rows, where):
+    n_stated = table.n_stated
+    check_ratio(n_stated, table.n_bytes, max_ratio, where)
+    n_rows = min(BATCH, max(1, BATCH_BYTES * table.n_rows // (n_stated or 1)))
+    for batch in _batches(table.file, columns, n_rows, where):
         for i in range(batch.num_rows):
             number += 1
             row = row_of(batch, i, number)
             n_out += sum(map(_weight, row.fields.values()))
-            check_ratio(n_out, n_in, max_ratio, where)
+            check_ratio(n_out, table.n_bytes, max_ratio, where)
             yield row
-
-
-def _sizes(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
-    """Bytes of the whole file's columns as they are stored, and of these columns without their compression."""
-    n_in = n_out = 0
-    for path, chunk in _chunks(metadata):
-        n_in += chunk.total_compressed_size
-        wanted = any(f"{path}.".startswith(f"{name}.") for name in columns)
-        n_out += chunk.total_uncompressed_size * wanted
-    return n_in, n_out
+    if number != table.n_rows:  # a damaged count of values ends a column early, without a word
+        raise _broken(where, ValueError(f"it states {table.n_rows} rows and holds {number}"))
 
 
 def _weight(value: object) -> int:
@@ -107,7 +117,9 @@ def _weight(value: object) -> int:
 
 
 def row_of(batch: Any, i: int, number: int) -> Row:
-    """Row i of a record batch. A cell that is not UTF-8 is an error of its own row."""
+    """Row i of a record batch. A cell that is not UTF-8, or cannot be read, is an error of its own row."""
+    import pyarrow as pa
+
     fields: dict[str, object] = {}
     error: RecordError | None = None
     for name in batch.schema.names:
@@ -115,6 +127,9 @@ def row_of(batch: Any, i: int, number: int) -> Row:
             fields[name] = batch.column(name)[i].as_py()
         except UnicodeDecodeError:
             error = RecordError(f'"{name}" is not UTF-8; write the column again as UTF-8', kind="invalid_utf8")
+        except pa.ArrowException as broken:  # its place in a dictionary, which there is not
+            reason = printable(str(broken))[:200]
+            error = RecordError(f'"{name}" cannot be read ({reason}); write the file again', kind="invalid_type")
     return Row(number, fields, error)
 
 

@@ -150,7 +150,7 @@ def count_records(source: str | Path, *, format: str | None = None, encoding: st
         if file.plain is None:
             return None
         if kind == "parquet":
-            return int(stack.enter_context(parquet.opened_table(file.plain, file.where)).metadata.num_rows)
+            return stack.enter_context(parquet.opened_table(file.plain, file.where)).n_rows
         if kind == "json":
             return json_array.count(file.stream, file.where)
         return jsonl.count(file.stream) if kind == "jsonl" else csv.count(file.stream)
@@ -234,7 +234,7 @@ def _rows(
             return json_array.rows(file.stream, file.where, encoding=file.encoding)
         case "parquet":
             table = stack.enter_context(parquet.opened_table(file.plain or file.stream, file.where))
-            return parquet.rows(table, choose(parquet.columns_of(table)), file.where, max_ratio=max_ratio)
+            return parquet.rows(table, choose(table.columns), file.where, max_ratio=max_ratio)
         case _:
             delimiter = "\t" if kind == "tsv" else None
             cells = csv.read(file.stream, file.where, encoding=file.encoding, delimiter=delimiter)

@@ -38,7 +38,7 @@ def holds_results(path: Path) -> bool:
         with ExitStack() as stack:
             file = stack.enter_context(opened(path))
             if file.is_parquet:
-                return is_flat(parquet.columns_of(_table(file, stack)))
+                return is_flat(_table(file, stack).columns)
             if file.head.lstrip()[:1] != b"{":
                 return is_flat(csv.read(file.stream, file.where, limit=MAX_ROW).columns)
             first = next(jsonl.rows(file.stream, limit=MAX_ROW), None)
@@ -74,7 +74,7 @@ def _open_rows(file: Opened, stack: ExitStack) -> tuple[Iterator[Row], Callable[
     """The file's rows, and what makes a nested row of the fields of one."""
     if file.is_parquet:
         table = _table(file, stack)
-        return parquet.rows(table, parquet.columns_of(table), file.where), unflatten
+        return parquet.rows(table, table.columns, file.where), unflatten
     if file.head.lstrip()[:1] == b"{":
         return jsonl.rows(file.stream, limit=MAX_ROW), dict
     return csv.read(file.stream, file.where, limit=MAX_ROW).rows, lambda cells: unflatten(typed(cells))
