@@ -61,13 +61,13 @@ def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
     the defaults in the order of their speed, as it was measured. Raises ModelError where no runtime is installed.
     """
     if name is not None:
-        return guard.form(name)
+        return _installed(guard, guard.form(name))
     forms = [guard.form(default) for default in guard.default]
     if options.runtime is not None:
         found = [form for form in (*forms, *guard.forms) if opener(form.kind).short == options.runtime]
         if not found:
             raise ModelError(f"{guard.name} has no form for runtime {options.runtime!r}", kind="other_runtime")
-        return found[0]
+        return _installed(guard, found[0])
     installed = [form for form in forms if opener(form.kind).is_installed]
     if not installed:
         extras = " or ".join(f"'{opener(form.kind).package}'" for form in forms)
@@ -75,6 +75,17 @@ def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
             f"{guard.name} needs a runtime, and none is installed; pip install {extras}", kind="no_runtime"
         )
     return next((form for form in installed if _can_open(opener(form.kind), options)), installed[0])
+
+
+def _installed(guard: BuiltIn, form: Form) -> Form:
+    """The form, if there is what opens it: before it is made, which takes some seconds. Raises ModelError."""
+    runtime = opener(form.kind)
+    if not runtime.is_installed:
+        raise ModelError(
+            f"{guard.name}:{form.name} needs {runtime.name}, which is not installed; pip install '{runtime.package}'",
+            kind="no_runtime",
+        )
+    return form
 
 
 def _made(guard: BuiltIn, form: Form, options: RuntimeOptions, tell: Tell, *, by_name: bool) -> Form:

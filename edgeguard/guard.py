@@ -201,6 +201,7 @@ class Guard:
         calibration: Calibration | None = None,
         thresholds: Thresholds | Mapping[str, float] | None = None,
         window: WindowSize | None = None,
+        runtime: RuntimeOptions = RuntimeOptions(),
         name: str | None = None,
     ) -> None:
         """Fit a profile to an open model. Raises ProfileError where they do not fit.
@@ -211,6 +212,7 @@ class Guard:
         window       `score` judges a longer text in overlapping windows of so many tokens at most, at least 32, and of
                      no more than the context leaves; "auto": of as many as that, for texts that do not fit; None: a
                      text that does not fit is a ContextOverflow
+        runtime      what the model was opened with, for who asks; nothing is done by it
         name         what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
@@ -224,8 +226,7 @@ class Guard:
         if window not in (None, "auto") and (not isinstance(window, int) or window < LEAST):
             raise ValueError(f"window is {window!r}; expected 'auto', or at least {LEAST} tokens")
         self.backend, self.profile, self.estimator, self.window = backend, profile, estimator, window
-        self.search, self.calibration, self._name = search, calibration, name
-        self.runtime = RuntimeOptions()
+        self.search, self.calibration, self.runtime, self._name = search, calibration, runtime, name
         self.thresholds = thresholds_for(calibration, thresholds)
         if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
             raise ProfileError(
@@ -295,7 +296,7 @@ class Guard:
             if calibration is True:
                 calibration = opened.calibration(estimator, tell)
             maps = _calibration(calibration, given, estimator, backend)
-            loaded = cls(
+            return cls(
                 backend,
                 given,
                 estimator=estimator,
@@ -303,10 +304,9 @@ class Guard:
                 calibration=maps,
                 thresholds=thresholds,
                 window=window,
+                runtime=runtime,
                 name=None if opened.built is None else opened.built.name,
             )
-            loaded.runtime = runtime
-            return loaded
         except BaseException:
             backend.close()
             raise

@@ -213,6 +213,14 @@ def test_the_runtime_that_is_installed_decides_or_the_one_that_is_named(guard: B
         loaded()
 
 
+@pytest.mark.parametrize("asked", [{"model": "edgeguard-tiny:q8_0"}, {"runtime": replace(ONE, runtime="llama")}])
+def test_a_form_that_nothing_here_opens_is_an_error_before_it_is_made(guard: BuiltIn, monkeypatch, asked):
+    without(monkeypatch, "llama_cpp")
+    with pytest.raises(ModelError, match=r"edgeguard-tiny:q8_0 needs llama\.cpp, .* pip install 'edgeguard\[llama\]'"):
+        Guard.load(**{"model": "edgeguard-tiny", **asked})
+    assert not guard.form_folder(guard.form("q8_0")).exists()
+
+
 def test_an_option_that_one_runtime_alone_takes_chooses_it(guard: BuiltIn, monkeypatch):
     reversed_ = replace(guard, default=("onnx-int8", "q8_0"))
     monkeypatch.setattr(models, "built_in_guards", lambda: [reversed_])
