@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,11 +174,11 @@ class Command:
     End it: a context manager.
     """
 
-    def __init__(self, *options: str, source: Path = ROOT) -> None:
+    def __init__(self, *options: str, source: Path = ROOT, variables: Mapping[str, str] | None = None) -> None:
         self._ids = itertools.count()  # a second record of the same id is an error
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edgeguard", "score", "-", *options],
-            env=environment(source),
+            env={**environment(source), **(variables or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -8,6 +8,9 @@ alone; both at once, counted until the first of them is done; one beside a proce
 Where nothing is lost, two together are as fast as one alone that has all cores. Beside the process that counts
 something has to be lost: on two cores a quarter to a third, where the kernel shares them out evenly; half, where each
 thread waits for the slowest.
+
+By default a small guard has processes of one thread, which wait for nobody. So llama.cpp is measured with a thread for
+each core too, as edgeguard has them wait and as libgomp has them wait by itself (GOMP_SPINCOUNT=300000).
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import common
 import numpy as np
+
+from edgeguard.machine import available_cores
 
 MODULES = {"llama": "llama_cpp", "onnx": "onnxruntime"}
 
@@ -42,10 +48,25 @@ def main() -> None:
         if not find_spec(MODULES[runtime]):
             print(f"{runtime}: not installed")
             continue
-        with common.Command("--runtime", runtime) as one, common.Command("--runtime", runtime) as other:
-            for command in (one, other):
-                command.score(texts[:2])
-            show(runtime, [measured(one, other, texts) for _ in range(args.rounds)])
+        for name, options, variables in conditions(runtime):
+            command = partial(common.Command, "--runtime", runtime, *options, variables=variables)
+            with command() as one, command() as other:
+                for each in (one, other):
+                    each.score(texts[:2])
+                show(name, [measured(one, other, texts) for _ in range(args.rounds)])
+
+
+def conditions(runtime: str) -> list[tuple[str, tuple[str, ...], dict[str, str]]]:
+    """(name, options, variables of the environment) of what is measured."""
+    if runtime != "llama":
+        return [(runtime, (), {})]
+    cores = available_cores()
+    threads = ("--threads", str(cores))
+    return [
+        ("llama", (), {}),
+        (f"llama, {cores} threads", threads, {}),
+        (f"llama, {cores} threads that wait as libgomp has them", threads, {"GOMP_SPINCOUNT": "300000"}),
+    ]
 
 
 def show(runtime: str, rounds: Sequence[tuple[float, float, float]]) -> None:

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgeguard import process
 
-MAX_RENDERED = 1 << 18  # characters, some 60,000 tokens; a conversation's own text is not among them
+MAX_RENDERED = 1 << 18  # characters; a conversation's own text is not among them
 LIMITS = process.Limits(cpu=1, wall=4.0, memory=512 << 20)  # of one rendering; real ones take milliseconds and 25 MiB
 # Some chat templates print today's date, which would change scores overnight. The date is the one that
 # Llama 3.1's and 3.2's templates print where they are given no clock.

@@ -48,16 +48,16 @@ from edgeguard.formats import gguf
 from edgeguard.formats.hashes import Digest
 from edgeguard.machine import available_cores
 
-SPINS = 1000
+SPINS = 1000  # turns of libgomp at a barrier before a thread sleeps
 
 
 def _library() -> Any:
     """llama_cpp, whose threads wait for one another without taking the cores from other processes.
 
-    They meet at barriers of libgomp, thousands a second, and by default turn there for milliseconds: two processes with
-    a thread for each core do a tenth of what one does (`python bench/starvation.py`). Sleeping at once halves a lone
-    process, for waking takes longer than most waits. So they turn for some tens of microseconds and then sleep. libgomp
-    reads this once, when it is loaded; who has said otherwise is left alone, and so is the environment of others.
+    They meet at barriers of libgomp, thousands a second, and by default turn there for so long that two processes with
+    a thread for each core do a fraction of what one does (`python bench/starvation.py`). Sleeping at once slows a lone
+    process down, for waking takes longer than most waits. So they turn for a short while and then sleep. libgomp reads
+    this once, when it is loaded; who has said otherwise is left alone, and so is the environment of others.
     """
     ours = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
     if ours:
