@@ -24,7 +24,7 @@ from typing import Any
 from edgeguard.errors import EdgeguardError
 
 SECONDS = 10.0  # that one mutant may take
-MEMORY = 1 << 30  # bytes of a mutant's process that may be resident at once
+MEMORY = 1 << 30  # bytes that may become resident at once for a mutant
 _ADDRESSES = 16 << 30  # bytes of address space; what is resident is measured, this only keeps the machine alive
 
 Draw = random.Random
@@ -55,7 +55,7 @@ class Count:
 
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     failures: list[str] = field(default_factory=list)
-    peak: int = 0  # bytes resident, of the largest process
+    peak: int = 0  # bytes that became resident, of the mutant with most
     slowest: float = 0.0  # seconds
 
 
@@ -79,7 +79,7 @@ def run(name: str, kind: Kind, *, n: int, seed: int, only: Sequence[int] = (), k
 
 
 def attempt(kind: Kind, path: Path) -> tuple[str, str, int, float]:
-    """One mutant in a child: (outcome, why it is a failure or "", bytes resident at its peak, seconds)."""
+    """One mutant in a child: (outcome, why it is a failure or "", bytes that became resident, seconds)."""
     begin = time.monotonic()
     reader, writer = os.pipe()
     pid = os.fork()
@@ -89,9 +89,9 @@ def attempt(kind: Kind, path: Path) -> tuple[str, str, int, float]:
     os.close(writer)
     status, usage = _wait(pid, begin + SECONDS)
     with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
+        before, _, said = pipe.read().decode(errors="replace").partition("\n")
     took = time.monotonic() - begin
-    peak = usage.ru_maxrss * 1024
+    peak = (usage.ru_maxrss - int(before or usage.ru_maxrss)) * 1024
     if status is None:
         return "hang", f"not done after {SECONDS:.0f} s", peak, took
     if os.WIFSIGNALED(status):
@@ -99,7 +99,7 @@ def attempt(kind: Kind, path: Path) -> tuple[str, str, int, float]:
         return name, said or "no words", peak, took
     outcome, _, why = said.partition("\n")
     if peak > MEMORY and not why:
-        why = f"{peak >> 20} MiB resident"
+        why = f"{peak >> 20} MiB became resident"
     return outcome or "ended without a word", why if outcome else f"exit status {status >> 8}", peak, took
 
 
@@ -118,8 +118,10 @@ def _wait(pid: int, until: float) -> tuple[int | None, Any]:
 
 
 def _child(kind: Kind, path: Path, writer: int) -> None:
-    """Never returns. The first line that it writes is the outcome; what follows says why that is a failure."""
+    """Never returns. It writes its peak as it begins with it, the outcome, and lines on why that is a failure."""
     os.setpgid(0, 0)
+    # A forked process begins with what its parent has.
+    os.write(writer, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\n".encode())
     silent = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silent, descriptor)

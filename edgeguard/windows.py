@@ -154,11 +154,15 @@ def _pieces(
 
 
 def _runs(text: str, begin: int, end: int, tokens: Count, longest: int, least: int) -> Iterator[_Piece]:
-    """text[begin:end] in runs of at most `least` tokens, or of one character, or of `longest` that belong together."""
-    cost = tokens(text[begin:end].rstrip())
-    place = None if cost <= least else _seam(text, begin, end)
+    """text[begin:end] in runs of at most `least` tokens, or of one character, or of `longest` that belong together.
+
+    Only space may stand behind what is not space, and no run is space alone: the space goes with the last run.
+    """
+    unbroken = text[begin:end].rstrip()
+    cost, stop = tokens(unbroken), begin + len(unbroken)
+    place = None if cost <= least else _seam(text, begin, stop)
     if place is None and cost > longest:
-        place = (begin + end) // 2
+        place = (begin + stop) // 2
     if place is None or place == begin:
         yield _Piece(begin, end, cost)
         return

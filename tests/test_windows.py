@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeguard.windows import LEAST, OVERLAP, split
@@ -34,6 +34,8 @@ def parts(text: str, budget: int, tokens=by_words) -> list[str]:
 
 
 @given(TEXTS, BUDGETS, st.sampled_from([by_words, by_bytes]))
+@example("aaa\u200d👨rain.          000   000000000000a. ", 32, by_bytes)  # much space behind a word that is cut
+@example("aaa\u200d👨rain.          00000000          a. ", 32, by_bytes)
 @settings(deadline=None)
 def test_windows_hold_all_of_a_text_but_space_between_them_in_order(text, budget, tokens):
     windows = split(text, budget, tokens)
