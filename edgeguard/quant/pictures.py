@@ -1,215 +1,252 @@
-"""The report's pictures as SVG, drawn by matplotlib. Imported only where a page is written.
-
-Colours are placeholders that become the page's CSS variables, so that one picture serves a light page and a dark one.
-Every series also has a marker or a line style of its own.
-"""
+"""The drawings of a study's page: small pure functions from the report's data to inline SVG."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from markupsafe import Markup
 
-from edgeguard.quant.reading import floor_of
-from edgeguard.quant.report import ReportData
+from edgeguard.quant.answer import VERDICTS, ReportData, changes, count, megabytes
+from edgeguard.webpage import style, svg
 
-INK, MUTED, FIRST = "#010101", "#020202", "#0b0b01"
-SERIES = [FIRST, "#0b0b02", "#0b0b03", "#0b0b04", "#0b0b05", "#0b0b06", "#0b0b07", "#0b0b08"]
-VARIABLES = {INK: "--ink", MUTED: "--muted", **{color: f"--series-{i}" for i, color in enumerate(SERIES, 1)}}
-MARKERS, LINES = "osD^vPX*<>h", ["-", "--", "-.", ":"]  # 11 and 8 colours: 88 variants before two look alike
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be found, read aloud and set in the page's font
-    "svg.hashsalt": "edgeguard",  # the same picture, the same bytes
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
+# The picture of all files: percent of the width, pixels of the height.
+_SIZE_TO, _CHANGES_FROM, _CHANGES_TO = 34.0, 46.0, 95.0
+_HEAD, _FOOT, _LINE = 30.0, 58.0, 18.0
+_LONGEST = 16  # letters of a name that stand beside its figures where the page is narrowest
+
+# The small square ones: user units, which a page shows as pixels or a little more.
+_SIDE, _LEFT, _TOP, _ROOM = 200.0, 40.0, 12.0, (250.0, 252.0)
+_LEVELS = 5  # of how many records are in a cell
 
 
-def size_against_drift(report: ReportData, estimator: str) -> str:
-    """File size against the RMS change of the verdict's log-odds, each variant with its own noise floor."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        for i, variant in enumerate(report["variants"]):
-            size, drift = variant["n_bytes"] / 1e6, _odds_rms(variant, estimator)
-            axes.plot(
-                [size], [drift], color=_color(i), marker=MARKERS[i % len(MARKERS)], markersize=8, linestyle="none"
-            )
-            floor = floor_of(variant, estimator)
-            if floor:
-                axes.plot([size], [floor], color=_color(i), marker="_", markersize=14, linestyle="none")
-                axes.plot([size, size], [floor, drift], color=MUTED, linewidth=0.8, linestyle=":")
-        axes.set_xlabel(f"file size, MB (the reference: {report['reference']['n_bytes'] / 1e6:.0f})")
-        axes.set_ylabel("RMS change of the verdict's log-odds, nats")
-        sizes = [v["n_bytes"] for v in report["variants"]]
-        axes.set_xscale("log" if sizes and max(sizes) > 3 * min(sizes) else "linear")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        if axes.get_xscale() == "log":
-            axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.margins(x=0.15, y=0.15)
-        axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # a point at nought stays whole
-        _name_points(
-            axes,
-            [(v["name"], v["n_bytes"] / 1e6, _odds_rms(v, estimator)) for v in report["variants"]],
-        )
-        return svg(figure, "File size against drift. A dash is the variant's own noise floor.")
+@dataclass(frozen=True)
+class _Line:
+    """A file in the picture: rate and most are shares of the records."""
+
+    variant: ReportData
+    rate: float
+    most: float
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], *, size: float = 9) -> None:
-    """Write each point's name beside it, where it covers no other point or name: boxes in points of the page."""
-    figure = axes.get_figure()
-    assert figure is not None
-    figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout is known from here on
-    scale = 72 / figure.dpi
-    at = {name: tuple(scale * x for x in axes.transData.transform((a, b))) for name, a, b in points}
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
-    for name, a, b in sorted(points, key=lambda point: -point[2]):
-        x, y = at[name]
-        width, best = 0.62 * size * len(name), None
-        for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36):
-            for dx in (8, -8 - width):
-                box = (x + dx, y + dy - size / 2, x + dx + width, y + dy + size / 2)
-                covered = sum(_overlap(box, t) for t in taken)
-                if best is None or covered < best[0]:
-                    best = (covered, dx, dy, box)
-        assert best is not None
-        _, dx, dy, box = best
-        taken.append(box)
-        line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if abs(dy) > 9 else None
-        place: dict[str, Any] = {"xytext": (dx, dy), "textcoords": "offset points", "va": "center"}
-        axes.annotate(name, (a, b), fontsize=size, arrowprops=line, **place)
+def size_and_changes(report: ReportData) -> Markup:
+    """File size against changed decisions, a row a file, the smallest first; "" where no record was decided.
+
+    A bar for the size; a mark for the share of decisions that change, with a line to the end of its 95 % interval, and the
+    limit across all rows. A row of its own keeps names from covering each other, whatever the width.
+    """
+    rows = sorted(filter(None, map(_row, report["variants"])), key=lambda row: (row.variant["bytes"], row.most))
+    if not rows:
+        return Markup("")
+    limit = next((row.variant["decision"]["limit"] for row in rows if row.variant["decision"]["limit"] is not None), None)
+    ends = svg.ticks(max([*(row.most for row in rows), limit or 0.0]) * 1.02, 4)
+    stacked = any(len(row.variant["name"]) > _LONGEST for row in rows)
+    each = (3 if stacked else 2) * _LINE + 12
+    height = _HEAD + each * len(rows) + _FOOT
+    ship = report["recommendation"]["ship"]
+    largest = max(row.variant["bytes"] for row in rows)
+    parts = [_frame(ends, height, limit)]
+    for i, row in enumerate(rows):
+        parts.append(_drawn(row, _HEAD + each * i, ends[-1], largest, stacked=stacked, ship=ship))
+    said = "; ".join(_said(row.variant) for row in rows)
+    if limit is not None:
+        said += f". The limit is {_percent(limit)} of the decisions"
+    title = "File size against changed decisions"
+    return svg.drawing(*parts, height=height, title=title, description=f"{said}.", name="size-and-changes")
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Area that two boxes share: left, bottom, right, top."""
-    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    return max(0.0, width) * max(0.0, height)
+def _row(variant: ReportData) -> _Line | None:
+    decision = variant["decision"]
+    if not decision["of"]:
+        return None
+    rate = decision["changed"] / decision["of"]
+    most = decision["at_most"]
+    return _Line(variant, rate, max(rate, rate if most is None else most / decision["of"]))
 
 
-def _odds_rms(variant: ReportData, estimator: str) -> float:
-    return max(1e-9, float(variant["estimators"][estimator]["labels"]["unsafe"]["shift"]["odds_rms"]))
+def _said(variant: ReportData) -> str:
+    verdict = variant["decision"]["verdict"]
+    judged = f", {VERDICTS[verdict]}" if verdict else ""
+    return f"{variant['name']}, {megabytes(variant['bytes'])} MB: {changes(variant['decision'])}{judged}"
 
 
-def flips_by_margin(report: ReportData, estimator: str) -> str:
-    """Share of decisions that flipped, by the reference's distance from the threshold."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        names: list[str] = []
-        for i, variant in enumerate(report["variants"]):
-            bins = variant["estimators"][estimator]["labels"]["unsafe"]["flips_by_margin"]
-            names = [_bin(b["from"], b["to"]) for b in bins]
-            rates = [math.nan if not b["n"] else b["rate"] for b in bins]
-            axes.plot(names, rates, color=_color(i), marker=MARKERS[i % len(MARKERS)], linestyle=LINES[i % 4],
-                      label=variant["name"], markersize=5, linewidth=1.4)  # fmt: skip
-        axes.set_xlabel("the reference's distance from the threshold, nats of log-odds")
-        axes.set_ylabel("verdicts flipped")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
-        axes.set_ylim(bottom=0)
-        axes.legend(ncols=2, fontsize=9)
-        return svg(figure, "Flip rate by margin")
+def _at(share: float, end: float) -> float:
+    """The place of a share of the decisions along the width, %."""
+    return _CHANGES_FROM + (_CHANGES_TO - _CHANGES_FROM) * share / end
 
 
-def _bin(low: float, high: float | None) -> str:
-    return f"≥ {low:g}" if high is None else f"{low:g}–{high:g}"
+def _frame(ends: Sequence[float], height: float, limit: float | None) -> Markup:
+    """What stands behind the rows: ticks, their lines, what the axes are, the limit."""
+    low, end = height - _FOOT, ends[-1]
+    parts = [
+        svg.text(0, low + 40, "file size", class_="axis"),
+        svg.text(_CHANGES_FROM, low + 40, "decisions that change", class_="axis"),
+        svg.line(_CHANGES_FROM, low, _CHANGES_TO, low, "axis"),
+    ]
+    for tick in ends:
+        parts.append(svg.line(_at(tick, end), _HEAD, _at(tick, end), low, "grid"))
+        parts.append(svg.text(_at(tick, end), low + 18, _percent(tick), anchor="middle", class_="tick"))
+    if limit is not None:
+        x = _at(limit, end)
+        anchor = "end" if x > (_CHANGES_FROM + _CHANGES_TO) / 2 else "start"
+        parts.append(svg.line(x, _HEAD - 8, x, low, "limit"))
+        parts.append(svg.text(x, _HEAD - 12, f"limit {_percent(limit)}", anchor=anchor, class_="limit"))
+    return svg.element("g", *parts)
 
 
-def densities(report: ReportData) -> str:
-    """The reference's log-odds against each variant's, a cell the darker the more records are in it."""
-    with rc_context(_STYLE):
-        figure, grid = _grid(len(report["variants"]))
-        for axes, variant in zip(grid, report["variants"], strict=False):
-            edges, counts = variant["points"]["edges"], variant["points"]["counts"]
-            most = max(max(row) for row in counts) or 1
-            width = edges[1] - edges[0]
-            for i, row in enumerate(counts):
-                for j, n in enumerate(row):
-                    if n:
-                        alpha = 0.15 + 0.85 * math.log1p(n) / math.log1p(most)
-                        axes.add_patch(_square(edges[i], edges[j], width, alpha))
-            axes.plot([edges[0], edges[-1]], [edges[0], edges[-1]], color=MUTED, linewidth=0.8)
-            axes.set_xlim(edges[0], edges[-1])
-            axes.set_ylim(edges[0], edges[-1])
-            axes.set_aspect("equal")
-            axes.set_title(variant["name"])
-        figure.supxlabel("log-odds, reference", fontsize=10, color=INK)
-        figure.supylabel("log-odds, variant", fontsize=10, color=INK)
-        return svg(figure, "Scores of the reference against scores of each variant")
+def _drawn(row: _Line, top: float, end: float, largest: int, *, stacked: bool, ship: str | None) -> Markup:
+    variant, decision = row.variant, row.variant["decision"]
+    kind = "open" if decision["verdict"] == "too_few" else decision["verdict"] or "plain"
+    name = f"{variant['name']} ✓" if variant["name"] == ship else variant["name"]
+    first, second = top + _LINE - 3, top + (2 if stacked else 1) * _LINE - 3
+    middle = second + _LINE - 4
+    verdict = VERDICTS[decision["verdict"]] if decision["verdict"] else ""
+    figures = f"{count(decision['changed'])} of {count(decision['of'])}"
+    if decision["at_most"] is not None:
+        figures += f" (at most {count(decision['at_most'])})"
+    strong = "name strong" if variant["name"] == ship else "name"
+    parts = [
+        svg.text(0, first, name, class_=strong),
+        svg.text(_CHANGES_FROM, second, figures, class_="figure"),
+        svg.element("rect", x="0", y=f"{middle - 5:g}", width=svg.percent(max(0.4, 0.5 * _SIZE_TO * variant["bytes"] / largest)), height="10", class_="size"),
+        svg.text(0.5 * _SIZE_TO * variant["bytes"] / largest, middle + 4.5, f"{megabytes(variant['bytes'])} MB", shift=6, class_="figure"),
+        svg.line(_at(row.rate, end), middle, _at(row.most, end), middle, f"interval {kind}"),
+        svg.line(_at(row.most, end), middle - 5, _at(row.most, end), middle + 5, f"interval end {kind}"),
+        _mark(_at(row.rate, end), middle, kind),
+    ]  # fmt: skip
+    title = svg.element("title", f"{_said(variant)}{'' if not verdict else ''}")
+    return svg.element("g", title, *parts, class_=f"file {kind}")
 
 
-def _square(x: float, y: float, width: float, alpha: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, width, facecolor=FIRST, alpha=alpha, linewidth=0)
-
-
-def reliability(report: ReportData, estimator: str) -> str:
-    """Reliability diagrams: reference, variant as it is, variant repaired."""
-    with rc_context(_STYLE):
-        figure, grid = _grid(len(report["variants"]))
-        for axes, variant in zip(grid, report["variants"], strict=False):
-            found = variant["estimators"][estimator]["truth"]["reliability"]
-            lines = [
-                ("reference", found["reference"], INK, "o", "-"),
-                ("variant", found["variant"], SERIES[0], "s", "--"),
-                ("repaired", variant["repair"][estimator]["reliability"], SERIES[1], "^", ":"),
-            ]
-            axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
-            for name, bins, color, marker, style in lines:
-                axes.plot(bins["mean_p"], bins["frequency"], color=color, marker=marker, linestyle=style, label=name,
-                          markersize=3.5, linewidth=1.2)  # fmt: skip
-            axes.set_title(variant["name"])
-            axes.set_aspect("equal")
-        figure.supxlabel("probability of unsafe", fontsize=10, color=INK)
-        figure.supylabel("share that is unsafe", fontsize=10, color=INK)
-        if grid:
-            grid[0].legend(fontsize=8, loc="upper left")
-        return svg(figure, "Reliability diagrams before and after repair")
+def _mark(x: float, y: float, kind: str) -> Markup:
+    """A full circle inside the limits, a cross outside, an empty circle where there are too few records, a square
+    without limits: told apart without colour."""
+    if kind == "breaks":
+        arm = svg.element("path", d="M-5-5L5 5M-5 5L5-5", class_="cross", transform=f"translate(0 {y:g})")
+        return svg.element("svg", arm, x=svg.percent(x), overflow="visible")
+    if kind == "plain":
+        square = svg.element("path", d="M-4.5-4.5h9v9h-9z", class_="mark", transform=f"translate(0 {y:g})")
+        return svg.element("svg", square, x=svg.percent(x), overflow="visible")
+    return svg.element("circle", cx=svg.percent(x), cy=f"{y:g}", r="5.5", class_="mark")
 
 
-def _grid(n: int) -> tuple[Figure, Sequence[Axes]]:
-    columns = min(4, max(1, n))
-    rows = -(-n // columns)
-    figure = Figure(figsize=(7.6, 0.4 + 2.1 * max(1, rows) * min(1, 4 / columns)), layout="constrained")
-    grid = figure.subplots(max(1, rows), columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for i, axes in enumerate(grid):
-        axes.set_visible(i < n)
-        if i < n <= i + columns:
-            axes.tick_params(labelbottom=True)  # nothing is drawn below it
-    return figure, list(grid[:n])
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
-def _color(i: int) -> str:
-    return SERIES[i % len(SERIES)]
+def standalone(drawing: Markup, *, width: int = 760) -> str:
+    """A drawing of the page as a file of its own, with the page's style and ground."""
+    text = str(drawing).replace(' width="100%"', f' width="{width}" xmlns="http://www.w3.org/2000/svg"', 1)
+    head, rest = text.split(">", 1)
+    ground = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    own = "svg.drawing { font: 14px system-ui, sans-serif; }"
+    return f"{head}><style>{style()}\n{own}</style>{ground}{rest}\n"
 
 
-def svg(figure: Figure, title: str) -> str:
-    """The figure as an SVG element with the page's colours, and a title for those who hear it."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    for color, name in VARIABLES.items():
-        text = text.replace(color, f"var({name})")
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', text, count=1
+# Small ones, one for each variant
+
+
+def densities(variant: ReportData) -> Markup:
+    """The reference's log-odds across, the variant's up; a cell the stronger the more records are in it."""
+    edges, counts = variant["points"]["edges"], variant["points"]["counts"]
+    low, high = edges[0], edges[-1]
+    most = max(max(row) for row in counts)
+    place = _places(low, high)
+    if not most or place is None:
+        return Markup("")
+    step = _SIDE / len(counts)
+    levels: list[list[str]] = [[] for _ in range(_LEVELS)]
+    for i, row in enumerate(counts):
+        for j, n in enumerate(row):
+            if n:
+                level = min(_LEVELS - 1, int(_LEVELS * math.log1p(n) / math.log1p(most)))
+                x, y = _LEFT + i * step, _TOP + _SIDE - (j + 1) * step
+                levels[level].append(f"M{x:.0f} {y:.0f}h{step:g}v{step:g}h-{step:g}z")
+    cells = [
+        svg.element("path", d="".join(found), class_=f"cell level-{level}") for level, found in enumerate(levels) if found
+    ]
+    odds = [tick for tick in (-20, -15, -10, -5, 0, 5, 10, 15, 20) if low <= tick <= high]
+    if len(odds) < 2:
+        odds = [low, high]
+    frame = _square_frame(place, [(x, f"{x:.3g}") for x in odds], "log-odds, reference", "log-odds, variant")
+    said = f"Log-odds of unsafe of each record: the reference's across, those of {variant['name']} up"
+    return _small(variant["name"], "points", said, frame, *cells)
+
+
+def reliability(variant: ReportData, lines: Sequence[tuple[str, ReportData]]) -> Markup:
+    """Reliability curves: (style, its bins) each. styles: "reference", "variant", "repaired"."""
+    place = _places(0.0, 1.0)
+    assert place is not None
+    drawn = []
+    for kind, bins in lines:
+        points = [(place(x), _mirrored(place(y))) for x, y in zip(bins["mean_p"], bins["frequency"], strict=True)]
+        drawn.append(svg.element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=f"curve {kind}"))
+        drawn += [curve_mark(x, y, kind) for x, y in points]
+    frame = _square_frame(
+        place, [(x, f"{x:g}") for x in (0.0, 0.5, 1.0)], "probability of unsafe", "share that is unsafe"
     )
-    return re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    said = f"Reliability of {variant['name']}: {', '.join(kind for kind, _ in lines)}"
+    return _small(variant["name"], "reliability", said, frame, *drawn)
+
+
+def curve_mark(x: float, y: float, kind: str) -> Markup:
+    """A circle for the reference, a square for the variant, a triangle for the repaired one."""
+    shape = {
+        "reference": "M-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0-5.2 0z",
+        "variant": "M-2.6-2.6h5.2v5.2h-5.2z",
+        "repaired": "M0-3.4L3.2 2.4h-6.4z",
+    }[kind]
+    return svg.element("path", d=shape, transform=f"translate({x:.1f} {y:.1f})", class_=f"dot {kind}")
+
+
+def key(kind: str) -> Markup:
+    """A piece of a curve, for the legend beside the words."""
+    stroke = svg.element("path", d="M2 7h30", class_=f"curve {kind}")
+    return svg.element(
+        "svg", stroke, curve_mark(17, 7, kind), viewBox="0 0 34 14", width="34", height="14", aria_hidden="true",
+        class_="key",
+    )  # fmt: skip
+
+
+def _places(low: float, high: float) -> Callable[[float], float] | None:
+    """From a value to its place along the square's lower side; None where there is no range."""
+    if not high > low:
+        return None
+    return lambda value: _LEFT + _SIDE * (value - low) / (high - low)
+
+
+def _mirrored(x: float) -> float:
+    """A place along the lower side as one along the left side."""
+    return _TOP + _SIDE - (x - _LEFT)
+
+
+def _square_frame(
+    place: Callable[[float], float], values: Sequence[tuple[float, str]], across: str, up: str
+) -> Markup:
+    """The square, its diagonal, ticks that are the same on both sides, and what the sides are."""
+    right, low = _LEFT + _SIDE, _TOP + _SIDE
+    parts = [
+        svg.element("path", d=f"M{_LEFT:g} {low:g}L{right:g} {_TOP:g}", class_="grid"),
+        svg.element("path", d=f"M{_LEFT:g} {_TOP:g}V{low:g}H{right:g}", class_="axis"),
+        _letters(_LEFT + _SIDE / 2, _ROOM[1] - 6, across, "axis"),
+        svg.element(
+            "text", up, transform=f"translate(11 {_TOP + _SIDE / 2:g}) rotate(-90)", text_anchor="middle", class_="axis"
+        ),
+    ]
+    for value, said in values:
+        x = place(value)
+        parts.append(_letters(x, low + 15, said, "tick"))
+        parts.append(_letters(_LEFT - 5, _mirrored(x) + 4, said, "tick", anchor="end"))
+    return svg.element("g", *parts)
+
+
+def _letters(x: float, y: float, said: str, class_: str, anchor: str = "middle") -> Markup:
+    return svg.element("text", said, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor, class_=class_)
+
+
+def _small(name: str, what: str, said: str, *parts: Markup) -> Markup:
+    return svg.element(
+        "svg", svg.element("title", said), *parts, viewBox=f"0 0 {_ROOM[0]:g} {_ROOM[1]:g}", role="img",
+        aria_label=said, class_="drawing small",
+    )  # fmt: skip
