@@ -82,7 +82,7 @@ for (const e of document.querySelectorAll("main *:not(svg):not(svg *)")) {
   if (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline")
     found.push(`${named(e)} needs ${e.scrollWidth} and has ${e.clientWidth}`);
 }
-for (const svg of document.querySelectorAll("svg.drawing")) {
+for (const svg of document.querySelectorAll("svg.chart")) {
   const whole = svg.getBoundingClientRect();
   const texts = [...svg.querySelectorAll("text")].map(t => [t, t.getBoundingClientRect()]);
   texts.forEach(([t, a], i) => {

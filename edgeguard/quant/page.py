@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
+from edgeguard.charts.marks import legend
+from edgeguard.charts.page import document
+from edgeguard.charts.svg import element
 from edgeguard.quant import page_tables as tables
 from edgeguard.quant import pictures
 from edgeguard.quant.answer import answer
 from edgeguard.quant.report import HEADLINE, ReportData
-from edgeguard.webpage import render
 
 LEAST_PER_POINT = 10  # records behind a point of a reliability curve; with fewer it jumps and says nothing
 LEAST_FOR_POINTS = 50  # records of a picture of scores against scores
+KINDS = {"ship": "yes", "reference": "no", "too_few": "open"}  # of answers → classes of the page's style
 
 
 def page(report: ReportData) -> str:
     """HTML. Everything from the report is escaped: names, ids and texts come from files."""
+    said = answer(report)
+    heading = element("h1", said.first, class_=f"answer {KINDS[said.kind]}")
+    title = f"What quantization did to {report['reference']['name']}"
+    return document(title, Markup(_main(report)), heading=heading, style=pictures.style())
+
+
+def _main(report: ReportData) -> str:
+    """All that stands below the answer."""
+    template = (resources.files("edgeguard") / "quant" / "page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     variants = tables.by_size(report)
     truth = report["unsafe"] is not None
-    return render(
-        "quant",
-        "page.html.jinja",
+    return environment.from_string(template).render(
         report=report,
         answer=answer(report),
         picture=pictures.size_and_changes(report),
@@ -34,7 +51,7 @@ def page(report: ReportData) -> str:
         quality=tables.quality(report, HEADLINE) if truth else None,
         harm=tables.harm(report, HEADLINE) if truth else None,
         curves=_curves(report) if truth else [],
-        keys={kind: pictures.key(kind) for kind in ("reference", "variant", "repaired")},
+        legend=legend(("reference", "variant", "repaired"), lines=True),
         densities=_densities(variants) if report["records"] >= LEAST_FOR_POINTS else [],
         by_label=tables.by_label(report, HEADLINE),
         further=tables.further(report),

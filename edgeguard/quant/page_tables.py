@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgeguard.errors import printable
+from markupsafe import Markup
+
+from edgeguard.charts.page import Column, paragraph
+from edgeguard.charts.page import table as drawn
+from edgeguard.charts.svg import element, joined
 from edgeguard.quant.answer import VERDICTS, ReportData, count, megabytes
 from edgeguard.quant.reading import floor_of, interval, number, percent
-from edgeguard.webpage.tables import Cell, Table, grey, table
 
+NOT_TOLD = "≈"  # before a figure that is not told apart from no change: what is grey is marked without colour too
 SHOWN = 200  # changed records of a file on the page; the others are in report.json
 LETTERS = 280  # of a record's text
 
 
-def files(report: ReportData) -> Table:
+def files(report: ReportData) -> Markup:
     """What each file changes and costs, the reference last."""
     rows = [_file(v) for v in by_size(report)]
     reference = report["reference"]
@@ -26,13 +30,13 @@ def files(report: ReportData) -> Table:
     return _filled(heads, rows, strong=report["recommendation"]["ship"])
 
 
-def _file(variant: ReportData) -> list[str | Cell]:
+def _file(variant: ReportData) -> list[str | Markup]:
     decision = variant["decision"]
     verdict = decision["verdict"]
-    judged: str | Cell = "" if verdict is None else Cell(VERDICTS[verdict], "text")
+    judged: str | Markup = "" if verdict is None else VERDICTS[verdict]
     if verdict == "too_few":
         needed = decision["records_needed"]
-        judged = Cell(f"{VERDICTS[verdict]}{f', about {count(needed)} would do' if needed else ''}", "text grey")
+        judged = grey(f"{VERDICTS[verdict]}{f', about {count(needed)} would do' if needed else ''}", sign="")
     most = decision["at_most"]
     return [
         variant["name"],
@@ -61,35 +65,35 @@ def number_of(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def changed(variant: ReportData) -> Table | None:
+def changed(variant: ReportData) -> Markup | None:
     """The records whose decision changed; None where none did."""
     records = variant["changed_records"]
     if not records:
         return None
     heads = ["record", "line", "reference", variant["name"], "decision"]
     with_texts = any(record.get("text") is not None for record in records)
-    rows: list[list[str | Cell]] = []
+    rows: list[list[str | Markup]] = []
     for record in records[:SHOWN]:
-        row: list[str | Cell] = [
-            printable(str(record["id"])),
+        row: list[str | Markup] = [
+            str(record["id"]),
             str(record["line"]),
             f"{record['before']:.3f}",
             f"{record['after']:.3f}",
-            Cell(f"{record['from']} → {record['to']}", "text"),
+            f"{record['from']} → {record['to']}",
         ]
-        rows.append([*row, Cell(_beginning(record.get("text") or ""), "text")] if with_texts else row)
+        rows.append([*row, _beginning(record.get("text") or "")] if with_texts else row)
     more = len(records) - SHOWN
     note = f"{count(more)} more are in report.json." if more > 0 else ""
-    return table([*heads, "text"] if with_texts else heads, rows, note=note)
+    return joined(table([*heads, "text"] if with_texts else heads, rows), paragraph(note, class_="small") if note else Markup())
 
 
 def _beginning(text: str) -> str:
-    return printable(text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…")
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
-def drift(report: ReportData, estimator: str) -> Table:
+def drift(report: ReportData, estimator: str) -> Markup:
     """How far the verdict's log-odds move, against the model's own noise, and what made them move."""
-    rows: list[list[str | Cell]] = []
+    rows: list[list[str | Markup]] = []
     for v in by_size(report):
         u, fix = v["estimators"][estimator]["labels"]["unsafe"], v["repair"].get(estimator)
         moved, floor = u["shift"]["odds_rms"], floor_of(v, estimator)
@@ -126,7 +130,7 @@ def is_repaired(fix: ReportData) -> bool:
     return bool(u["rms_after"] != u["rms_before"])
 
 
-def by_distance(report: ReportData, estimator: str) -> Table | None:
+def by_distance(report: ReportData, estimator: str) -> Markup | None:
     """Changed decisions by the reference's distance from the threshold; None where none changed."""
     rows, heads = [], ["file"]
     for v in by_size(report):
@@ -142,7 +146,7 @@ def _bin(low: float, high: float | None) -> str:
     return f"{low:g} or more nats" if high is None else f"{low:g} to {high:g} nats"
 
 
-def quality(report: ReportData, estimator: str) -> Table | None:
+def quality(report: ReportData, estimator: str) -> Markup | None:
     """What the labels say of each file; None where no figure can be had of them."""
     rows = []
     for v in by_size(report):
@@ -152,7 +156,7 @@ def quality(report: ReportData, estimator: str) -> Table | None:
     return _filled(heads, rows, strong=report["recommendation"]["ship"], least=1)
 
 
-def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) -> str | Cell:
+def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) -> str | Markup:
     """A change with its 95 % interval: grey where the interval holds nought."""
     if found is None or found["value"] is None:
         return ""
@@ -179,7 +183,7 @@ HARM = {  # of drift.PARTS → what it is, for a head
 }
 
 
-def harm(report: ReportData, estimator: str) -> Table | None:
+def harm(report: ReportData, estimator: str) -> Markup | None:
     """The change of the Brier loss and its parts as wholly wrong answers in 1,000 records, and pairs sorted wrongly."""
     rows = []
     for v in by_size(report):
@@ -192,7 +196,7 @@ def harm(report: ReportData, estimator: str) -> Table | None:
     return table(heads, rows, strong=report["recommendation"]["ship"]) if rows else None
 
 
-def by_label(report: ReportData, estimator: str) -> Table:
+def by_label(report: ReportData, estimator: str) -> Markup:
     """How far each label's probability moves: a line a label, since there may be forty."""
     variants = by_size(report)
     shifts = [v["estimators"][estimator]["labels"] for v in variants]
@@ -200,7 +204,7 @@ def by_label(report: ReportData, estimator: str) -> Table:
     return table(("label", *(v["name"] for v in variants)), rows)
 
 
-def further(report: ReportData) -> Table | None:
+def further(report: ReportData) -> Markup | None:
     """What else the answers say: how far each of these labels' probabilities moves; None where they say nothing."""
     variants = by_size(report)
     labels = list(variants[0]["fields"]) if variants else []
@@ -208,7 +212,7 @@ def further(report: ReportData) -> Table | None:
     return table(("label", *(v["name"] for v in variants)), rows) if rows else None
 
 
-def estimators(report: ReportData) -> Table:
+def estimators(report: ReportData) -> Markup:
     """The categories together, by each estimator."""
     variants = by_size(report)
     names = list(variants[0]["estimators"]) if variants else []
@@ -220,10 +224,10 @@ def estimators(report: ReportData) -> Table:
     return table(heads, rows, strong=report["recommendation"]["ship"])
 
 
-def models(report: ReportData) -> Table:
+def models(report: ReportData) -> Markup:
     """Which files these were."""
     rows = [
-        [v["name"], Cell(v["file"], "text"), Cell(v["quantization"], "text"), Cell(v["sha256"], "code")]
+        [v["name"], v["file"], v["quantization"], element("code", v["sha256"])]
         for v in [report["reference"], *by_size(report)]
     ]
     return table(("name", "file", "type", "sha256"), rows)
@@ -235,14 +239,25 @@ def by_size(report: ReportData) -> list[ReportData]:
 
 
 def _filled(
-    heads: Sequence[str], rows: Sequence[Sequence[str | Cell]], *, strong: str | None, least: int = 0
-) -> Any:
+    heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, strong: str | None, least: int = 0
+) -> Markup | None:
     """Without the columns that are empty in all rows; None where fewer than `least` columns beside the first are left."""
-    kept = [i for i in range(len(heads)) if i == 0 or any(_text(row[i]) for row in rows)]
+    kept = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in rows)]
     if len(kept) - 1 < least:
         return None
     return table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], strong=strong)
 
 
-def _text(cell: str | Cell) -> str:
-    return cell if isinstance(cell, str) else cell.text
+WORDS = ("inside the limits", "decision", "text", "file", "type", "sha256")  # columns that hold no numbers
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str | Markup]], *, strong: str | None = None) -> Markup:
+    """The row whose head is `strong` stands out."""
+    rows = list(rows)
+    columns = [Column(head, number=i > 0 and head not in WORDS) for i, head in enumerate(heads)]
+    return drawn(columns, rows, classes=["chosen" if row[0] == strong else "" for row in rows])
+
+
+def grey(said: str, sign: str = f"{NOT_TOLD}\N{NO-BREAK SPACE}") -> Markup:
+    """What says nothing: grey, and with a sign of its own."""
+    return element("span", f"{sign}{said}", class_="no-finding")
