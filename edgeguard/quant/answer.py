@@ -14,7 +14,7 @@ from edgeguard.quant.reading import percent
 ReportData = Mapping[str, Any]
 Kind = Literal["ship", "reference", "too_few"]
 
-VERDICTS = {"keeps": "keeps inside", "breaks": "does not", "too_few": "too few records to say", None: "no limit"}
+VERDICTS = {"keeps": "keeps inside", "breaks": "does not", "too_few": "too few records to say"}
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,53 @@ class Answer:
     further: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What the files are held against.
+
+    ship      the name of the file to ship; None where there is none
+    limit     the share of decisions that may change; None where another limit was given alone
+    verdicts  name → "keeps", "breaks", "too_few"
+    needed    name → records that would do, about
+    asked     whether limits were given; else it is the default rule, `said`
+    """
+
+    ship: str | None
+    limit: float | None
+    verdicts: Mapping[str, str]
+    needed: Mapping[str, int | None]
+    asked: bool
+    said: str = ""
+
+
+def rule_of(report: ReportData) -> Rule:
+    """The limits that were given, or the rule that stands in for them."""
+    recommendation, variants = report["recommendation"], report["variants"]
+    default = recommendation["without_limits"]
+    if default is not None:
+        return Rule(
+            default["ship"], default["limit"], default["verdicts"], default["records_needed"], False, default["rule"]
+        )
+    decisions = {v["name"]: v["decision"] for v in variants}
+    return Rule(
+        recommendation["ship"],
+        recommendation["limits"]["max_flip_rate"],
+        {name: decision["verdict"] for name, decision in decisions.items()},
+        {name: decision["records_needed"] for name, decision in decisions.items()},
+        True,
+    )
+
+
 def answer(report: ReportData) -> Answer:
-    """Read a report: with `recommendation.ship`, and each variant's `decision`."""
-    ship = report["recommendation"]["ship"]
-    chosen = next((v for v in report["variants"] if v["name"] == ship), None)
-    open_ones = [v for v in report["variants"] if v["decision"]["verdict"] == "too_few"]
-    reference = report["reference"]["name"]
+    """Read a report. Without limits it answers by the rule that the report has for that."""
+    rule, reference = rule_of(report), report["reference"]["name"]
+    chosen = next((v for v in report["variants"] if v["name"] == rule.ship), None)
+    open_ones = [v for v in report["variants"] if rule.verdicts[v["name"]] == "too_few"]
     if chosen is not None:
-        return Answer("ship", chosen["name"], shipped(chosen, report), _further(report, chosen))
+        return Answer("ship", chosen["name"], shipped(chosen, report), _further(report, rule, chosen))
     if open_ones:
-        return Answer("too_few", reference, too_few(open_ones, report), _further(report, None))
-    return Answer("reference", reference, none_keeps(report), _further(report, None))
+        return Answer("too_few", reference, too_few(open_ones, report, rule), _further(report, rule, None))
+    return Answer("reference", reference, none_keeps(report, rule), _further(report, rule, None))
 
 
 # The first sentence
@@ -58,27 +94,30 @@ def shipped(variant: ReportData, report: ReportData) -> str:
     return f"Ship {variant['name']}: {costs}; {changes(variant['decision'])}."
 
 
-def too_few(open_ones: Sequence[ReportData], report: ReportData) -> str:
-    """Which file cannot be decided, and how many records would do; of several the one that needs fewest."""
-    nearest = min(open_ones, key=lambda v: (v["decision"]["records_needed"] or float("inf"), v["bytes"]))
-    decision = nearest["decision"]
-    needed = decision["records_needed"]
-    enough = f"about {count(needed)} would do" if needed else "more are needed"
+def too_few(open_ones: Sequence[ReportData], report: ReportData, rule: Rule) -> str:
+    """Which file cannot be decided, and how many records would do: the one that would be inside the soonest."""
+
+    def soonest(variant: ReportData) -> tuple[bool, float, int]:
+        decision, needed = variant["decision"], rule.needed[variant["name"]]
+        outside = rule.limit is not None and decision["changed"] > rule.limit * decision["of"]
+        return outside, needed or float("inf"), variant["bytes"]
+
+    nearest = min(open_ones, key=soonest)
+    of, needed = nearest["decision"]["of"], rule.needed[nearest["name"]]
+    enough = f"about {count(needed)} would do" if needed else "no number would do, so near is it to the limit"
     return (
-        f"Too few records to say whether {nearest['name']} keeps inside the limits: {count(decision['of'])} were "
-        f"scored, {enough}; until then ship the reference, {report['reference']['name']}."
+        f"Too few records to say whether {nearest['name']} keeps inside {limits_in_words(report, rule)}: {count(of)} "
+        f"{'was' if of == 1 else 'were'} scored, {enough}; until then ship the reference, {report['reference']['name']}."
     )
 
 
-def none_keeps(report: ReportData) -> str:
+def none_keeps(report: ReportData, rule: Rule) -> str:
     """All are decided, and none is inside."""
-    limits = limits_in_words(report)
     reference = report["reference"]
-    return (
-        f"None keeps inside {'the limit' if limits.count('%') + limits.count('AUPRC') < 2 else 'the limits'}"
-        f"{f' ({limits})' if limits else ''}: ship the reference, {reference['name']}, "
-        f"{megabytes(reference['bytes'])} MB."
-    )
+    ship = f"ship the reference, {reference['name']}, {megabytes(reference['bytes'])} MB"
+    if not report["variants"]:
+        return f"No file was compared: {ship}."
+    return f"None keeps inside {limits_in_words(report, rule)}: {ship}."
 
 
 def changes(decision: ReportData) -> str:
@@ -109,34 +148,30 @@ def speed_of(variant: ReportData) -> str:
 # What goes with it
 
 
-def _further(report: ReportData, chosen: ReportData | None) -> tuple[str, ...]:
+def _further(report: ReportData, rule: Rule, chosen: ReportData | None) -> tuple[str, ...]:
     said = []
-    if limits := limits_in_words(report):
-        said.append(f"The limit: {limits}." if chosen is None else f"It is the smallest file inside the limit: {limits}.")
-    others = [v for v in report["variants"] if v is not chosen]
-    if chosen is not None:
-        others = [v for v in others if v["bytes"] < chosen["bytes"]]
-    for verdict, words in (
-        ("breaks", "not inside the limit"),
-        ("too_few", "too few records to say"),
-    ):
-        names = [v["name"] for v in others if v["decision"]["verdict"] == verdict]
-        if names:
-            said.append(f"{'Smaller, but ' if chosen is not None else ''}{words}: {', '.join(names)}.")
-    if report["failed"]:
-        n = report["failed"]
-        said.append(f"{count(n)} record{' was' if n == 1 else 's were'} not scored and {'is' if n == 1 else 'are'} in no figure.")
+    if not rule.asked:
+        said.append(f"No limit was given; by the default rule it is {rule.said}.")
+    elif chosen is not None:
+        said.append(f"It is the smallest file inside {limits_in_words(report, rule)}, at 95 % confidence.")
+    others = [v for v in report["variants"] if chosen is None or v["bytes"] <= chosen["bytes"] and v is not chosen]
+    for verdict, words in (("breaks", "not inside the limits"), ("too_few", "too few records to say")):
+        names = [v["name"] for v in others if rule.verdicts[v["name"]] == verdict]
+        if verdict == "too_few" and 1 < len(names) == len(report["variants"]):
+            said.append(f"That holds for all {len(names)} files.")
+        elif names and (chosen is not None or verdict == "breaks" or len(names) > 1):
+            begin = "Smaller, but " + words if chosen is not None else words[0].upper() + words[1:]
+            said.append(f"{begin}: {', '.join(names)}.")
+    if failed := report["failed"]:
+        said.append(f"Not scored, and in no figure: {count(failed)} record{'' if failed == 1 else 's'}.")
     return tuple(said)
 
 
-def limits_in_words(report: ReportData) -> str:
-    """`at most 2 % of the decisions change, AUPRC loses at most 0.01`; "" where none was given."""
-    limits, said = report["recommendation"]["limits"], []
-    if limits.get("max_flip_rate") is not None:
-        said.append(f"at most {percent(limits['max_flip_rate'])} of the decisions change")
-    if limits.get("max_auprc_loss") is not None:
-        said.append(f"AUPRC loses at most {limits['max_auprc_loss']:g}")
-    return ", ".join(said)
+def limits_in_words(report: ReportData, rule: Rule) -> str:
+    """`2 % of changed decisions and 0.01 of AUPRC`."""
+    said = [] if rule.limit is None else [f"{percent(rule.limit)} of changed decisions"]
+    loss = report["recommendation"]["limits"]["max_auprc_loss"] if rule.asked else None
+    return " and ".join([*said, *([] if loss is None else [f"{loss:g} of AUPRC lost"])])
 
 
 def megabytes(n_bytes: int) -> str:

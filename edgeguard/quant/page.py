@@ -11,11 +11,12 @@ from markupsafe import Markup
 
 from edgeguard.charts.marks import legend
 from edgeguard.charts.page import document
-from edgeguard.charts.svg import element
+from edgeguard.charts.svg import element, joined
 from edgeguard.quant import page_tables as tables
 from edgeguard.quant import pictures
 from edgeguard.quant.answer import answer
-from edgeguard.quant.report import HEADLINE, ReportData
+from edgeguard.quant.choices import HEADLINE
+from edgeguard.quant.report import ReportData
 
 LEAST_PER_POINT = 10  # records behind a point of a reliability curve; with fewer it jumps and says nothing
 LEAST_FOR_POINTS = 50  # records of a picture of scores against scores
@@ -25,7 +26,8 @@ KINDS = {"ship": "yes", "reference": "no", "too_few": "open"}  # of answers → 
 def page(report: ReportData) -> str:
     """HTML. Everything from the report is escaped: names, ids and texts come from files."""
     said = answer(report)
-    heading = element("h1", said.first, class_=f"answer {KINDS[said.kind]}")
+    first = joined(said.first).replace(" %", Markup("&nbsp;%"))
+    heading = element("h1", first, class_=f"answer {KINDS[said.kind]}")
     title = f"What quantization did to {report['reference']['name']}"
     return document(title, Markup(_main(report)), heading=heading, style=pictures.style())
 
@@ -92,8 +94,16 @@ def _curves(report: ReportData) -> list[dict[str, Any]]:
 
 
 def machine_in_words(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the study ran on: (what, value)."""
-    said = [("processor", machine["processor"]), ("threads", machine["threads"]), ("processes", machine["workers"])]
-    runtimes = machine["runtimes"]
-    versions = (f"{name} {version}" for name, version in runtimes.items()) if isinstance(runtimes, Mapping) else runtimes
-    return [(what, str(value)) for what, value in [*said, ("runtimes", ", ".join(versions)), ("edgeguard", machine["edgeguard"])] if value]
+    """What the study ran on: (what, value), without what is not known."""
+    runtimes = ", ".join(f"{name} {version}" for name, version in machine.get("runtimes", {}).items())
+    cores = machine.get("cores")
+    said = [
+        ("processor", f"{machine.get('processor') or ''}{f', {cores} cores' if cores else ''}"),
+        ("system", machine.get("system")),
+        ("processes", machine.get("workers")),
+        ("threads", machine.get("threads")),
+        ("threads, speed", machine.get("threads_for_speed")),
+        ("runtimes", runtimes),
+        ("edgeguard", machine.get("edgeguard")),
+    ]
+    return [(what, str(value)) for what, value in said if value]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from edgeguard.charts.page import Column, paragraph
 from edgeguard.charts.page import table as drawn
 from edgeguard.charts.svg import element, joined
-from edgeguard.quant.answer import VERDICTS, ReportData, count, megabytes
+from edgeguard.quant.answer import VERDICTS, ReportData, Rule, count, megabytes, rule_of
 from edgeguard.quant.reading import floor_of, interval, number, percent
 
 NOT_TOLD = "≈"  # before a figure that is not told apart from no change: what is grey is marked without colour too
@@ -20,29 +20,28 @@ LETTERS = 280  # of a record's text
 
 def files(report: ReportData) -> Markup:
     """What each file changes and costs, the reference last."""
-    rows = [_file(v) for v in by_size(report)]
+    rule = rule_of(report)
+    rows = [_file(v, rule) for v in by_size(report)]
     reference = report["reference"]
-    rows.append([f"{reference['name']} (the reference)", megabytes(reference["bytes"]), *[""] * 5, *_costs(reference)])
+    rows.append([f"{reference['name']} (reference)", megabytes(reference["bytes"]), *[""] * 5, *_costs(reference)])
     heads = (
         *("file", "MB", "decisions that change", "at most", "toward safe", "toward unsafe", "inside the limits"),
         *("speed, of the reference's", "records per second", "peak memory, MiB"),
     )
-    return _filled(heads, rows, strong=report["recommendation"]["ship"])
+    return _filled(heads, rows, strong=rule_of(report).ship)
 
 
-def _file(variant: ReportData) -> list[str | Markup]:
-    decision = variant["decision"]
-    verdict = decision["verdict"]
-    judged: str | Markup = "" if verdict is None else VERDICTS[verdict]
+def _file(variant: ReportData, rule: Rule) -> list[str | Markup]:
+    decision, verdict = variant["decision"], rule.verdicts[variant["name"]]
+    judged: str | Markup = VERDICTS[verdict]
     if verdict == "too_few":
-        needed = decision["records_needed"]
-        judged = grey(f"{VERDICTS[verdict]}{f', about {count(needed)} would do' if needed else ''}", sign="")
-    most = decision["at_most"]
+        needed = rule.needed[variant["name"]]
+        judged = grey(f"{judged}{f', about {count(needed)} would do' if needed else ''}", sign="")
     return [
         variant["name"],
         megabytes(variant["bytes"]),
         f"{count(decision['changed'])} of {count(decision['of'])}",
-        "" if most is None else count(most),
+        count(decision["at_most"]),
         count(decision["toward_safe"]),
         count(decision["toward_unsafe"]),
         judged,
@@ -113,7 +112,7 @@ def drift(report: ReportData, estimator: str) -> Markup:
         *("file", "log-odds move, RMS nats", "its noise floor", "weights alone", "activations alone", "repaired"),
         "same categories",
     )
-    return _filled(heads, rows, strong=report["recommendation"]["ship"])
+    return _filled(heads, rows, strong=rule_of(report).ship)
 
 
 def repaired(fix: ReportData | None) -> str:
@@ -139,7 +138,7 @@ def by_distance(report: ReportData, estimator: str) -> Markup | None:
         rows.append([v["name"], *(f"{count(round(b['n'] * (b['rate'] or 0)))} of {count(b['n'])}" for b in bins)])
     if all(cell.startswith("0 of") for row in rows for cell in row[1:]):
         return None
-    return table(heads, rows, strong=report["recommendation"]["ship"])
+    return table(heads, rows, strong=rule_of(report).ship)
 
 
 def _bin(low: float, high: float | None) -> str:
@@ -153,7 +152,7 @@ def quality(report: ReportData, estimator: str) -> Markup | None:
         changes = v["estimators"][estimator]["truth"]["labels"]["unsafe"]["changes"]
         rows.append([v["name"], *(told(changes.get(key)) for key in ("auroc", "auprc", "f1", "brier", "ece"))])
     heads = ("file", "ΔAUROC", "ΔAUPRC", "ΔF1", "ΔBrier", "ΔECE")
-    return _filled(heads, rows, strong=report["recommendation"]["ship"], least=1)
+    return _filled(heads, rows, strong=rule_of(report).ship, least=1)
 
 
 def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) -> str | Markup:
@@ -164,7 +163,7 @@ def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) 
     if all(round((x or 0.0) * factor, digits) == 0 for x in (found["value"], low, high)):
         return grey("0")
     value, bracket, rest = interval(_turned(found) if factor < 0 else found, abs(factor), digits).partition(" (")
-    said = value + bracket + rest.replace(" ", "\N{NO-BREAK SPACE}")
+    said = joined(value, bracket, unbroken(rest))
     return grey(said) if low is not None and low <= 0 <= high else said
 
 
@@ -193,7 +192,7 @@ def harm(report: ReportData, estimator: str) -> Markup | None:
             pairs = told(unsafe["changes"].get("auroc"), -1000, 1)
             rows.append([v["name"], *(told(parts[part], 1000, 1) for part in HARM), pairs])
     heads = ("file", *HARM.values(), "pairs sorted wrongly, of 1,000")
-    return table(heads, rows, strong=report["recommendation"]["ship"]) if rows else None
+    return table(heads, rows, strong=rule_of(report).ship) if rows else None
 
 
 def by_label(report: ReportData, estimator: str) -> Markup:
@@ -221,7 +220,7 @@ def estimators(report: ReportData) -> Markup:
         each = (v["estimators"][name]["all_labels"] for name in names)
         rows.append([v["name"], *(cell for e in each for cell in (f"{e['rms']:.4f}", percent(e["flips"]["rate"])))])
     heads = ["file", *(head for name in names for head in (f"{name}: RMS Δp", f"{name}: decisions that change"))]
-    return table(heads, rows, strong=report["recommendation"]["ship"])
+    return table(heads, rows, strong=rule_of(report).ship)
 
 
 def models(report: ReportData) -> Markup:
@@ -258,6 +257,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str | Markup]], *, stron
     return drawn(columns, rows, classes=["chosen" if row[0] == strong else "" for row in rows])
 
 
-def grey(said: str, sign: str = f"{NOT_TOLD}\N{NO-BREAK SPACE}") -> Markup:
+def unbroken(said: str) -> Markup:
+    """Words that stay on one line."""
+    return joined(said).replace(" ", Markup("&nbsp;"))
+
+
+def grey(said: str | Markup, sign: str = NOT_TOLD) -> Markup:
     """What says nothing: grey, and with a sign of its own."""
-    return element("span", f"{sign}{said}", class_="no-finding")
+    before = Markup("{}&nbsp;").format(sign) if sign else Markup()
+    return element("span", before, said, class_="no-finding")

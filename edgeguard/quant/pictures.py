@@ -17,7 +17,7 @@ from edgeguard.charts.frame import Frame, chart
 from edgeguard.charts.marks import Point, diagonal, line, points
 from edgeguard.charts.scale import Scale, around, tick_text
 from edgeguard.charts.svg import element, joined, short
-from edgeguard.quant.answer import VERDICTS, ReportData, changes, count, megabytes
+from edgeguard.quant.answer import VERDICTS, ReportData, Rule, changes, count, megabytes, rule_of
 
 # The picture of all files: percent of the width, pixels of the height.
 _SIZE_TO, _CHANGES_FROM, _CHANGES_TO = 17.0, 46.0, 95.0
@@ -28,12 +28,14 @@ _SMALL = {"width": 270, "height": 250}
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A file in the picture: rate and most are shares of the records."""
+class _Row:
+    """A file in the picture: rate and its interval are shares of the records."""
 
     variant: ReportData
     rate: float
-    most: float
+    low: float
+    high: float
+    verdict: str
 
 
 def size_and_changes(report: ReportData) -> Markup:
@@ -42,20 +44,21 @@ def size_and_changes(report: ReportData) -> Markup:
     A bar for the size; a mark for the share of decisions that change, with a line to the end of its 95 % interval, and the
     limit across all rows. A row of its own keeps names from covering each other, whatever the width.
     """
-    rows = sorted(filter(None, map(_row, report["variants"])), key=lambda row: (row.variant["bytes"], row.most))
+    rule = rule_of(report)
+    scored = [v for v in report["variants"] if v["decision"]["of"]]
+    rows = [_row(v, rule) for v in sorted(scored, key=lambda v: (v["bytes"], v["name"]))]
     if not rows:
         return Markup()
-    limit = next((row.variant["decision"]["limit"] for row in rows if row.variant["decision"]["limit"] is not None), None)
-    scale = around(0.0, 1.02 * max(limit or 0.0, *(row.most for row in rows), 1e-3), zero=True)
+    limit = rule.limit
+    scale = around(0.0, 1.02 * max(limit or 0.0, *(row.high for row in rows), 1e-3), zero=True)
     stacked = any(len(row.variant["name"]) > _LONGEST for row in rows)
     each = (3 if stacked else 2) * _LINE + 12
     height = _HEAD + each * len(rows) + _FOOT
-    ship = report["recommendation"]["ship"]
     largest = max(row.variant["bytes"] for row in rows)
     parts = [_frame(scale, height, limit)]
     for i, row in enumerate(rows):
-        parts.append(_drawn(row, _HEAD + each * i, scale.high, largest, stacked=stacked, ship=ship))
-    said = "; ".join(_said(row.variant) for row in rows)
+        parts.append(_drawn(row, _HEAD + each * i, scale.high, largest, stacked=stacked, ship=rule.ship))
+    said = "; ".join(map(_said, rows))
     if limit is not None:
         said += f". The limit is {_percent(limit)} of the decisions"
     title = "File size against changed decisions"
@@ -72,19 +75,16 @@ def size_and_changes(report: ReportData) -> Markup:
     )
 
 
-def _row(variant: ReportData) -> _Line | None:
+def _row(variant: ReportData, rule: Rule) -> _Row:
     decision = variant["decision"]
-    if not decision["of"]:
-        return None
     rate = decision["changed"] / decision["of"]
-    most = decision["at_most"]
-    return _Line(variant, rate, max(rate, rate if most is None else most / decision["of"]))
+    return _Row(variant, rate, decision["low"], decision["high"], rule.verdicts[variant["name"]])
 
 
-def _said(variant: ReportData) -> str:
-    verdict = variant["decision"]["verdict"]
-    judged = f", {VERDICTS[verdict]}" if verdict else ""
-    return f"{variant['name']}, {megabytes(variant['bytes'])} MB: {changes(variant['decision'])}{judged}"
+def _said(row: _Row) -> str:
+    variant = row.variant
+    figures = f"{variant['name']}, {megabytes(variant['bytes'])} MB: {changes(variant['decision'])}"
+    return f"{figures}, {VERDICTS[row.verdict]}"
 
 
 def _at(share: float, end: float) -> float:
@@ -111,38 +111,33 @@ def _frame(scale: Scale, height: float, limit: float | None) -> Markup:
     return element("g", *parts)
 
 
-def _drawn(row: _Line, top: float, end: float, largest: int, *, stacked: bool, ship: str | None) -> Markup:
+def _drawn(row: _Row, top: float, end: float, largest: int, *, stacked: bool, ship: str | None) -> Markup:
     variant, decision = row.variant, row.variant["decision"]
-    kind = "open" if decision["verdict"] == "too_few" else decision["verdict"] or "plain"
+    kind = "open" if row.verdict == "too_few" else row.verdict
     name = f"{variant['name']} ✓" if variant["name"] == ship else variant["name"]
     first, second = top + _LINE - 3, top + (2 if stacked else 1) * _LINE - 3
     middle = second + _LINE - 4
     size = _SIZE_TO * variant["bytes"] / largest
-    figures = f"{count(decision['changed'])} of {count(decision['of'])}"
-    if decision["at_most"] is not None:
-        figures += f" (at most {count(decision['at_most'])})"
+    figures = f"{count(decision['changed'])} of {count(decision['of'])} (at most {count(decision['at_most'])})"
     strong = "name strong" if variant["name"] == ship else "name"
     parts = [
         _text(0, first, name, class_=strong),
         _text(_CHANGES_FROM, second, figures, class_="figure"),
         element("rect", x=0, y=middle - 5, width=_place(max(0.4, size)), height=10, class_="size"),
         _text(size, middle + 4.5, f"{megabytes(variant['bytes'])} MB", shift=6, class_="figure"),
-        _line(_at(row.rate, end), middle, _at(row.most, end), middle, f"interval {kind}"),
-        _line(_at(row.most, end), middle - 5, _at(row.most, end), middle + 5, f"interval end {kind}"),
+        _line(_at(row.low, end), middle, _at(row.high, end), middle, "interval"),
+        _line(_at(row.low, end), middle - 5, _at(row.low, end), middle + 5, "interval"),
+        _line(_at(row.high, end), middle - 5, _at(row.high, end), middle + 5, "interval"),
         _mark(_at(row.rate, end), middle, kind),
     ]  # fmt: skip
-    return element("g", element("title", _said(variant)), *parts, class_=f"file {kind}")
+    return element("g", element("title", _said(row)), *parts, class_=f"file {kind}")
 
 
 def _mark(x: float, y: float, kind: str) -> Markup:
-    """A full circle inside the limits, a cross outside, an empty circle where there are too few records, a square
-    without limits: told apart without colour."""
+    """A full circle inside the limits, a cross outside, an empty circle where there are too few records."""
     if kind == "breaks":
         arm = element("path", d="M-5-5L5 5M-5 5L5-5", class_="cross", transform=f"translate(0 {y:g})")
         return element("svg", arm, x=_place(x), overflow="visible")
-    if kind == "plain":
-        square = element("path", d="M-4.5-4.5h9v9h-9z", class_="mark", transform=f"translate(0 {y:g})")
-        return element("svg", square, x=_place(x), overflow="visible")
     return element("circle", cx=_place(x), cy=y, r=5.5, class_="mark")
 
 
