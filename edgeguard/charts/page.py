@@ -13,17 +13,17 @@ from edgeguard.charts.svg import element, joined
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def document(title: str, *parts: str | Markup) -> str:
-    """A whole page, its title as the heading too."""
+def document(title: str, *parts: str | Markup, heading: Markup | None = None, style: str = "") -> str:
+    """A whole page, its title as the heading too where no other is given. style: CSS of this page alone."""
     css = (resources.files("edgeguard") / "charts" / "page.css").read_text(encoding="utf-8")
     head = joined(
         Markup('<meta charset="utf-8">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         element("title", title),
-        element("style", Markup(css)),
+        element("style", Markup(css + style)),
     )
-    body = element("main", element("h1", title), *parts)
+    body = element("main", element("h1", title) if heading is None else heading, *parts)
     return f"<!doctype html>\n{element('html', element('head', head), element('body', body), lang='en')}\n"
 
 
@@ -80,14 +80,16 @@ def table(
     """
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"a row has other than {len(columns)} cells")
-    head = (element("th", c.name, scope="col", class_="n" if c.number else None) for c in columns)
+    # A row that is a block is no row any more to some who hear the page: roles say that it is.
+    head = (element("th", c.name, scope="col", role="columnheader", class_="n" if c.number else None) for c in columns)
     body = []
     for i, row in enumerate(rows):
-        first = element("th", row[0], scope="row")
+        first = element("th", row[0], scope="row", role="rowheader")
         cells = (
-            element("td", cell, data_label=c.name, class_="n" if c.number else None)
+            element("td", cell, role="cell", data_label=c.name, class_="n" if c.number else None)
             for c, cell in zip(columns[1:], row[1:], strict=True)
         )
-        body.append(element("tr", first, *cells, class_=(classes[i] or None) if classes else None))
+        body.append(element("tr", first, *cells, role="row", class_=(classes[i] or None) if classes else None))
     said = element("caption", caption) if caption else Markup("")
-    return element("table", said, element("thead", element("tr", *head)), element("tbody", *body), class_="reflow")
+    top = element("thead", element("tr", *head, role="row"), role="rowgroup")
+    return element("table", said, top, element("tbody", *body, role="rowgroup"), role="table", class_="reflow")

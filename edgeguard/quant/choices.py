@@ -11,6 +11,8 @@ from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import CalibrationError
 from edgeguard.evaluation.table import ScoreTable, decisions
 
+HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
+
 
 @dataclass(frozen=True)
 class Choices:
