@@ -14,7 +14,7 @@ from edgeguard.charts.svg import element, joined
 from edgeguard.errors import printable
 from edgeguard.estimates import Estimates, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds
-from edgeguard.explanation import Considered, Explained, verdict
+from edgeguard.explanation import Considered, Explained, counted, verdict
 from edgeguard.tree import ROOT, STOP, Tree
 
 
@@ -49,8 +49,7 @@ def decisions(it: Explained, names: Mapping[str, str]) -> Markup:
     rows, classes = [], []
     for i, label in enumerate(it.decided.labels):
         own, p, counts = it.found.scores[i], it.decided.y_prob[0, i], bool(it.decided.y_pred[0, i])
-        threshold = it.thresholds.of(label)
-        said = "yes" if p >= threshold else "yes, by a category" if counts else "no"
+        threshold, said = it.thresholds.of(label), counted(it, label)
         low, high = (it.found.bounds[i] if it.decided.bounds is None else it.decided.bounds[0, i]).tolist()
         row = [named(label, names), f"{own:.4f}", f"{threshold:.3g}", said, f"{low:.4f} to {high:.4f}"]
         rows.append([*row[:2], f"{p:.4f}", *row[2:]] if it.calibrated else row)
