@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,6 +19,7 @@ from edgeguard.rows.record import Failure
 from edgeguard.rows.schema import to_json_line
 from edgeguard.serve import asking, replies
 from edgeguard.serve.gate import TRAIL, Gate, Receive, Scope, Send
+from edgeguard.serve.page_files import page_files
 from edgeguard.serve.policies import Decision, Policy, names_of
 from edgeguard.serve.refusal import Refusal, refused, status_of
 from edgeguard.serve.served import Scored, Served
@@ -32,25 +32,15 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PAGE_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-}
 
 
 def make_app(state: State) -> Starlette:
     """The ASGI application of a server. It answers 503 until the state is ready."""
     routes = _Routes(state)
-    page = _page_files()
 
-    async def page_file(request: Request) -> Response:
-        name = request.path_params.get("file", "index.html")
-        if name not in page:
-            raise Refusal(404, "not_found", "the page has no such file")
-        return Response(page[name], headers={"content-security-policy": PAGE_POLICY}, media_type=_type_of(name))
+    async def page(request: Request) -> Response:
+        data, kind = page_files()[request.url.path]
+        return Response(data, headers={"content-security-policy": PAGE_POLICY}, media_type=kind)
 
     middleware = [Middleware(Gate, state=state)]
     if state.options.origins:
@@ -72,8 +62,7 @@ def make_app(state: State) -> Starlette:
             Route("/health", routes.health),
             Route("/ready", routes.ready),
             Route("/metrics", routes.metrics),
-            Route("/", page_file),
-            Route("/page/{file}", page_file),
+            *(Route(path, page) for path in page_files()),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _no_route},
@@ -117,8 +106,7 @@ class _Routes:
                 if isinstance(scored.result, Failure):
                     raise refused(scored.result, f"input[{len(scores)}]" if several else "input")
                 scores.append(scored.result)
-        name = served.name if policy is None else f"{served.name}@{policy.name}"
-        return JSONResponse(replies.moderations(scores, name, policy, served.names))
+        return JSONResponse(replies.moderations(scores, _called(served, policy), policy, served.names))
 
     async def score(self, request: Request) -> Response:
         """edgeguard's own: a row for a record, in a list or line by line."""
@@ -127,7 +115,9 @@ class _Routes:
         if NDJSON in request.headers.get("accept", ""):
             return _Lines(self._rows(request, asked, served, policy, decision))
         rows = [row async for row in self._rows(request, asked, served, policy, decision)]
-        if not asked.lone:
+        if asked.shape == "results":
+            return JSONResponse({"model": _called(served, policy), "results": rows})
+        if asked.shape == "list":
             return JSONResponse(rows)
         status = status_of(rows[0]["error"]["type"]) if "error" in rows[0] else 200
         if status != 200:
@@ -139,8 +129,7 @@ class _Routes:
     ) -> AsyncIterator[dict[str, Any]]:
         with self._place(request, asked, served):
             async for scored in self._scored(request, asked, served, policy, decision):
-                result = scored.result
-                yield result.row() if isinstance(result, Failure) else replies.row(result, policy)
+                yield replies.row(scored, policy)
 
     async def guardrail(self, request: Request) -> Response:
         """LiteLLM's."""
@@ -164,26 +153,30 @@ class _Routes:
         data = []
         for served in self._state.served.values():
             policies = names_of(self._state.policies, served.name)
-            for name in (served.name, *(f"{served.name}@{policy}" for policy in policies)):
-                entry = {"id": name, "object": "model", "created": served.created, "owned_by": "edgeguard"}
-                data.append({**entry, "meta": self._meta(served)})
+            for policy in (None, *(self._state.policies[name] for name in policies)):
+                entry = {"id": _called(served, policy), "object": "model", "created": served.created}
+                data.append({**entry, "owned_by": "edgeguard", "meta": self._meta(served, policy)})
         return JSONResponse({"object": "list", "data": data, "aliases": list(OPENAIS)})
 
-    def _meta(self, served: Served) -> dict[str, Any]:
+    def _meta(self, served: Served, policy: Policy | None) -> dict[str, Any]:
         workers = served.workers
-        profile = workers.profile
-        labels = ("unsafe", *workers.codes)
+        profile, labels = workers.profile, ("unsafe", *workers.codes)
+        decision = Decision(workers.calibration, workers.thresholds)
+        bands: dict[str, float | None] = {}
+        if policy is not None:
+            decision = self._state.decisions[policy.name, served.name]
+            bands = {label: policy.band_of(label) for label in labels}
         return {
             "guard": workers.name,
             "profile": profile.name,
             "taxonomy": profile.taxonomy,
             "model_sha256": workers.model_sha256,
             "estimator": workers.estimator,
-            "calibrated": workers.calibration is not None,
-            "labels": {c.code: c.name for c in profile.categories if c.code in workers.codes},
-            "thresholds": {label: workers.thresholds.of(label) for label in labels},
-            "categories": None if served.names is None else served.names.row(),
-            "policies": names_of(self._state.policies, served.name),
+            "calibrated": decision.calibration is not None,
+            "categories": [{"code": c.code, "name": c.name, "description": c.description} for c in profile.asked],
+            "thresholds": {label: decision.thresholds.of(label) for label in labels},
+            "review": {label: low for label, low in bands.items() if low is not None},
+            "names": None if served.names is None else served.names.row(),
             "workers": workers.workers,
             "self_test": served.self_test,
         }
@@ -233,7 +226,7 @@ class _Routes:
         self, request: Request, asked: asking.Asked, served: Served, policy: Policy | None, decision: Decision | None
     ) -> AsyncIterator[Scored]:
         trail, tokens = _trail(request), self._state.options.limits.tokens
-        found = served.score(asked.records, decision, tokens)
+        found = served.score(asked.records, decision, tokens, explain=asked.explain)
         async with aclosing(found):  # type: ignore[type-var]
             number = 0
             async for scored in found:
@@ -265,17 +258,12 @@ class _Lines(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _called(served: Served, policy: Policy | None) -> str:
+    """What answers, as a client may name it again."""
+    return served.name if policy is None else f"{served.name}@{policy.name}"
+
+
 def _trail(request: Request) -> Trail:
     trail = request.scope[TRAIL]
     assert isinstance(trail, Trail)
     return trail
-
-
-def _page_files() -> dict[str, bytes]:
-    """The page's files by name, read once: no path of a request ever reaches the disk."""
-    folder = files("edgeguard.serve") / "page"
-    return {one.name: one.read_bytes() for one in folder.iterdir() if _type_of(one.name)} if folder.is_dir() else {}
-
-
-def _type_of(name: str) -> str | None:
-    return _PAGE_TYPES.get(name[name.rfind(".") :])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from edgeguard.errors import RecordError
 from edgeguard.rows.ids import without_duplicates
@@ -20,7 +20,8 @@ _EXPECTED_INPUT = (
     'a string, a list of strings, a list of parts {"type": "text", "text"}, a chat as a list of {"role", "content"}, '
     "or a list of chats"
 )
-_CHOSEN = ("model", "policy", "session")  # what a record says beside its content, for the server
+_CHOSEN = ("model", "policy", "session")  # what a request says to the server, beside its records
+_BESIDE = (*_CHOSEN, "explain")
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,18 @@ class Asked:
     """A request as it was understood.
 
     records  in the order of the answer
-    lone     the request was one record, and its answer is one row
+    shape    of the answer: "row" for one record, "list" for a list of them, "results" for what stood under `input`
     model    as the request names it; None: the default. policy: the same
     session  of a conversation that grows
+    explain  the tree of answers is wanted too
     """
 
     records: Records
-    lone: bool = False
+    shape: Literal["row", "list", "results"] = "list"
     model: str | None = None
     policy: str | None = None
     session: str | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,23 +168,33 @@ def _refuse_other_parts(parts: Sequence[Any], param: str) -> None:
 
 
 def scores(body: Any) -> Asked:
-    """The body of POST /v1/score: a record, a list of records, or {"records": […]}. Raises Refusal."""
+    """The body of POST /v1/score. Raises Refusal.
+
+    A record, a list of records, or {"input": a record or a list, "model", "policy", "session", "explain"}. What an
+    `input` has beside it may also stand in a lone record.
+    """
     if isinstance(body, list):
-        return Asked(_listed_records(body, ""))
+        return Asked(_numbered(body, None))
     body = _object(body)
     chosen = {key: _name(body, key) for key in _CHOSEN}
-    rest = {key: value for key, value in body.items() if key not in _CHOSEN}
-    if isinstance(rest.get("records"), list):
-        if chosen["session"] is not None:
-            raise Refusal(400, "several_records", "a session is of one record, which grows", param="session")
-        return Asked(_listed_records(rest["records"], "records"), model=chosen["model"], policy=chosen["policy"])
-    return Asked(_records([rest]), True, **chosen)
+    explain = body.get("explain", False)
+    if not isinstance(explain, bool):
+        raise Refusal(400, "invalid_type", f"explain is {shown(explain)}, expected true or false", param="explain")
+    if "input" not in body:
+        rest = {key: value for key, value in body.items() if key not in _BESIDE}
+        return Asked(_records([rest]), "row", explain=explain, **chosen)
+    given = body["input"]
+    records = _numbered(given, "input") if isinstance(given, list) else _records([given])
+    for what, asked in (("session", chosen["session"] is not None), ("explain", explain)):
+        if asked and len(records) > 1:
+            raise Refusal(400, "several_records", f"{what} is for one record, {len(records)} are given", param=what)
+    return Asked(records, "results", explain=explain, **chosen)
 
 
-def _listed_records(given: Sequence[Any], param: str) -> Records:
+def _numbered(given: Sequence[Any], param: str | None) -> Records:
     """Their lines are their places, from 1 on; an id that an earlier one has is an error, as in a file."""
     if not given:
-        raise Refusal(400, "empty_list", "the list of records is empty, expected at least one", param=param or None)
+        raise Refusal(400, "empty_list", "the list of records is empty, expected at least one", param=param)
     numbered = (_on_line(one, n) for one, n in zip(_records(given), count(1), strict=False))
     return tuple(without_duplicates(numbered, ""))
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from edgeguard.serve.page_files import page_files
 from edgeguard.serve.refusal import Refusal
 from edgeguard.serve.state import State, is_loopback
 from edgeguard.serve.trail import Trail, request_id
@@ -22,9 +23,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TRAIL, ABORT = "edgeguard.trail", "edgeguard.abort"  # keys of a scope: the request's Trail; ends its connection
 SCORING = ("/v1/moderations", "/v1/chat/moderations", "/v1/score", "/beta/litellm_basic_guardrail_api")
-ROUTES = (*SCORING, "/v1/models", "/health", "/ready", "/metrics", "/")
-_PUBLIC = ("/", "/health", "/ready")  # and the page's files
-PAGE = "/page/"
+ROUTES = (*SCORING, "/v1/models", "/health", "/ready", "/metrics", *page_files())
+_PUBLIC = ("/health", "/ready", *page_files())
 _GONE = 499  # a client that hung up, as nginx logs it
 _DISCARDED, _DISCARD_SECONDS = 64 << 20, 2.0  # of a body that is too large, so that its sender hears why
 _log = logging.getLogger("edgeguard.serve")
@@ -87,7 +87,7 @@ class Gate:
     async def _serve(self, scope: Scope, headers: Mapping[str, str], receive: Receive, answer: _Answer) -> None:
         trail, state = answer.trail, self._state
         self._check_sender(scope, headers)
-        if not _is_public(trail.path):
+        if trail.path not in _PUBLIC:
             trail.key = self._check_key(headers)
         if trail.method != "POST":
             await self._app(scope, receive, answer)
@@ -234,11 +234,7 @@ class _Answer:
 
 def _label(path: str) -> str:
     """A path for the metrics: of those that there are."""
-    return path if path in ROUTES else PAGE if path.startswith(PAGE) else "other"
-
-
-def _is_public(path: str) -> bool:
-    return path in _PUBLIC or path.startswith(PAGE)
+    return path if path in ROUTES else "other"
 
 
 def _splits(url: str) -> bool:

@@ -8,19 +8,27 @@ from typing import Any
 
 from edgeguard.errors import shortened
 from edgeguard.guard import Score
+from edgeguard.rows.record import Failure
 from edgeguard.serve.categories import CategoryMap
 from edgeguard.serve.policies import Policy
+from edgeguard.serve.served import Scored
 
 REMOVED = "[removed by a guard: {}]"
 
 
-def row(score: Score, policy: Policy | None) -> dict[str, Any]:
-    """The row of `edgeguard score`; where a policy was asked for, with its name and, if it has a band, `review`."""
-    found = score.row()
+def row(scored: Scored, policy: Policy | None) -> dict[str, Any]:
+    """The row of `edgeguard score`, an error row too. Behind it stand the policy that was asked for, `review` where
+    that has a band, and the tree of answers where it was asked for.
+    """
+    score, found = scored.result, scored.result.row()
+    if isinstance(score, Failure):
+        return found
     if policy is not None:
         found["policy"] = policy.name
         if policy.review:
             found["review"] = policy.in_review(score)
+    if scored.explanation is not None:
+        found["explanation"] = scored.explanation
     return found
 
 

@@ -42,6 +42,7 @@ class Scored:
     result: Score | Failure
     waited: float = 0.0
     seconds: float = 0.0
+    explanation: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Served:
     in_worker: float = field(default=0.05)  # seconds a record, lately; a guess until there is one
 
     async def score(
-        self, records: Sequence[Record | Failure], decision: Decision | None, tokens: int
+        self, records: Sequence[Record | Failure], decision: Decision | None, tokens: int, *, explain: bool = False
     ) -> AsyncIterator[Scored]:
         """What becomes of each, in order, as they come. Left early, what has not begun is not done."""
         waiting: deque[tuple[Record | Failure, asyncio.Future[Done] | None, float]] = deque()
@@ -68,7 +69,7 @@ class Served:
         try:
             while True:
                 while len(waiting) < AHEAD * self.workers.workers and (record := next(rest, None)) is not None:
-                    waiting.append((record, self._sent(record, decision, tokens), time.perf_counter()))
+                    waiting.append((record, self._sent(record, decision, tokens, explain), time.perf_counter()))
                 if not waiting:
                     return
                 record, future, began = waiting[0]
@@ -79,10 +80,12 @@ class Served:
                 if future is not None and not future.done():
                     future.cancel()
 
-    def _sent(self, record: Record | Failure, decision: Decision | None, tokens: int) -> asyncio.Future[Done] | None:
+    def _sent(
+        self, record: Record | Failure, decision: Decision | None, tokens: int, explain: bool
+    ) -> asyncio.Future[Done] | None:
         if isinstance(record, Failure):
             return None
-        return asyncio.wrap_future(self.workers.submit(score, Work(record, tokens, decision)))
+        return asyncio.wrap_future(self.workers.submit(score, Work(record, tokens, decision, explain)))
 
     async def _outcome(self, record: Record | Failure, future: asyncio.Future[Done] | None, began: float) -> Scored:
         if isinstance(record, Failure):
@@ -93,7 +96,8 @@ class Served:
         except Exception as error:
             return Scored(failure_of_server(error, record.id, record.line))
         self.in_worker += 0.1 * (done.seconds - self.in_worker)
-        return Scored(done.score, max(0.0, time.perf_counter() - began - done.seconds), done.seconds)
+        waited = max(0.0, time.perf_counter() - began - done.seconds)
+        return Scored(done.score, waited, done.seconds, done.explanation)
 
 
 class Queue:
