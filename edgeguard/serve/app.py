@@ -22,7 +22,7 @@ from edgeguard.serve.gate import TRAIL, Gate, Receive, Scope, Send
 from edgeguard.serve.page_files import page_files
 from edgeguard.serve.policies import Decision, Policy, names_of
 from edgeguard.serve.refusal import Refusal, refused, status_of
-from edgeguard.serve.served import Scored, Served
+from edgeguard.serve.served import Served, Settled
 from edgeguard.serve.state import OPENAIS, State
 from edgeguard.serve.trail import Trail
 
@@ -224,7 +224,7 @@ class _Routes:
 
     async def _scored(
         self, request: Request, asked: asking.Asked, served: Served, policy: Policy | None, decision: Decision | None
-    ) -> AsyncIterator[Scored]:
+    ) -> AsyncIterator[Settled]:
         trail, tokens = _trail(request), self._state.options.limits.tokens
         found = served.score(asked.records, decision, tokens, explain=asked.explain)
         async with aclosing(found):  # type: ignore[type-var]

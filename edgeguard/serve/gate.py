@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from edgeguard.serve.page_files import page_files
 from edgeguard.serve.refusal import Refusal
@@ -27,6 +27,7 @@ ROUTES = (*SCORING, "/v1/models", "/health", "/ready", "/metrics", *page_files()
 _PUBLIC = ("/health", "/ready", *page_files())
 _GONE = 499  # a client that hung up, as nginx logs it
 _DISCARDED, _DISCARD_SECONDS = 64 << 20, 2.0  # of a body that is too large, so that its sender hears why
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?\Z")
 _log = logging.getLogger("edgeguard.serve")
 
 
@@ -95,7 +96,7 @@ class Gate:
         if trail.path in SCORING:
             self._check_phase()
             _check_type(headers)
-        body = await self._body(headers, receive, trail)
+        body = await self._body(headers, receive)
         state.metrics.part("read", trail.seconds)
         await self._within(self._app(scope, _replayed(body), answer), receive, answer)
 
@@ -103,7 +104,8 @@ class Gate:
         """A page of another site must not reach a server on this machine, by its own name (DNS rebinding) or ours."""
         options = self._state.options
         host = headers.get("host", "")
-        name = (urlsplit(f"//{host}").hostname or "") if _splits(f"//{host}") else ""
+        match = _HOST.match(host)
+        name = match[1].strip("[]").lower() if match else ""
         expected = (
             options.allow_hosts if not options.is_local else (*options.allow_hosts, "localhost, 127.0.0.1 or ::1")
         )
@@ -116,14 +118,12 @@ class Gate:
                 param="host",
             )
         origin = headers.get("origin")
-        if origin is not None and origin not in options.origins:
-            own = urlsplit(origin).netloc if _splits(origin) else None
-            if own != host:
-                raise Refusal(
-                    403,
-                    "origin_not_allowed",
-                    f"a web page of {origin[:100]!r} asks, expected this server's own, or one that it was told of",
-                )
+        if origin is not None and origin not in (*options.origins, f"http://{host}", f"https://{host}"):
+            raise Refusal(
+                403,
+                "origin_not_allowed",
+                f"a web page of {origin[:100]!r} asks, expected this server's own, or one that it was told of",
+            )
 
     def _check_key(self, headers: Mapping[str, str]) -> str | None:
         keys = self._state.keys
@@ -146,34 +146,28 @@ class Gate:
         if phase == "draining":
             raise Refusal(503, "shutting_down", "this server is ending and takes no new requests", retry_after=5)
 
-    async def _body(self, headers: Mapping[str, str], receive: Receive, trail: Trail) -> bytes:
+    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         limits = self._state.options.limits
         length, most = headers.get("content-length", ""), limits.body_bytes
-        refusal = Refusal(
+        too_large = Refusal(
             413, "body_too_large", f"the body is longer than {most} bytes, which is what this server takes; split it"
         )
         if length.isdigit() and int(length) > most:
             if "expect" not in headers:  # who expects a word first sends nothing after this one
                 await _discard(receive)
-            raise refusal
-        body = bytearray()
+            raise too_large
         try:
             async with asyncio.timeout(limits.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _HungUp
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        body.clear()
-                        await _discard(receive)
-                        raise refusal
-                    if not message.get("more_body", False):
-                        return bytes(body)
+                body, whole = await _read(receive, most)
         except TimeoutError:
             raise Refusal(
                 408, "slow_body", f"the body did not come within {limits.body_seconds:g} s; send it at once"
             ) from None
+        if len(body) > most:
+            if not whole:
+                await _discard(receive)
+            raise too_large
+        return body
 
     async def _within(self, serving: Awaitable[None], receive: Receive, answer: _Answer) -> None:
         """Serve, as long as the client is there and there is time. Raises Refusal, _HungUp, and what serving raises."""
@@ -237,14 +231,6 @@ def _label(path: str) -> str:
     return path if path in ROUTES else "other"
 
 
-def _splits(url: str) -> bool:
-    try:
-        urlsplit(url).port  # noqa: B018  it raises
-    except ValueError:
-        return False
-    return True
-
-
 def _check_type(headers: Mapping[str, str]) -> None:
     """JSON alone: a form or plain text is what a page of another site can send without asking."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -265,6 +251,19 @@ def _replayed(body: bytes) -> Receive:
         raise AssertionError
 
     return receive
+
+
+async def _read(receive: Receive, most: int) -> tuple[bytes, bool]:
+    """A body, and whether that is all of it: no more is read than tells that it is too long. Raises _HungUp."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _HungUp
+        body += message.get("body", b"")
+        whole = not message.get("more_body", False)
+        if whole or len(body) > most:
+            return bytes(body), whole
 
 
 async def _discard(receive: Receive) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from edgeguard.guard import Score
 from edgeguard.rows.record import Failure
-from edgeguard.serve.served import Scored, Served
+from edgeguard.serve.served import Served, Settled
 
 RECENT = 1000  # records whose share flagged is held against that of all before
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -112,7 +112,7 @@ class Metrics:
         """Count a file read again: "taken" or "kept_old"."""
         self._reloads.labels(result).inc()
 
-    def record(self, model: str, scored: Scored, review: bool = False) -> None:
+    def record(self, model: str, scored: Settled, review: bool = False) -> None:
         """Count a record."""
         result = scored.result
         if isinstance(result, Failure):

@@ -11,12 +11,12 @@ from edgeguard.guard import Score
 from edgeguard.rows.record import Failure
 from edgeguard.serve.categories import CategoryMap
 from edgeguard.serve.policies import Policy
-from edgeguard.serve.served import Scored
+from edgeguard.serve.served import Settled
 
 REMOVED = "[removed by a guard: {}]"
 
 
-def row(scored: Scored, policy: Policy | None) -> dict[str, Any]:
+def row(scored: Settled, policy: Policy | None) -> dict[str, Any]:
     """The row of `edgeguard score`, an error row too. Behind it stand the policy that was asked for, `review` where
     that has a band, and the tree of answers where it was asked for.
     """

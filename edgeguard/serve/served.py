@@ -33,7 +33,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Settled:
     """What became of a record: a score, or why there is none.
 
     waited, seconds  in the queue, and in the worker
@@ -62,7 +62,7 @@ class Served:
 
     async def score(
         self, records: Sequence[Record | Failure], decision: Decision | None, tokens: int, *, explain: bool = False
-    ) -> AsyncIterator[Scored]:
+    ) -> AsyncIterator[Settled]:
         """What becomes of each, in order, as they come. Left early, what has not begun is not done."""
         waiting: deque[tuple[Record | Failure, asyncio.Future[Done] | None, float]] = deque()
         rest = iter(records)
@@ -87,17 +87,17 @@ class Served:
             return None
         return asyncio.wrap_future(self.workers.submit(score, Work(record, tokens, decision, explain)))
 
-    async def _outcome(self, record: Record | Failure, future: asyncio.Future[Done] | None, began: float) -> Scored:
+    async def _outcome(self, record: Record | Failure, future: asyncio.Future[Done] | None, began: float) -> Settled:
         if isinstance(record, Failure):
-            return Scored(record)
+            return Settled(record)
         assert future is not None
         try:
             done = await future
         except Exception as error:
-            return Scored(failure_of_server(error, record.id, record.line))
+            return Settled(failure_of_server(error, record.id, record.line))
         self.in_worker += 0.1 * (done.seconds - self.in_worker)
         waited = max(0.0, time.perf_counter() - began - done.seconds)
-        return Scored(done.score, waited, done.seconds, done.explanation)
+        return Settled(done.score, waited, done.seconds, done.explanation)
 
 
 class Queue:

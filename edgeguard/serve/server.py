@@ -87,17 +87,17 @@ class HttpServer(uvicorn.Server):
         host, port = self._socket.getsockname()[:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._tell(f"listening on {self.address}, loading")
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         self._start(self._load())
 
     def reload(self) -> None:
-        """Read the policies and the keys again; in the event loop."""
+        """Read the policies and the keys again; from any thread, once it listens."""
         if self.state.phase == "loading":
             self._tell("still loading: nothing was read again")
             return
-        self._start(self.state.reload())
+        self._loop.call_soon_threadsafe(lambda: self._start(self.state.reload()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or Ctrl-C: finish what is at hand; a second one: end at once."""

@@ -91,17 +91,19 @@ class State:
 
     async def load(self) -> None:
         """Open the models; the server is ready after it. Raises EdgeguardError."""
-        self.served = await asyncio.to_thread(
-            open_served,
-            self.options.openings,
-            names=self.names,
-            self_tested=self.options.self_tested,
-            tell=self.tell,
-        )
+        self.served = await asyncio.to_thread(self._open)
         self.decisions = check_policies(self.policies, {name: one.workers for name, one in self.served.items()})
         self.metrics.watch(self.served, lambda: self.queue.records)
         if self.phase == "loading":
             self.phase = "ready"
+
+    def _open(self) -> dict[str, Served]:
+        options = self.options
+        found = open_served(options.openings, names=self.names, self_tested=options.self_tested, tell=self.tell)
+        if self.phase == "draining":  # nobody waits for it any more
+            for served in found.values():
+                served.workers.close()
+        return found
 
     async def reload(self) -> None:
         """Read the policies and the keys again. A mistake leaves all as it was, and is told."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edgeguard.rows.record import Failure, Record
-from edgeguard.serve.served import Scored
+from edgeguard.serve.served import Settled
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
@@ -45,7 +45,7 @@ class Trail:
         """Since it came."""
         return time.perf_counter() - self.began
 
-    def add(self, record: Record | Failure, scored: Scored) -> None:
+    def add(self, record: Record | Failure, scored: Settled) -> None:
         """Note what became of a record."""
         self.records += 1
         self.waited, self.scored = self.waited + scored.waited, self.scored + scored.seconds
