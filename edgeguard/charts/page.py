@@ -81,9 +81,7 @@ def table(
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"a row has other than {len(columns)} cells")
     # A row that is a block is no row any more to some who hear the page: roles say that it is.
-    head = (
-        element("th", c.name, scope="col", role="columnheader", class_="n" if c.number else None) for c in columns
-    )
+    head = (element("th", c.name, scope="col", role="columnheader", class_="n" if c.number else None) for c in columns)
     body = []
     for i, row in enumerate(rows):
         first = element("th", row[0], scope="row", role="rowheader")

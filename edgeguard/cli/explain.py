@@ -31,7 +31,9 @@ from edgeguard.cli.say import say
     help="Smallest mass of a branch to draw",
 )
 @click.option("--json", "as_json", is_flag=True, help="The whole tree as JSON")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as a page instead; needs no network")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Draw it as a page instead; needs no network"
+)
 def explain(text: str, response: str | None, least: float, as_json: bool, html: Path | None, **options: Any) -> None:
     """Draw the answers that the guard considered for TEXT, and how the three estimators read them.
 

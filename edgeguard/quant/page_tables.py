@@ -83,7 +83,9 @@ def changed(variant: ReportData) -> Markup | None:
         rows.append([*row, _beginning(record.get("text") or "")] if with_texts else row)
     more = len(records) - SHOWN
     note = f"{count(more)} more are in report.json." if more > 0 else ""
-    return joined(table([*heads, "text"] if with_texts else heads, rows), paragraph(note, class_="small") if note else Markup())
+    return joined(
+        table([*heads, "text"] if with_texts else heads, rows), paragraph(note, class_="small") if note else Markup()
+    )
 
 
 def _beginning(text: str) -> str:
@@ -97,7 +99,9 @@ def drift(report: ReportData, estimator: str) -> Markup:
         u, fix = v["estimators"][estimator]["labels"]["unsafe"], v["repair"].get(estimator)
         moved, floor = u["shift"]["odds_rms"], floor_of(v, estimator)
         parts = v["weights_or_runtime"]
-        each = ["", ""] if parts is None else [number(parts[estimator][key]["odds_rms"]) for key in ("weights", "runtime")]
+        each = (
+            ["", ""] if parts is None else [number(parts[estimator][key]["odds_rms"]) for key in ("weights", "runtime")]
+        )
         rows.append(
             [
                 v["name"],
@@ -152,7 +156,7 @@ def quality(report: ReportData, estimator: str) -> Markup | None:
         changes = v["estimators"][estimator]["truth"]["labels"]["unsafe"]["changes"]
         rows.append([v["name"], *(told(changes.get(key)) for key in ("auroc", "auprc", "f1", "brier", "ece"))])
     heads = ("file", "ΔAUROC", "ΔAUPRC", "ΔF1", "ΔBrier", "ΔECE")
-    return _filled(heads, rows, strong=rule_of(report).ship, least=1)
+    return _filled(heads, rows, strong=rule_of(report).ship) if any(any(row[1:]) for row in rows) else None
 
 
 def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) -> str | Markup:
@@ -207,7 +211,10 @@ def further(report: ReportData) -> Markup | None:
     """What else the answers say: how far each of these labels' probabilities moves; None where they say nothing."""
     variants = by_size(report)
     labels = list(variants[0]["fields"]) if variants else []
-    rows = [[label, *(f"{v['fields'][label]['mean']:.3f} ({v['fields'][label]['p99']:.3f})" for v in variants)] for label in labels]
+    rows = [
+        [label, *(f"{v['fields'][label]['mean']:.3f} ({v['fields'][label]['p99']:.3f})" for v in variants)]
+        for label in labels
+    ]
     return table(("label", *(v["name"] for v in variants)), rows) if rows else None
 
 
@@ -237,13 +244,9 @@ def by_size(report: ReportData) -> list[ReportData]:
     return sorted(report["variants"], key=lambda v: (v["bytes"], v["name"]))
 
 
-def _filled(
-    heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, strong: str | None, least: int = 0
-) -> Markup | None:
-    """Without the columns that are empty in all rows; None where fewer than `least` columns beside the first are left."""
+def _filled(heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, strong: str | None) -> Markup:
+    """Without the columns that are empty in all rows."""
     kept = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in rows)]
-    if len(kept) - 1 < least:
-        return None
     return table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], strong=strong)
 
 
