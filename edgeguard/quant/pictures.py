@@ -23,6 +23,7 @@ from edgeguard.quant.answer import VERDICTS, ReportData, Rule, changes, count, m
 _SIZE_TO, _CHANGES_FROM, _CHANGES_TO = 17.0, 46.0, 95.0
 _HEAD, _FOOT, _LINE = 30.0, 58.0, 18.0
 _LONGEST = 16  # letters of a name that stand beside its figures where the page is narrowest
+_WHOLE = 35  # letters of a name that fit the narrowest page
 _LEVELS = 5  # of how many records are in a cell of the small pictures
 _WIDTH, _HEIGHT = 270, 250  # of these
 
@@ -114,7 +115,7 @@ def _frame(scale: Scale, height: float, limit: float | None) -> Markup:
 def _drawn(row: _Row, top: float, end: float, largest: int, *, stacked: bool, ship: str | None) -> Markup:
     variant, decision = row.variant, row.variant["decision"]
     kind = "open" if row.verdict == "too_few" else row.verdict
-    name = f"{variant['name']} ✓" if variant["name"] == ship else variant["name"]
+    name = _cut(variant["name"]) + (" ✓" if variant["name"] == ship else "")
     first, second = top + _LINE - 3, top + (2 if stacked else 1) * _LINE - 3
     middle = second + _LINE - 4
     size = _SIZE_TO * variant["bytes"] / largest
@@ -131,6 +132,12 @@ def _drawn(row: _Row, top: float, end: float, largest: int, *, stacked: bool, sh
         _mark(_at(row.rate, end), middle, kind),
     ]  # fmt: skip
     return element("g", element("title", _said(row)), *parts, class_=f"file {kind}")
+
+
+def _cut(name: str) -> str:
+    """A name that stands on one line of the narrowest page; the row's title has it whole."""
+    half = (_WHOLE - 1) // 2
+    return name if len(name) <= _WHOLE else f"{name[:half]}…{name[-half:]}"
 
 
 def _mark(x: float, y: float, kind: str) -> Markup:
