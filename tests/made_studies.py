@@ -12,6 +12,7 @@ from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.report import Measured, Report, build_report
+from edgeguard.quant.rounds import Asked
 from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
 
@@ -141,7 +142,8 @@ def _measured(folder: Path, made: Made, one: ScoreTable, table: ScoreTable, floo
     cost = [Cost(0.5, made.megabytes + 50.0, x * rate) for x in (0.98, 1.0, 1.03)] if costs else []
     few = min(len(one), 10)
     noisy = replace(_first(table, few), margin=table.margin[:few] + 0.01 * np.random.default_rng(3).normal(0, 1, few))
-    return Measured(variant, table, {"threads": noisy, "batch": noisy} if floor else {}, cost)
+    asked = Asked({"threads": noisy, "batch": noisy}, few if made.noise > 0.02 else few // 2, few)
+    return Measured(variant, table, asked if floor else None, cost)
 
 
 def _first(table: ScoreTable, n: int) -> ScoreTable:
