@@ -5,56 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from edgeguard.calibration.decide import Decisions, decide
-from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.charts.page import Column, details, document, paragraph, section, table
 from edgeguard.charts.svg import element, joined
 from edgeguard.errors import printable
 from edgeguard.estimates import Estimates, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds
-from edgeguard.explanation import Considered, considered
-from edgeguard.guard import Guard
+from edgeguard.explanation import Considered, Explained, verdict
 from edgeguard.tree import ROOT, STOP, Tree
-
-
-@dataclass(frozen=True)
-class Explained:
-    """What a guard considered for one record and made of it, without the guard.
-
-    record      as it was given
-    found       what the guard's estimator says, before any calibration
-    decided     of this one record: what decisions are taken on, and the decisions
-    calibrated  whether a calibration stands between the two
-    """
-
-    record: Mapping[str, Any]
-    considered: Considered
-    estimator: str
-    found: Estimates
-    decided: Decisions
-    thresholds: Thresholds
-    calibrated: bool
-
-
-def explained(guard: Guard, record: Mapping[str, Any]) -> Explained:
-    """Have a guard consider a record and decide. Raises RecordError."""
-    there = considered(guard, record)
-    found = estimate(there.trees, guard.estimator, umbrella=guard.umbrella)
-    decided = decide(
-        np.array([found.margin]),
-        found.scores[None, : found.safe],
-        labels=found.labels[: found.safe],
-        calibration=guard.calibration,
-        thresholds=guard.thresholds,
-        bounds=found.bounds[None, : found.safe + 1],
-    )
-    calibrated = guard.calibration is not None
-    return Explained(record, there, guard.estimator, found, decided, guard.thresholds, calibrated)
 
 
 def page(it: Explained, *, least: float = 0.01) -> str:
@@ -64,7 +25,7 @@ def page(it: Explained, *, least: float = 0.01) -> str:
     names = {c.code: c.name for c in about.profile.categories}
     flagged = bool(it.decided.y_pred[0, 0])
     heading = element("h1", verdict(it), class_=f"answer {'no' if flagged else 'yes'}")
-    read = f"by {it.estimator}, {'calibrated' if it.calibrated else 'not calibrated'}"
+    read = f"decided on {it.estimator}, {f'calibrated by {it.calibration}' if it.calibrated else 'not calibrated'}"
     texts = (element("blockquote", element("b", f"{role}: "), str(text)) for role, text in it.record.items())
     parts = [
         paragraph(f"{about.guard}, profile {about.profile.name}; {read}.", class_="small"),
@@ -75,17 +36,6 @@ def page(it: Explained, *, least: float = 0.01) -> str:
     if None in about.trees:
         parts.append(details("As the three estimators read it", estimators(about, names)))
     return document(f"{about.guard}: why", *parts, heading=heading, style=style)
-
-
-def verdict(it: Explained) -> str:
-    """`Flagged: P(unsafe) is 0.930, at or over its threshold of 0.5. Categories: S2.`."""
-    p, threshold = float(it.decided.y_prob[0, 0]), it.thresholds.of("unsafe")
-    codes = [label for label, counts in zip(it.decided.labels, it.decided.y_pred[0], strict=True) if counts][1:]
-    side = "at or over" if p >= threshold else "under"
-    said = f"P(unsafe) is {p:.3f}, {side} its threshold of {threshold:.3g}."
-    if not codes:
-        return f"{'Flagged' if p >= threshold else 'Not flagged'}: {said}"
-    return f"Flagged{'' if p >= threshold else ' by a category'}: {said} Categories: {', '.join(codes)}."
 
 
 # What is decided

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from edgeguard.explanation_page import branches, explained, page, verdict
+from edgeguard.explanation import explained, verdict
+from edgeguard.explanation_page import branches, page
 from edgeguard.tree import ROOT
 
 

@@ -43,7 +43,7 @@ class Frame:
         texts = self.y_names or tuple(map(self.y_text, self.y.ticks()))
         left = 10 + CHARACTER * max(map(len, texts), default=1)
         x = self.x.between(round(left), self.width - 12)
-        return replace(self, x=x, y=self.y.between(self.height - 38, 24))
+        return replace(self, x=x, y=self.y.between(self.height - 38, 30))
 
 
 def chart(frame: Frame, draw: Callable[[Scale, Scale], Markup]) -> Markup:
@@ -77,7 +77,7 @@ def at_widths(frame: Frame, draw: Callable[[Scale, Scale], Markup], *, wide: int
 
 def _grid(frame: Frame) -> Markup:
     x, y, parts = frame.x, frame.y, []
-    for tick in x.ticks(max(2, int((x.end - x.start) / 60))):
+    for tick in x.ticks(max(2, int((x.end - x.start) / 45))):
         at = x(tick)
         parts.append(element("path", d=f"M{at:.1f} {y.start:.1f}V{y.end:.1f}"))
         parts.append(element("text", frame.x_text(tick), x=at, y=y.start + 15, text_anchor="middle"))

@@ -128,7 +128,7 @@ def _thinned(pixels: Sequence[tuple[float, float] | None]) -> list[tuple[float, 
             flush()
             kept.append(None)
             continue
-        if column and int(column[-1][0] * 2) != int(pixel[0] * 2):
+        if column and int(column[-1][0]) != int(pixel[0]):
             flush()
         column.append(pixel)
     flush()
@@ -141,7 +141,7 @@ def _path(pixels: Sequence[tuple[float, float] | None]) -> str:
         if pixel is None:
             pen = "M"
             continue
-        path.append(f"{pen}{short(pixel[0])} {short(pixel[1])}")
+        path.append(f"{pen}{round(pixel[0], 1):g} {round(pixel[1], 1):g}")
         pen = "L"
     return "".join(path)
 
@@ -169,22 +169,23 @@ def bars(
 
 
 def upright(x: Scale, y: Scale, at: float, label: str = "", *, class_: str = "mark") -> Markup:
-    """A line across at a value of x, its label beside its upper end, on the side that has room."""
+    """A line across at a value of x, its label over its upper end, on the side that has room."""
     pixel, (low, high) = x(at), sorted((x.start, x.end))
     room = CHARACTER * len(label) + 8
     left = pixel + room > high and pixel - room > low
     words = element(
-        "text", label, x=pixel + (-4 if left else 4), y=min(y.start, y.end) + 11, text_anchor="end" if left else "start"
+        "text", label, x=pixel + (2 if left else -2), y=min(y.start, y.end) - 4, text_anchor="end" if left else "start"
     )
     path = f"M{short(pixel)} {short(y.start)}V{short(y.end)}"
     return element("g", element("path", d=path), words if label else Markup(""), class_=class_)
 
 
-def level(x: Scale, y: Scale, at: float, label: str = "", *, class_: str = "mark") -> Markup:
-    """A line across at a value of y, its label over its right end."""
+def level(x: Scale, y: Scale, at: float, label: str = "", *, left: bool = False, class_: str = "mark") -> Markup:
+    """A line across at a value of y, its label over its right end, or its left one."""
     pixel = y(at)
     over = pixel - 4 if pixel - 16 > min(y.start, y.end) else pixel + 13
-    words = element("text", label, x=max(x.start, x.end) - 3, y=over, text_anchor="end")
+    where, anchor = (min(x.start, x.end) + 3, "start") if left else (max(x.start, x.end) - 3, "end")
+    words = element("text", label, x=where, y=over, text_anchor=anchor)
     path = f"M{short(x.start)} {short(pixel)}H{short(x.end)}"
     return element("g", element("path", d=path), words if label else Markup(""), class_=class_)
 
