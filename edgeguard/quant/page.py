@@ -41,6 +41,7 @@ def _main(report: ReportData) -> str:
     )
     variants = tables.by_size(report)
     truth = report["unsafe"] is not None
+    curves = _curves(report) if truth else []
     return environment.from_string(template).render(
         report=report,
         answer=answer(report),
@@ -53,8 +54,10 @@ def _main(report: ReportData) -> str:
         one_class=truth and report["unsafe"] in (0, report["records"]),
         quality=tables.quality(report, HEADLINE) if truth else None,
         harm=tables.harm(report, HEADLINE) if truth else None,
-        curves=_curves(report) if truth else [],
-        legend=legend(("reference", "variant", "repaired"), lines=True),
+        curves=curves,
+        legend=legend(
+            ["reference", "variant", *(["repaired"] if any(c["repaired"] for c in curves) else [])], lines=True
+        ),
         densities=_densities(variants) if report["records"] >= LEAST_FOR_POINTS else [],
         by_label=tables.by_label(report, HEADLINE),
         further=tables.further(report),

@@ -11,7 +11,8 @@ from edgeguard.charts.page import Column, paragraph
 from edgeguard.charts.page import table as drawn
 from edgeguard.charts.svg import element, joined
 from edgeguard.quant.answer import ReportData, Rule, count, megabytes, rule_of
-from edgeguard.quant.reading import VERDICTS, floor_of, interval, number, percent, repaired
+from edgeguard.quant.reading import floor_of, interval, number, percent, repaired
+from edgeguard.quant.reading import verdict as words_of
 
 NOT_TOLD = "≈"  # before a figure that is not told apart from no change: what is grey is marked without colour too
 SHOWN = 200  # changed records of a file on the page; the others are in report.json
@@ -33,10 +34,7 @@ def files(report: ReportData) -> Markup:
 
 def _file(variant: ReportData, rule: Rule) -> list[str | Markup]:
     decision, verdict = variant["decision"], rule.verdicts[variant["name"]]
-    judged: str | Markup = VERDICTS[verdict]
-    if verdict == "too_few":
-        needed = rule.needed[variant["name"]]
-        judged = grey(f"{judged}{f': about {count(needed)} would do' if needed else ''}", sign="")
+    judged = words_of({"verdict": verdict, "records_needed": rule.needed[variant["name"]]})
     return [
         variant["name"],
         megabytes(variant["bytes"]),
@@ -44,7 +42,7 @@ def _file(variant: ReportData, rule: Rule) -> list[str | Markup]:
         count(decision["at_most"]),
         count(decision["toward_safe"]),
         count(decision["toward_unsafe"]),
-        judged,
+        grey(judged, sign="") if verdict == "too_few" else judged,
         *_costs(variant),
     ]
 
