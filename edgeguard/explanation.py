@@ -15,6 +15,7 @@ from edgeguard.estimates import Estimates, Trees, estimate
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds
 from edgeguard.guard import Guard
 from edgeguard.profile import Profile
+from edgeguard.rows.record import Record
 from edgeguard.tree import ROOT, STOP, Tree
 
 
@@ -37,7 +38,7 @@ class Considered:
         return self.pieces[token]
 
 
-def considered(guard: Guard, record: str | Mapping[str, Any]) -> Considered:
+def considered(guard: Guard, record: str | Mapping[str, Any] | Record) -> Considered:
     """Have a guard consider a record. Raises RecordError."""
     trees = guard.explore_all(record)
     tokens = {int(token) for tree in trees.values() for token in tree.token if token >= 0}

@@ -34,7 +34,7 @@ LAYERS = [
     {"fingerprint"},
     {"ray"},
     {"evaluation", "explanation", "selftest"},
-    {"quant", "explanation_page"},
+    {"quant", "explanation_page", "serve"},
     {"cli", "__init__"},
     {"__main__"},
 ]
