@@ -35,7 +35,7 @@ from edgeguard.rows.run import run_file
 FORMATS = ("jsonl", "csv", "parquet")
 SECONDS = 120.0  # that one run may take, on a busy machine
 KILLS = 3  # of one output, at most
-_DONE = re.compile(rb"^\d+ records, \d+ flagged", re.MULTILINE)  # the last line of a run that came to its end
+_DONE = re.compile(rb"^\d+ records( \(and \d+ resumed\))?, \d+ flagged", re.MULTILINE)
 
 
 @dataclass
