@@ -97,15 +97,14 @@ def explained(guard: Guard, record: Mapping[str, Any]) -> Explained:
 
 
 def verdict(it: Explained) -> str:
-    """`Flagged: P(unsafe) is 0.93, and 0.50 is enough; S2 counts.`."""
+    """`Flagged: P(unsafe) is 0.930, at or over its threshold of 0.5. Categories: S2.`."""
     p, threshold = float(it.decided.y_prob[0, 0]), it.thresholds.of("unsafe")
     codes = [label for label, counts in zip(it.decided.labels, it.decided.y_pred[0], strict=True) if counts][1:]
-    named = f" {', '.join(codes)} count{'s' if len(codes) == 1 else ''}." if codes else ""
-    if p >= threshold:
-        return f"Flagged: P(unsafe) is {p:.3f}, and from {threshold:.3g} on it counts.{named}"
-    if codes:
-        return f"Flagged by a category: P(unsafe) is {p:.3f}, under {threshold:.3g}.{named}"
-    return f"Not flagged: P(unsafe) is {p:.3f}, and only from {threshold:.3g} on would it count."
+    side = "at or over" if p >= threshold else "under"
+    said = f"P(unsafe) is {p:.3f}, {side} its threshold of {threshold:.3g}."
+    if not codes:
+        return f"{'Flagged' if p >= threshold else 'Not flagged'}: {said}"
+    return f"Flagged{'' if p >= threshold else ' by a category'}: {said} Categories: {', '.join(codes)}."
 
 
 def as_json(it: Explained) -> dict[str, Any]:

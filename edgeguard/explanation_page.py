@@ -25,12 +25,12 @@ def page(it: Explained, *, least: float = 0.01) -> str:
     names = {c.code: c.name for c in about.profile.categories}
     flagged = bool(it.decided.y_pred[0, 0])
     heading = element("h1", verdict(it), class_=f"answer {'no' if flagged else 'yes'}")
-    read = f"by {it.estimator}, {'calibrated' if it.calibrated else 'not calibrated'}"
+    read = f"decided on {it.estimator}, {f'calibrated by {it.calibration}' if it.calibrated else 'not calibrated'}"
     texts = (element("blockquote", element("b", f"{role}: "), str(text)) for role, text in it.record.items())
     parts = [
         paragraph(f"{about.guard}, profile {about.profile.name}; {read}.", class_="small"),
         *texts,
-        section("What is decided", decisions(it, names), *_besides(it.found)),
+        section("What is decided", *decisions(it, names, least), *_besides(it.found)),
         section("What the guard might answer", _key(), *_trees(about, names, least)),
     ]
     if None in about.trees:
@@ -41,21 +41,34 @@ def page(it: Explained, *, least: float = 0.01) -> str:
 # What is decided
 
 
-def decisions(it: Explained, names: Mapping[str, str]) -> Markup:
-    """A line a label: the model's own number, the calibrated one, its threshold, whether it counts."""
+def decisions(it: Explained, names: Mapping[str, str], least: float) -> Iterator[Markup]:
+    """Tables with a line a label: the model's own number, the calibrated one, its threshold, whether it counts.
+
+    Labels of less than `least` that do not count stand in a table of their own, that is shown when it is asked for.
+    """
     columns = [Column("label", number=False), Column("model's own")]
     columns += [Column("calibrated")] if it.calibrated else []
     columns += [Column("threshold"), Column("counts", number=False), Column("certified bounds", number=False)]
-    rows, classes = [], []
-    for i, label in enumerate(it.decided.labels):
-        own, p, counts = it.found.scores[i], it.decided.y_prob[0, i], bool(it.decided.y_pred[0, i])
-        threshold, said = it.thresholds.of(label), counted(it, label)
-        low, high = (it.found.bounds[i] if it.decided.bounds is None else it.decided.bounds[0, i]).tolist()
-        row = [named(label, names), f"{own:.4f}", f"{threshold:.3g}", said, f"{low:.4f} to {high:.4f}"]
-        rows.append([*row[:2], f"{p:.4f}", *row[2:]] if it.calibrated else row)
-        classes.append("chosen" if counts else "")
-    caption = "The bounds are of what decides." if it.calibrated else ""
-    return table(columns, rows, caption=caption, classes=classes)
+    shown: list[int] = []
+    small: list[int] = []
+    for i in range(len(it.decided.labels)):
+        large = i == 0 or it.decided.y_pred[0, i] or max(it.found.scores[i], it.decided.y_prob[0, i]) >= least
+        (shown if large else small).append(i)
+    for rows in filter(None, (shown, small)):
+        classes = ["chosen" if it.decided.y_pred[0, i] else "" for i in rows]
+        drawn = table(columns, [_decision(it, names, i) for i in rows], classes=classes)
+        more = f"{len(small)} more, each under {least:g}" if len(small) > 1 else f"one more, under {least:g}"
+        yield drawn if rows is shown else details(more, drawn)
+    if it.calibrated:
+        yield paragraph("The bounds are of what decides, the calibrated number.", class_="small")
+
+
+def _decision(it: Explained, names: Mapping[str, str], i: int) -> list[str]:
+    label = it.decided.labels[i]
+    low, high = (it.found.bounds[i] if it.decided.bounds is None else it.decided.bounds[0, i]).tolist()
+    row = [named(label, names), f"{it.found.scores[i]:.4f}"]
+    calibrated = [f"{it.decided.y_prob[0, i]:.4f}"] if it.calibrated else []
+    return [*row, *calibrated, f"{it.thresholds.of(label):.3g}", counted(it, label), f"{low:.4f} to {high:.4f}"]
 
 
 def named(label: str, names: Mapping[str, str]) -> str:
@@ -134,12 +147,15 @@ def _key() -> Markup:
 
 
 def _trees(about: Considered, names: Mapping[str, str], least: float) -> Iterator[Markup]:
+    """A drawing for each question; of several the one that says unsafe the most surely is open."""
+    first = max(about.trees, key=lambda code: log_odds(about.trees[code]))
     for code, tree in about.trees.items():
         found, hidden = branches(tree, least)
         odds = f"log-odds of unsafe {log_odds(tree):+.2f}"
         rest = f"Not explored {tree.unexplored:.4f}, off the grammar {tree.off_grammar:.4f}, {odds}."
         drawn = joined(_list(about, tree, found, hidden, ROOT, least), paragraph(rest, class_="small"))
-        yield drawn if code is None else details(f"Asked about {named(code, names)}", drawn)
+        asked = element("summary", f"Asked about {named(code or '', names)}")
+        yield drawn if code is None else element("details", asked, drawn, open=code == first)
 
 
 def _list(

@@ -26,7 +26,9 @@ def open_browser(folder: Path) -> Iterator[Any]:
     chromedriver = shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
         missing = "chromium" if chromium is None else "chromedriver"
-        pytest.fail(f"the tests of pages need {missing}, which is not on PATH: apt-get install chromium chromium-driver")
+        pytest.fail(
+            f"the tests of pages need {missing}, which is not on PATH: apt-get install chromium chromium-driver"
+        )
     try:
         from selenium import webdriver
     except ModuleNotFoundError:
@@ -89,7 +91,8 @@ for (const svg of document.querySelectorAll("svg.chart")) {
     if (a.left < whole.left - 1 || a.right > whole.right + 1 || a.top < whole.top - 1 || a.bottom > whole.bottom + 1)
       found.push(`${named(t)} is cut: ${a.left}…${a.right} in ${whole.left}…${whole.right}`);
     for (const [u, b] of texts.slice(i + 1))
-      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+          Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
         found.push(`${named(t)} covers ${named(u)}`);
   });
 }

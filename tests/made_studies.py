@@ -12,6 +12,7 @@ from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.report import Measured, Report, build_report
+from edgeguard.quant.rounds import Asked
 from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
 
@@ -48,7 +49,7 @@ REFERENCE_BYTES = 540
 @dataclass(frozen=True)
 class Made:
     """A variant that is made up: its size in MB, which of n records change toward safe and unsafe, speed over the
-    reference's, nats of noise on all scores that changes nothing."""
+    reference's, nats of noise on all scores that changes nothing, whether its scores rank no more within a side."""
 
     name: str
     megabytes: int
@@ -56,6 +57,7 @@ class Made:
     to_unsafe: int = 0
     speed: float = 1.0
     noise: float = 0.0
+    shuffled: bool = False
 
 
 def made_study(
@@ -122,6 +124,8 @@ def moved(one: ScoreTable, made: Made, *, seed: int = 1) -> ScoreTable:
     """The scores with exactly so many verdicts changed, and noise that changes none."""
     rng = np.random.default_rng(seed)
     margin = one.margin + np.clip(rng.normal(0, 1, len(one)) * made.noise, -0.15, 0.15)
+    for side in (one.margin > 0, one.margin < 0) if made.shuffled else ():
+        margin[side] = rng.permutation(margin[side])
     for n, side in ((made.to_safe, one.margin > 0), (made.to_unsafe, one.margin < 0)):
         rows = rng.permutation(np.flatnonzero(side))[:n]
         assert len(rows) == n, f"{len(rows)} records can change so, {n} were asked for"
@@ -141,7 +145,8 @@ def _measured(folder: Path, made: Made, one: ScoreTable, table: ScoreTable, floo
     cost = [Cost(0.5, made.megabytes + 50.0, x * rate) for x in (0.98, 1.0, 1.03)] if costs else []
     few = min(len(one), 10)
     noisy = replace(_first(table, few), margin=table.margin[:few] + 0.01 * np.random.default_rng(3).normal(0, 1, few))
-    return Measured(variant, table, {"threads": noisy, "batch": noisy} if floor else {}, cost)
+    asked = Asked({"threads": noisy, "batch": noisy}, few if made.noise > 0.02 else few // 2, few)
+    return Measured(variant, table, asked if floor else None, cost)
 
 
 def _first(table: ScoreTable, n: int) -> ScoreTable:

@@ -14,8 +14,6 @@ from edgeguard.quant.reading import percent
 ReportData = Mapping[str, Any]
 Kind = Literal["ship", "reference", "too_few"]
 
-VERDICTS = {"keeps": "keeps inside", "breaks": "does not", "too_few": "too few records to say"}
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -103,11 +101,12 @@ def too_few(open_ones: Sequence[ReportData], report: ReportData, rule: Rule) -> 
         return outside, needed or float("inf"), variant["bytes"]
 
     nearest = min(open_ones, key=soonest)
+    reference = report["reference"]["name"]
     of, needed = nearest["decision"]["of"], rule.needed[nearest["name"]]
     enough = f"about {count(needed)} would do" if needed else "no number would do, so near is it to the limit"
     return (
         f"Too few records to say whether {nearest['name']} keeps inside {limits_in_words(report, rule)}: {count(of)} "
-        f"{'was' if of == 1 else 'were'} scored, {enough}; until then ship the reference, {report['reference']['name']}."
+        f"{'was' if of == 1 else 'were'} scored, {enough}; until then ship the reference, {reference}."
     )
 
 
@@ -154,7 +153,7 @@ def _further(report: ReportData, rule: Rule, chosen: ReportData | None) -> tuple
         said.append(f"No limit was given; by the default rule it is {rule.said}.")
     elif chosen is not None:
         said.append(f"It is the smallest file inside {limits_in_words(report, rule)}, at 95 % confidence.")
-    others = [v for v in report["variants"] if chosen is None or v["bytes"] <= chosen["bytes"] and v is not chosen]
+    others = [v for v in report["variants"] if chosen is None or (v["bytes"] <= chosen["bytes"] and v is not chosen)]
     for verdict, words in (("breaks", "not inside the limits"), ("too_few", "too few records to say")):
         names = [v["name"] for v in others if rule.verdicts[v["name"]] == verdict]
         if verdict == "too_few" and 1 < len(names) == len(report["variants"]):

@@ -102,6 +102,8 @@ def _loss(y_true: Bools, p: metrics.Floats, q: metrics.Floats, alpha: float, cho
 
 def design_of(planned: int, choices: Choices) -> Design:
     """How the 5 % are spent on so many records."""
+    if not choices.watch:
+        return Design(planned, 0.0, ALPHA)
     if choices.max_flip_rate is not None:
         return design(planned, choices.max_flip_rate)
     return Design(planned, ALPHA / 2, ALPHA / 2) if choices.max_auprc_loss is not None else Design(planned, 0.0, ALPHA)
@@ -150,6 +152,8 @@ def _records_needed(last: Look, loss: Bounds | None, choices: Choices) -> int | 
             return None
         wanted.append(found)
     if loss is not None and choices.max_auprc_loss is not None and not _certain(loss, choices.max_auprc_loss):
+        if loss == Bounds(-1.0, 1.0):  # nothing is known of it
+            return None
         # Bounds draw in with the square root of the records, about their middle.
         middle, half = (loss.low + loss.high) / 2, (loss.high - loss.low) / 2
         gap = abs(choices.max_auprc_loss - middle)

@@ -1,7 +1,7 @@
 """The pictures of a study's page: small pure functions from the report's data to inline SVG.
 
-In the picture of all files places along the width are percent of the picture's, along the height pixels: it gets as wide
-as the page lets it, and its letters stay as large as the page's. Colours are classes of the page's style.
+In the picture of all files places along the width are percent of the picture's, along the height pixels: it gets as
+wide as the page lets it, and its letters stay as large as the page's. Colours are classes of the page's style.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from markupsafe import Markup
 
 from edgeguard.charts.frame import Frame, chart
 from edgeguard.charts.marks import Point, diagonal, line, points
-from edgeguard.charts.scale import Scale, around, tick_text
+from edgeguard.charts.scale import Scale, around
 from edgeguard.charts.svg import element, joined, short
-from edgeguard.quant.answer import VERDICTS, ReportData, Rule, changes, count, megabytes, rule_of
+from edgeguard.quant.answer import ReportData, Rule, changes, count, megabytes, rule_of
+from edgeguard.quant.reading import VERDICTS
 
 # The picture of all files: percent of the width, pixels of the height.
 _SIZE_TO, _CHANGES_FROM, _CHANGES_TO = 17.0, 46.0, 95.0
 _HEAD, _FOOT, _LINE = 30.0, 58.0, 18.0
 _LONGEST = 16  # letters of a name that stand beside its figures where the page is narrowest
+_WHOLE = 35  # letters of a name that fit the narrowest page
 _LEVELS = 5  # of how many records are in a cell of the small pictures
-_SMALL = {"width": 270, "height": 250}
+_WIDTH, _HEIGHT = 270, 250  # of these
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class _Row:
 def size_and_changes(report: ReportData) -> Markup:
     """File size against changed decisions, a row a file, the smallest first; "" where no record was decided.
 
-    A bar for the size; a mark for the share of decisions that change, with a line to the end of its 95 % interval, and the
-    limit across all rows. A row of its own keeps names from covering each other, whatever the width.
+    A bar for the size; a mark for the share of decisions that change, with its 95 % interval, and the limit across all
+    rows. A row of its own keeps names from covering each other, whatever the width.
     """
     rule = rule_of(report)
     scored = [v for v in report["variants"] if v["decision"]["of"]]
@@ -114,7 +116,7 @@ def _frame(scale: Scale, height: float, limit: float | None) -> Markup:
 def _drawn(row: _Row, top: float, end: float, largest: int, *, stacked: bool, ship: str | None) -> Markup:
     variant, decision = row.variant, row.variant["decision"]
     kind = "open" if row.verdict == "too_few" else row.verdict
-    name = f"{variant['name']} ✓" if variant["name"] == ship else variant["name"]
+    name = _cut(variant["name"]) + (" ✓" if variant["name"] == ship else "")
     first, second = top + _LINE - 3, top + (2 if stacked else 1) * _LINE - 3
     middle = second + _LINE - 4
     size = _SIZE_TO * variant["bytes"] / largest
@@ -131,6 +133,12 @@ def _drawn(row: _Row, top: float, end: float, largest: int, *, stacked: bool, sh
         _mark(_at(row.rate, end), middle, kind),
     ]  # fmt: skip
     return element("g", element("title", _said(row)), *parts, class_=f"file {kind}")
+
+
+def _cut(name: str) -> str:
+    """A name that stands on one line of the narrowest page; the row's title has it whole."""
+    half = (_WHOLE - 1) // 2
+    return name if len(name) <= _WHOLE else f"{name[:half]}…{name[-half:]}"
 
 
 def _mark(x: float, y: float, kind: str) -> Markup:
@@ -186,7 +194,9 @@ def densities(variant: ReportData) -> Markup:
         return Markup()
     scale = Scale(edges[0], edges[-1])
     said = "Log-odds of unsafe of each record, a cell the stronger the more records are in it"
-    frame = Frame(variant["name"], said, scale, scale, "log-odds, reference", "log-odds, variant", **_SMALL)
+    frame = Frame(
+        variant["name"], said, scale, scale, "log-odds, reference", "log-odds, variant", width=_WIDTH, height=_HEIGHT
+    )
 
     def draw(x: Scale, y: Scale) -> Markup:
         cells: list[list[str]] = [[] for _ in range(_LEVELS)]
@@ -207,7 +217,9 @@ def reliability(variant: ReportData, curves: Sequence[tuple[str, ReportData]]) -
     """Reliability curves, (what it is of, its bins) each: the n-th is the n-th of a legend of these names."""
     unit = Scale(0.0, 1.0)
     said = f"Reliability curves of {', '.join(name for name, _ in curves)}"
-    frame = Frame(variant["name"], said, unit, unit, "probability of unsafe", "share that is unsafe", **_SMALL)
+    frame = Frame(
+        variant["name"], said, unit, unit, "probability of unsafe", "share that is unsafe", width=_WIDTH, height=_HEIGHT
+    )
 
     def draw(x: Scale, y: Scale) -> Markup:
         parts = [diagonal(x, y)]

@@ -21,6 +21,7 @@ from edgeguard.quant.choices import Choices, decided, thresholds_of
 from edgeguard.quant.decision import Decision, Look, decide, look_at
 from edgeguard.quant.recommendation import recommend
 from edgeguard.quant.repair import repair
+from edgeguard.quant.rounds import Asked
 from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
 
@@ -35,7 +36,7 @@ FEWEST = 10  # records that an interval needs
 class Measured:
     """A variant with all that was measured of it.
 
-    floors     its own scores of the first records under other conditions
+    noise      its own scores of the first records under other conditions; None where that was not measured
     in_floats  those of the same weights with float activations; None where nothing is rounded, or it was not measured
     looks      what was seen on the way; () for one look at all records of both tables
     planned    records that there would have been to look at; None: those of both tables
@@ -43,9 +44,9 @@ class Measured:
 
     variant: Variant
     table: ScoreTable
-    floors: Mapping[str, ScoreTable]
+    noise: Asked | None
     costs: Sequence[Cost]
-    in_floats: ScoreTable | None = None
+    in_floats: Asked | None = None
     looks: Sequence[Look] = ()
     planned: int | None = None
 
@@ -99,10 +100,11 @@ def build_report(
         "machine": machine or {},
         "plan": plan or {},
         "records": len(reference.table),
+        "planned": variants[0].planned if variants and variants[0].planned else len(reference.table),
         "failed": len(reference.table.failed),
         "unsafe": None if truth is None else int(truth[:, 0].sum()),
         "labels": reference.table.codes,
-        "not_told": not_told(reference.table),
+        "not_told": not_told(reference),
         "reference": {
             **_described(reference.variant),
             "cost": _cost(reference, reference),
@@ -118,17 +120,22 @@ def build_report(
     return Report(as_json(data), repairs)
 
 
-def not_told(table: ScoreTable) -> list[dict[str, str]]:
-    """`what` the records cannot say, and `why`."""
-    if table.truth is None:
-        return [{"what": "changes against the truth", "why": "the records have no labels"}]
-    n, unsafe = len(table), int(table.truth[:, 0].sum())
-    found = []
-    if unsafe in (0, n):
-        why = f"all {n} records are {'unsafe' if unsafe else 'safe'}; it takes both"
+def not_told(reference: Measured) -> list[dict[str, str]]:
+    """`what` the study cannot say, and `why`."""
+    n, truth, found = len(reference.table), reference.table.truth, []
+    unsafe = None if truth is None else int(truth[:, 0].sum())
+    if unsafe is None:
+        found.append({"what": "changes against the truth", "why": "the records have no labels"})
+    elif unsafe in (0, n):
+        said = f"all {n} records that were scored are" if n > 1 else "the only record that was scored is"
+        why = f"{said} {'unsafe' if unsafe else 'safe'}, and it takes both"
         found.append({"what": "AUROC, AUPRC and the parts of the Brier loss", "why": why})
-    if n < FEWEST:
-        found.append({"what": "intervals", "why": f"there are {n} records; it takes {FEWEST}"})
+    if unsafe is not None and n < FEWEST:
+        found.append({"what": "intervals of the changes", "why": f"they take {FEWEST} records"})
+    if reference.noise is None:
+        found.append({"what": "the noise floor, and what the weights do alone", "why": "it was not asked for"})
+    if not reference.costs:
+        found.append({"what": "speed and memory", "why": "it was not asked for, and no earlier run has measured it"})
     return found
 
 
@@ -136,7 +143,7 @@ def _decision(reference: Measured, one: Measured, choices: Choices) -> Decision:
     """From the looks on the way; where there were none, from one at all records."""
     if one.looks:
         return decide(one.looks, one.planned or one.looks[-1].n, choices)
-    left, right = drift.aligned(reference.table, one.table)
+    left, right = drift.shared(reference.table, one.table)
     return decide([look_at(left, right, choices, planned=len(left), end=True)], len(left), choices)
 
 
@@ -165,7 +172,7 @@ def changed(
     reference: Measured, one: Measured, choices: Choices, texts: Mapping[int, Any] | None = None
 ) -> list[dict[str, Any]]:
     """The records whose verdict changed, in the file's order; `line` is the record's number in it, from 1."""
-    left, right = drift.aligned(reference.table, one.table)
+    left, right = drift.shared(reference.table, one.table)
     before, after = (decided(table, HEADLINE, choices) for table in (left, right))
     rows = np.flatnonzero(before.y_pred[:, 0] != after.y_pred[:, 0])
     found = []
@@ -187,7 +194,7 @@ def _repaired(
     reference: Measured, one: Measured, choices: Choices, profile: str
 ) -> dict[str, tuple[dict[str, Any], Calibration]]:
     """Estimator → what a repair does, and the calibration that does it, as one of this variant."""
-    left, right = drift.aligned(reference.table, one.table)
+    left, right = drift.shared(reference.table, one.table)
     found = {}
     for estimator in left.scores:
         figures, calibration = repair(left, right, estimator, choices)
@@ -208,7 +215,7 @@ def _repaired(
 
 def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, Any]:
     """One variant against the reference."""
-    left, right = drift.aligned(reference.table, one.table)
+    left, right = drift.shared(reference.table, one.table)
     estimators = {name: _estimator(left, right, name, choices) for name in left.scores}
     verdicts = (drift.verdicts(t) for t in (left, right))
     firsts = None if left.first is None else (drift.first_labels(t) for t in (left, right))
@@ -218,6 +225,7 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
         "records": len(left),
         "cost": _cost(reference, one),
         "floor": _floor(one, choices),
+        "noise": _answer(one.noise, "beyond", "within"),
         "weights_or_runtime": None
         if one.in_floats is None
         else _weights_or_runtime(left, right, one.in_floats, choices),
@@ -267,8 +275,10 @@ def _distance(p: Floats, q: Floats) -> dict[str, Any]:
 def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
     """What the model's own scores move by when only the runtime's ways change, condition by condition."""
     found = {}
-    for name, table in one.floors.items():
-        left, right = drift.aligned(one.table, table) if len(table) == len(one.table) else _common(one.table, table)
+    for name, table in one.noise.tables.items() if one.noise is not None else ():
+        if not len(table):  # none of the first records could be scored
+            continue
+        left, right = drift.shared(one.table, table)
         found[name] = {
             estimator: {
                 "records": len(left),
@@ -280,12 +290,27 @@ def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
     return found
 
 
-def _weights_or_runtime(left: ScoreTable, right: ScoreTable, in_floats: ScoreTable, choices: Choices) -> dict[str, Any]:
+def _answer(asked: Asked | None, larger: str, smaller: str) -> dict[str, Any] | None:
+    """Which of two is larger on most records, "unsure" where that is not certain; and the share, with its bounds."""
+    if asked is None or not asked.n:
+        return None
+    verdict = larger if asked.low > 0.5 else smaller if asked.high < 0.5 else "unsure"
+    share = asked.first / asked.n
+    return {"verdict": verdict, "records": asked.n, "share": share, "low": asked.low, "high": asked.high}
+
+
+def _weights_or_runtime(
+    left: ScoreTable, right: ScoreTable, in_floats: Asked, choices: Choices
+) -> dict[str, Any] | None:
     """The drift on the first records: of the weights alone, of the rounded activations alone, and of both."""
-    places = np.intersect1d(np.intersect1d(left.places, right.places), in_floats.places)
-    left, right, between = (take(t, np.isin(t.places, places)) for t in (left, right, in_floats))
+    (table,) = in_floats.tables.values()
+    places = np.intersect1d(np.intersect1d(left.places, right.places), table.places)
+    if not len(places):
+        return None
+    left, right, between = (take(t, np.isin(t.places, places)) for t in (left, right, table))
     steps = {"total": (left, right), "weights": (left, between), "runtime": (between, right)}
-    return {"records": len(places)} | {
+    found = {"records": len(places), "larger": _answer(in_floats, "weights", "activations")}
+    return found | {
         estimator: {name: _step(a, b, estimator, choices) for name, (a, b) in steps.items()}
         for estimator in left.scores
     }
@@ -300,12 +325,6 @@ def _step(a: ScoreTable, b: ScoreTable, estimator: str, choices: Choices) -> dic
         "codes_rms": _rms(q.y_prob[:, 1:] - p.y_prob[:, 1:]),
         "flips": asdict(drift.flips(p.y_pred[:, 0], q.y_pred[:, 0])),
     }
-
-
-def _common(table: ScoreTable, short: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
-    """The records of a table of the first few, in both."""
-    _, i, j = np.intersect1d(table.places, short.places, return_indices=True)
-    return take(table, i), take(short, j)
 
 
 def _shifts(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, drift.Shift]:
