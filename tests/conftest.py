@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import settings
 from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import RuntimeOptions
@@ -22,6 +23,10 @@ from edgeguard.guard import Guard
 # A shell starts what runs in the background (`make test &`) with Ctrl-C ignored, and the processes that tests interrupt
 # would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nothing is timed in the tests: on a busy machine any law may take longer than another time.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 Run = Callable[..., Result]
 RunProcess = Callable[..., "subprocess.CompletedProcess[bytes]"]

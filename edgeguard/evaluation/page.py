@@ -107,7 +107,7 @@ def _ends(figure: Interval) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def _table(summary: Summary, labels: Sequence[str]) -> Markup:
@@ -199,7 +199,9 @@ def _operating(summary: Summary, label: str, found: LabelEvaluation) -> list[_Op
     y_true = summary.truth[:, i]
     points = [_Operating("as decided", found.figures["precision"].value, found.figures["recall"].value)]
     if found.best is not None and found.best.met:
-        points.append(_Operating(f"best {summary.goal}", found.best.precision, found.best.recall))
+        points.append(
+            _Operating(f"best {str(summary.goal).replace('f1', 'F1')}", found.best.precision, found.best.recall)
+        )
     if "conditional" in table.scores:
         y_pred = greedy_verdict(table) if i == 0 else greedy(table)[:, i - 1]
         tps, predicted = int((y_true & y_pred).sum()), int(y_pred.sum())
