@@ -21,10 +21,19 @@ from edgeguard.evaluation.metrics import N_BINS, Figure, Interval, Weight, boots
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Figures = Mapping[str, Interval]
 
 DRAWS = 1000
 PER_BIN = 10  # records that a bin of the calibration error needs before its share of true ones says something
+
+
+@dataclass(frozen=True)
+class Told(Interval):
+    """A figure with its interval, and why it has none, or why there is no figure."""
+
+    why: str = ""
+
+
+Figures = Mapping[str, Told]
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def evaluate(
     return Evaluation(overall, labels)
 
 
-def _settled(found: Figures, y_true: Bools, y_prob: Floats, y_pred: Bools) -> Figures:
+def _settled(found: Mapping[str, Interval], y_true: Bools, y_prob: Floats, y_pred: Bools) -> Figures:
     """One label's figures with the intervals that its records allow."""
     n_true, n_false = int(y_true.sum()), int((~y_true).sum())
     closed = decision_intervals(y_true, y_pred)
@@ -94,7 +103,7 @@ def _settled(found: Figures, y_true: Bools, y_prob: Floats, y_pred: Bools) -> Fi
         why = "" if name in closed else _why_not(name, n_true, n_false)
         if np.isnan(figure.value):
             why = "no record has it" if n_true == 0 else "every record has it" if n_false == 0 else "none was predicted"
-        settled[name] = Interval(figure.value, *((np.nan, np.nan) if why else (low, high)), why)
+        settled[name] = Told(figure.value, *((np.nan, np.nan) if why else (low, high)), why)
     return settled
 
 
@@ -122,7 +131,7 @@ def decision_intervals(y_true: Bools, y_pred: Bools) -> dict[str, tuple[float, f
     }
 
 
-def together(found: Figures, y_true: Bools, y_pred: Bools) -> Figures:
+def together(found: Mapping[str, Interval], y_true: Bools, y_pred: Bools) -> Figures:
     """Figures over the categories together with the intervals that the records allow: all (n, n_codes).
 
     A bootstrap of records among which none is wrong never draws a wrong one, however few they are: then the interval
@@ -133,18 +142,18 @@ def together(found: Figures, y_true: Bools, y_pred: Bools) -> Figures:
     settled = {}
     for name, figure in found.items():
         if some == 0 and name in ("micro_f1", "micro_precision", "micro_recall"):
-            settled[name] = Interval(np.nan, np.nan, np.nan, "no record has a category")
+            settled[name] = Told(np.nan, np.nan, np.nan, "no record has a category")
         elif name == "classwise_ece" and len(y_true) < N_BINS * PER_BIN:
             why = f"{len(y_true)} records in {N_BINS} bins; an interval takes {PER_BIN} a bin"
-            settled[name] = Interval(figure.value, np.nan, np.nan, why)
+            settled[name] = Told(figure.value, np.nan, np.nan, why)
         elif some < ENOUGH and not np.isnan(figure.value):
             why = f"{some} records with a category; an interval takes {ENOUGH}"
-            settled[name] = Interval(figure.value, np.nan, np.nan, why)
+            settled[name] = Told(figure.value, np.nan, np.nan, why)
         elif figure.low == figure.high and figure.value in (0.0, 1.0):
             n = len(y_true) if name == "hamming_loss" else concerned
-            settled[name] = Interval(figure.value, *intervals.wilson(figure.value * n, n))
+            settled[name] = Told(figure.value, *intervals.wilson(figure.value * n, n))
         else:
-            settled[name] = figure
+            settled[name] = Told(figure.value, figure.low, figure.high)
     return settled
 
 

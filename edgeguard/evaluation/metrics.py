@@ -308,12 +308,11 @@ def micro(
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the ends of its interval; nan for ends that the records do not give, and why they do not."""
+    """A figure with the ends of its interval; nan for ends that the records do not give."""
 
     value: float
     low: float
     high: float
-    why: str = ""
 
 
 def bootstrap(

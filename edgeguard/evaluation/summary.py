@@ -14,10 +14,18 @@ from edgeguard.calibration.decide import Decisions
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import ChosenThreshold, Goal, Thresholds, choose_threshold, thresholds_for
 from edgeguard.evaluation.baselines import baselines, greedy_verdict
-from edgeguard.evaluation.figures import DRAWS, Evaluation, Figures, decision_figures, decision_intervals, evaluate
+from edgeguard.evaluation.figures import (
+    DRAWS,
+    Evaluation,
+    Figures,
+    Told,
+    decision_figures,
+    decision_intervals,
+    evaluate,
+)
 from edgeguard.evaluation.intervals import ENOUGH
 from edgeguard.evaluation.labelled import Labelled
-from edgeguard.evaluation.metrics import Interval, false_positive_rate
+from edgeguard.evaluation.metrics import false_positive_rate
 from edgeguard.evaluation.table import ScoreTable, decisions
 
 Bools = npt.NDArray[np.bool_]
@@ -109,7 +117,7 @@ def _greedy(table: ScoreTable, y_true: Bools, decided: Decisions) -> Greedy | No
     y_pred, y_prob = greedy_verdict(table), decided.y_prob[:, 0]
     values = {**decision_figures(y_true, y_pred), "false_positive_rate": false_positive_rate(y_true, y_pred)}
     ends = decision_intervals(y_true, y_pred)
-    figures = {name: Interval(float(value), *ends[name]) for name, value in values.items()}
+    figures = {name: Told(float(value), *ends[name]) for name, value in values.items()}
     return Greedy(
         figures,
         choose_threshold(y_true, y_prob, Goal("recall", figures["recall"].value)),
