@@ -128,7 +128,7 @@ guard-figures: .venv/test.done
 # Pages are tested in a real browser: Debian's and Ubuntu's packages where there is none, by root or sudo.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 .venv/browser.done: .venv/bin/python
-	command -v chromium chromedriver > /dev/null || { $(SUDO) apt-get update -q && \
+	{ command -v chromium && command -v chromedriver; } > /dev/null || { $(SUDO) apt-get update -q && \
 		$(SUDO) apt-get install -y -q --no-install-recommends chromium chromium-driver; } > .venv/browser.log 2>&1 || \
 		{ tail -5 .venv/browser.log; echo 'the tests of pages need chromium and chromedriver; install them' >&2; exit 1; }
 	@touch $@
