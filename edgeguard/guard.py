@@ -26,6 +26,7 @@ from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordEr
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.forms import Tell, in_log, open_built_in, prepare
+from edgeguard.hub import resolved
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt, told_early
 from edgeguard.rows.judging import Input, judged
@@ -271,7 +272,8 @@ class Guard:
         `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
-                     "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
+                     "edgeguard-135m:q4_0"; "hf:org/repo:file@revision" for a hub's, which `edgeguard.hub` fetches once;
+                     None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
@@ -721,10 +723,11 @@ def prepared(
 ) -> tuple[str | Path | None, Path]:
     """For who loads one guard in several processes: what each is to name as its model, and the file or folder it opens.
 
-    A form of a built-in guard that is not there yet is made here, so that it is made, and told of, once. Raises what
+    A form of a built-in guard that is not there yet is made here, and a hub's model fetched: once. Raises what
     `Guard.load` does for these arguments, but for what it finds in the model's files.
     """
     given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+    model = resolved(model, tell=tell)
     asked = _asked(model, given, runtime)
     if asked.path is not None:
         return model, Path(asked.path)
@@ -737,7 +740,7 @@ def prepared(
 
 def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
     """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
-    asked = _asked(model, profile, runtime)
+    asked = _asked(resolved(model, tell=tell), profile, runtime)
     if profile is None and asked.built is not None:
         profile = load_profile(asked.built.profile)
     if asked.path is not None:

@@ -26,7 +26,7 @@ _SHORTEST_HASH = 12  # characters of a hash in a column that has no room for all
 @click.option("--tensors", is_flag=True, help="Every tensor too: its name, shape, type and bytes")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object")
 def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
-    """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter.
+    """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter, or hf:ORG/REPO.
 
     Without MODEL, the model that the built-in guard stands on. Shows its size, quantization, tokenizer, chat template,
     the profile that fits, how it was made, and whether edgeguard can score with it. The files are read and hashed, no
@@ -34,9 +34,11 @@ def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
     """
     with reported_errors():
         from edgeguard.builtin import base_model
+        from edgeguard.hub import resolved
         from edgeguard.inspection import inspect_model
 
-        found = inspect_model(base_model() if model is None else model)
+        given = resolved(model, checkpoint=True)
+        found = inspect_model(base_model() if given is None else given)
         if as_json:
             import json
 

@@ -29,8 +29,8 @@ _MODEL_OPTIONS = (
         "--model",
         "-m",
         type=click.Path(path_type=Path),
-        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
-        "[default: edgeguard-135m]",
+        help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME or NAME:FORM, or a hub's, "
+        "as hf:ORG/REPO[:FILE][@REVISION] [default: edgeguard-135m]",
     ),
     click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
