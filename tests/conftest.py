@@ -161,7 +161,7 @@ class Here:
     def hello(self) -> Any:
         return pickle.loads(pickle.dumps(self._hello(self._opened)))
 
-    def submit(self, task: Any, item: Any) -> Future[Any]:
+    def submit(self, task: Any, item: Any, *, seat: int | None = None) -> Future[Any]:
         task, item = pickle.loads(pickle.dumps((task, item)))
         future: Future[Any] = Future()
         try:
