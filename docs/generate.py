@@ -36,8 +36,8 @@ def cli_page() -> str:
     parts.append(
         "## Exit codes\n\n0 done; 1 some record could not be scored, or the run failed; 2 misused; "
         "3 a record exceeded `--fail-over` (whatever else happened); 4 no variant keeps inside the limits of "
-        "`bench quant`; 130 interrupted. Where stderr does not take a line it is 1; with stderr closed nothing is "
-        "begun.\n"
+        "`bench quant`; 5 it has too few records to say whether one does; 130 interrupted. Where stderr does not take "
+        "a line it is 1; with stderr closed nothing is begun.\n"
     )
     return "\n".join(parts)
 
@@ -110,7 +110,12 @@ def examples() -> dict[str, str]:
 
 def pages(sections: dict[str, str]) -> dict[Path, str]:
     """Every generated page as it should be."""
-    filled = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
+    filled = [
+        ROOT / "README.md",
+        ROOT / "SECURITY.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "models").rglob("*.md")),
+    ]
     found = {path: fill(path.read_text(encoding="utf-8"), sections) for path in filled}
     found[ROOT / "docs" / "cli.md"] = cli_page()
     return found

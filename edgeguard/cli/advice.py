@@ -52,6 +52,7 @@ ADVICE = {
     "self_test": "`edgeguard check` shows the two texts, --skip-self-test serves it all the same",
     "worker_not_started": "fewer --workers need less memory",
     "folder_not_writable": "name another --out",
+    "too_few_records": "--anyway goes on, and says what the records say",
     "conversion_exists": "--overwrite replaces it",
 }
 # kind of an error row → what to do: said once behind a run, since the rows are the library's

@@ -116,7 +116,7 @@ def calibrate(
             assert source is not None
             calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)
             if not calibration.maps and not calibration.thresholds:
-                raise CalibrationError(f"{source} has no label that a calibration could be fitted for")
+                raise CalibrationError(_nothing_to_fit(source, fits))
         try:
             write_calibration(calibration, out)
         except OSError as error:
@@ -159,6 +159,16 @@ def _fit(
         method=method,  # type: ignore[arg-type]  # click.Choice has checked it
         goals=goals,
         safe_rate=safe_rate,
+    )
+
+
+def _nothing_to_fit(source: Path, fits: Sequence[LabelFit]) -> str:
+    """Why no label of a file could be fitted, and what would do."""
+    verdict = next((fit.reason for fit in fits if fit.label == "unsafe"), "")
+    one = {"no record has it": "are safe", "every record has it": "are unsafe"}.get(verdict)
+    why = f": all its records {one}" if one else f": unsafe: {verdict}" if verdict else ""
+    return (
+        f"{source} has no label that a calibration could be fitted for{why}; it takes records with a label and without"
     )
 
 

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 SAME = 0.001  # RMS of Δp that two runtimes may differ by with the same weights: nothing to repair
+FEWEST = 2 * FOLDS  # records that a map is fitted to: two in each fold
 SURE = 2.0  # standard errors by which a repair must do better than nothing on what it is fitted to
 
 
@@ -66,7 +67,7 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
 
 def _nearer(odds: Floats, y_prob: Floats, target: Floats) -> Map | None:
     """The map that brings scores nearest to a target, if it surely brings them nearer than they are: out of fold."""
-    if np.mean((y_prob - target) ** 2) < SAME**2:
+    if len(odds) < FEWEST or np.mean((y_prob - target) ** 2) < SAME**2:
         return None
     folds = np.arange(len(odds)) % FOLDS
     try:
@@ -87,6 +88,8 @@ def reproducing(y_pred: Bools, y_prob: Floats, otherwise: float) -> float:
     Between two neighbouring values, of several the nearest to `otherwise`. Surely: by a sign test of the records that
     the two thresholds decide differently. Noise near a threshold must not move it.
     """
+    if not len(y_prob):
+        return otherwise
     order = np.argsort(y_prob, kind="stable")
     sorted_p, sorted_pred = y_prob[order], y_pred[order]
     # With the threshold before place k, the wrong ones are the positives before it and the negatives from it on.
