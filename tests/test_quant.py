@@ -31,8 +31,8 @@ from edgeguard.quant.choices import Choices
 from edgeguard.quant.decision import looks_of
 from edgeguard.quant.files import write_report
 from edgeguard.quant.page import page
-from edgeguard.quant.repair import repair, reproducing
 from edgeguard.quant.recommendation import recommend
+from edgeguard.quant.repair import repair, reproducing
 from edgeguard.quant.report import Measured, as_json, build_report
 from edgeguard.quant.scoring import Setting, joined, score
 from edgeguard.quant.study import StudyOptions

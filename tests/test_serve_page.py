@@ -60,6 +60,13 @@ def model(name: str, **meta: Any) -> dict[str, Any]:
     }
 
 
+def shown(p: float) -> str:
+    """A probability as the page writes it."""
+    if 0 < p < 0.0005:
+        return "<0.001"
+    return ">0.999" if 0.9995 <= p < 1 else f"{p:.3f}"
+
+
 class Fake:
     """A scorer that answers by what a test has set, and keeps what it was asked."""
 
