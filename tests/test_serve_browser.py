@@ -10,7 +10,13 @@ from serving import Running, opening, running
 from test_serve_page import Reader, shown
 
 TEXT = "Hurt the dog"
-POLICIES = "[policy.all]\nthresholds = { default = 0.0 }\n[policy.none]\nthresholds = { default = 1.0 }\nreview = { default = 0.0 }\n"
+POLICIES = """\
+[policy.all]
+thresholds = { default = 0.0 }
+[policy.none]
+thresholds = { default = 1.0 }
+review = { default = 0.0 }
+"""
 
 
 @pytest.fixture(scope="module")
