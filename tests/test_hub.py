@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from edgeguard.errors import ModelError
 from edgeguard.guard import Guard
-from edgeguard.hub import Wanted, forget, parse_wanted, problem, pull, pulled_models, resolved
-from edgeguard.hub.wanted import choose, in_bytes, is_inside
+from edgeguard.hub import HubName, forget, parse_hub_name, problem, pull, pulled_models, resolved
+from edgeguard.hub.names import choose, in_bytes, is_inside
 
 pytest.importorskip("huggingface_hub")
 NAME, REPO = "hf:org/guard", "org/guard"
@@ -73,20 +73,20 @@ def offline(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        Wanted("a/b"),
-        Wanted("a/b", "x.gguf"),
-        Wanted("a/b", "onnx/m.onnx", "refs/pr/1"),
-        Wanted("A.b/c_d-1.0", None, "v1"),
+        HubName("a/b"),
+        HubName("a/b", "x.gguf"),
+        HubName("a/b", "onnx/m.onnx", "refs/pr/1"),
+        HubName("A.b/c_d-1.0", None, "v1"),
     ],
     ids=str,
 )
-def test_a_name_is_read_as_it_is_written_also_as_a_path(name: Wanted):
-    assert parse_wanted(str(name)) == parse_wanted(Path(str(name))) == name
+def test_a_name_is_read_as_it_is_written_also_as_a_path(name: HubName):
+    assert parse_hub_name(str(name)) == parse_hub_name(Path(str(name))) == name
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "edgeguard-135m:q4_0", "./hf:a/b", "HF:a/b", None])
 def test_what_is_no_hubs_name_is_left_alone(name):
-    assert parse_wanted(name) is None
+    assert parse_hub_name(name) is None
     assert resolved(name) == name
 
 
@@ -110,13 +110,13 @@ def test_what_is_no_hubs_name_is_left_alone(name):
 )
 def test_a_name_with_a_mistake_is_an_error_that_says_how_it_is_spelled(name):
     with pytest.raises(ModelError, match="expected hf:ORG/REPO"):
-        parse_wanted(name)
+        parse_hub_name(name)
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
 def test_no_name_leads_out_of_its_folder(repo, file, revision):
     try:
-        wanted = parse_wanted(f"hf:{repo}:{file}@{revision}")
+        wanted = parse_hub_name(f"hf:{repo}:{file}@{revision}")
     except ModelError:
         return
     assert wanted is not None and wanted.file is not None
@@ -126,7 +126,7 @@ def test_no_name_leads_out_of_its_folder(repo, file, revision):
 
 
 def chosen(names: list[str], wanted: str = NAME, **options: bool) -> tuple[str, tuple[str, ...]]:
-    found = choose(dict.fromkeys(names, 1000), parse_wanted(wanted) or Wanted(""), **options)
+    found = choose(dict.fromkeys(names, 1000), parse_hub_name(wanted) or HubName(""), **options)
     return found.main, found.files
 
 
@@ -173,7 +173,7 @@ def test_several_models_are_listed_with_their_sizes():
     with pytest.raises(
         ModelError, match=r"2 models, name one as hf:org/guard:FILE: a.Q4.gguf \(900 bytes\), b-.*3.0 MB"
     ):
-        choose(sizes, Wanted(REPO))
+        choose(sizes, HubName(REPO))
 
 
 def test_a_file_that_is_not_there_is_an_error_with_the_near_one():
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_there_is_an_error_with_the_near_one():
 def test_a_hostile_listing_names_no_file_outside(names):
     sizes = dict.fromkeys([*names, "../x.gguf", "/y.gguf", "a/../../z.gguf", "b\\c.gguf", "good.gguf"], 1)
     try:
-        found = choose(sizes, Wanted(REPO))
+        found = choose(sizes, HubName(REPO))
     except ModelError:
         return
     assert all(is_inside(name) for name in found.files)
@@ -241,7 +241,7 @@ def test_an_onnx_repository_becomes_a_folder_with_all_that_is_read(hub: Hub):
     assert there == {name.rpartition("/")[2]: content for name, content in files.items()}
     assert {file.resolve().parent for file in path.parent.iterdir()} == {path.resolve().parent}  # weights by the graph
     assert resolved(NAME, **quiet) == path
-    assert pull(Wanted(REPO), **quiet).path == path
+    assert pull(HubName(REPO), **quiet).path == path
 
 
 def test_the_tests_guard_scores_from_a_hub_as_from_its_file(hub: Hub, tiny_model: Path, tiny_profile: Path):
@@ -321,10 +321,10 @@ def test_another_file_at_the_same_name_is_refused_before_it_comes(hub: Hub):
         repo.files, repo.commit = {"guard.gguf": data("other")}, commit
         hub.asked.clear()
         with pytest.raises(ModelError, match=f"is not what was pulled: guard.gguf has sha256 .* {said}.*models forget"):
-            pull(Wanted(REPO, None, "v1"), **quiet)
+            pull(HubName(REPO, None, "v1"), **quiet)
         assert hub.downloads() == []
     assert Path(str(resolved(name, **quiet))).read_bytes() == data("g")  # what was pulled is still that
-    forget(Wanted(REPO, None, "v1"))
+    forget(HubName(REPO, None, "v1"))
     assert Path(str(resolved(name, **quiet))).read_bytes() == data("other")
 
 
@@ -334,14 +334,14 @@ def test_a_small_file_that_changed_is_refused_too(hub: Hub):
     resolved(NAME, **quiet)
     repo.files["tokenizer.json"], repo.commit = b'{"x": 1}', "b" * 40
     with pytest.raises(ModelError, match=r"tokenizer.json has sha256"):
-        pull(Wanted(REPO), **quiet)
+        pull(HubName(REPO), **quiet)
 
 
 def test_the_same_files_at_a_newer_commit_are_no_change(hub: Hub):
     repo = hub.repos[REPO] = Repo({"guard.gguf": data("g"), "README.md": b"1"})
-    pull(Wanted(REPO), **quiet)
+    pull(HubName(REPO), **quiet)
     repo.files["README.md"], repo.commit = b"2", "b" * 40
-    assert pull(Wanted(REPO), **quiet).commit == "b" * 40
+    assert pull(HubName(REPO), **quiet).commit == "b" * 40
 
 
 def test_a_file_altered_on_the_disk_is_refused_and_a_pull_replaces_it(hub: Hub):
@@ -351,7 +351,7 @@ def test_a_file_altered_on_the_disk_is_refused_and_a_pull_replaces_it(hub: Hub):
     with pytest.raises(ModelError, match=r"is not what was pulled: .*edgeguard models pull hf:org/guard replaces it"):
         resolved(NAME, **quiet)
     assert problem(pulled_models()[0]) is not None
-    pull(Wanted(REPO), **quiet)
+    pull(HubName(REPO), **quiet)
     assert Path(str(resolved(NAME, **quiet))).read_bytes() == data("g")
 
 

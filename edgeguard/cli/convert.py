@@ -68,14 +68,14 @@ def convert(
         from edgeguard.builtin import base_model, find_built_in
         from edgeguard.convert import TYPES, Options, default_output
         from edgeguard.convert import convert as run
-        from edgeguard.hub import parse_wanted, resolved
+        from edgeguard.hub import parse_hub_name, resolved
 
         kind = to.lower()
         if kind not in TYPES:
             raise click.BadParameter(f"{to!r} is none of {', '.join(TYPES)}", param_hint="--to")
         signal.signal(signal.SIGTERM, _interrupt)
         built = None if lora is not None and model is None else find_built_in(model)
-        wanted = None if model is None else parse_wanted(model)
+        wanted = None if model is None else parse_hub_name(model)
         there = base_model() if model is None else Path(str(resolved(model, checkpoint=True)))
         given = there if built is None else built.base_path
         named = given if built is None else Path(f"{built.name}.gguf")

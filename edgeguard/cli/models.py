@@ -13,7 +13,7 @@ from edgeguard.cli.say import say
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
-    from edgeguard.hub import Wanted
+    from edgeguard.hub import HubName
 
 
 @click.group(
@@ -82,10 +82,10 @@ def pull(name: str | None, wheel: Path | None) -> None:
     """
     with reported_errors():
         from edgeguard.builtin import DEFAULT, built_in
-        from edgeguard.hub import parse_wanted
+        from edgeguard.hub import parse_hub_name
         from edgeguard.pull import pull_base
 
-        wanted = None if name is None else parse_wanted(name)
+        wanted = None if name is None else parse_hub_name(name)
         if wanted is not None:
             if wheel is not None:
                 raise click.UsageError("--wheel is for a built-in guard's base model; leave it out")
@@ -107,9 +107,9 @@ def forget(name: str) -> None:
     """
     with reported_errors():
         from edgeguard.errors import ModelError
-        from edgeguard.hub import forget, parse_wanted
+        from edgeguard.hub import forget, parse_hub_name
 
-        wanted = parse_wanted(name)
+        wanted = parse_hub_name(name)
         if wanted is None:
             raise ModelError(f"{printable(name)} is no name of a hub's; expected hf:ORG/REPO[:FILE][@REVISION]")
         forget(wanted)
@@ -157,7 +157,7 @@ def build(name: str, output: Path | None, overwrite: bool) -> None:
             click.echo(merge_built_in(guard, output, overwrite=overwrite))
 
 
-def _pull_from_hub(wanted: Wanted) -> None:
+def _pull_from_hub(wanted: HubName) -> None:
     from edgeguard.hub import pull
 
     found = pull(wanted, tell=_tell, checkpoint=True, progress=sys.stderr.isatty())

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeguard.errors import ModelError, printable, shortened, shown
 from edgeguard.formats.hashes import known_sha256
-from edgeguard.hub.wanted import PREFIX, Wanted
+from edgeguard.hub.names import PREFIX, HubName
 from edgeguard.version import __version__
 
 _NETWORK = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "http", "socket", "ssl", "hf_xet")
@@ -49,7 +49,7 @@ class Listing:
     cached: bool = False
 
 
-def listing(wanted: Wanted) -> Listing:
+def listing(wanted: HubName) -> Listing:
     """What the hub says that the repository holds; where the hub is not reached, what its cache here holds.
 
     Raises ModelError.
@@ -71,7 +71,7 @@ def listing(wanted: Wanted) -> Listing:
     return Listing(str(found.sha), str(library.constants.ENDPOINT), files)
 
 
-def fetch(name: str, at: Listing, wanted: Wanted, *, again: bool = False, progress: bool = False) -> Path:
+def fetch(name: str, at: Listing, wanted: HubName, *, again: bool = False, progress: bool = False) -> Path:
     """The file on this machine: out of the hub's cache, or from the hub. What broke off goes on where it stopped.
 
     again  fetch it whatever the cache has
@@ -115,7 +115,7 @@ def _git_blob(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _cached(wanted: Wanted, library: Any) -> Listing | None:
+def _cached(wanted: HubName, library: Any) -> Listing | None:
     """The repository as the hub's cache on this machine has it, by the layout that huggingface_hub documents."""
     root = Path(library.constants.HF_HUB_CACHE) / f"models--{wanted.repo.replace('/', '--')}"
     revision = wanted.revision or "main"
@@ -130,7 +130,7 @@ def _cached(wanted: Wanted, library: Any) -> Listing | None:
     return Listing(commit, str(library.constants.ENDPOINT), files, cached=True) if files else None
 
 
-def _library(wanted: Wanted) -> Any:
+def _library(wanted: HubName) -> Any:
     try:
         import huggingface_hub
         from huggingface_hub import constants  # noqa: F401  # a submodule: the package loads its own when asked
@@ -158,7 +158,7 @@ def _no_bars(library: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(wanted: Wanted) -> Iterator[None]:
+def _explained(wanted: HubName) -> Iterator[None]:
     """What the library raises, as a ModelError."""
     try:
         yield
@@ -171,7 +171,7 @@ def _explained(wanted: Wanted) -> Iterator[None]:
         raise found from None
 
 
-def _explanation(wanted: Wanted, error: Exception) -> ModelError | None:
+def _explanation(wanted: HubName, error: Exception) -> ModelError | None:
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{wanted.repo}"

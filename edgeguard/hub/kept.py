@@ -15,7 +15,7 @@ from edgeguard.cache import cache_folder
 from edgeguard.errors import ModelError, OutputError
 from edgeguard.formats.bounded_json import loose_object
 from edgeguard.formats.hashes import known_sha256
-from edgeguard.hub.wanted import Wanted, parse_wanted
+from edgeguard.hub.names import HubName, parse_hub_name
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HubModel:
     files     all that it needs
     """
 
-    wanted: Wanted
+    wanted: HubName
     commit: str
     endpoint: str
     path: Path
@@ -81,7 +81,7 @@ def pulled_models() -> list[HubModel]:
     return sorted(found, key=lambda model: str(model.wanted))
 
 
-def find_pulled(wanted: Wanted) -> HubModel | None:
+def find_pulled(wanted: HubName) -> HubModel | None:
     """What was pulled under this name."""
     found = _read(_entry(wanted))
     return found if found is not None and found.wanted == wanted else None
@@ -113,7 +113,7 @@ def keep(model: HubModel) -> None:
         ) from None
 
 
-def forget(wanted: Wanted) -> None:
+def forget(wanted: HubName) -> None:
     """Forget the hash under this name, so that another file is taken for it. The hub's own cache is left alone.
 
     Raises ModelError where nothing was pulled under it.
@@ -129,7 +129,7 @@ def _folder() -> Path:
     return cache_folder() / "hub"
 
 
-def _entry(wanted: Wanted) -> Path:
+def _entry(wanted: HubName) -> Path:
     return _folder() / f"{hashlib.sha256(str(wanted).encode()).hexdigest()[:32]}.json"
 
 
@@ -139,7 +139,7 @@ def _read(path: Path) -> HubModel | None:
     if values is None:
         return None
     try:
-        wanted = parse_wanted(values["model"])
+        wanted = parse_hub_name(values["model"])
         files = tuple(HubFile(str(name), Path(at), str(digest), int(n)) for name, at, digest, n in values["files"])
         whole = files and all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in files)
         if wanted is None or not whole:

@@ -15,7 +15,7 @@ from edgeguard.errors import ModelError, OutputError, printable
 from edgeguard.formats.hashes import known_sha256
 from edgeguard.hub import client
 from edgeguard.hub.kept import HubFile, HubModel, find_pulled, keep, problem
-from edgeguard.hub.wanted import Choice, Wanted, choose, in_bytes, parse_wanted
+from edgeguard.hub.names import Choice, HubName, choose, in_bytes, parse_hub_name
 
 Tell = Callable[[str], None]
 in_log: Tell = logging.getLogger("edgeguard").warning
@@ -30,7 +30,7 @@ def resolved(model: str | Path | None, *, tell: Tell = in_log, checkpoint: bool 
     What was pulled before is not asked for again: no network is needed, and no newer commit is taken. Raises
     ModelError, also where a file is not the one that was pulled.
     """
-    wanted = None if model is None else parse_wanted(model)
+    wanted = None if model is None else parse_hub_name(model)
     if wanted is None:
         return model
     kept = find_pulled(wanted)
@@ -43,7 +43,7 @@ def resolved(model: str | Path | None, *, tell: Tell = in_log, checkpoint: bool 
     return pull(wanted, tell=tell, checkpoint=checkpoint).path
 
 
-def pull(wanted: Wanted, *, tell: Tell = in_log, checkpoint: bool = False, progress: bool = False) -> HubModel:
+def pull(wanted: HubName, *, tell: Tell = in_log, checkpoint: bool = False, progress: bool = False) -> HubModel:
     """Ask the hub, fetch what is not here, and keep the hashes; the same files as last time, or an error.
 
     Raises ModelError, and OutputError where the cache folder cannot be written.
@@ -66,7 +66,7 @@ def pull(wanted: Wanted, *, tell: Tell = in_log, checkpoint: bool = False, progr
     return found
 
 
-def _whole(name: str, at: client.Listing, wanted: Wanted, progress: bool) -> Path:
+def _whole(name: str, at: client.Listing, wanted: HubName, progress: bool) -> Path:
     """The file, with the hash that the hub says; one that has another is fetched once more. Raises ModelError."""
     for again in (False, True):
         path = client.fetch(name, at, wanted, again=again, progress=progress)

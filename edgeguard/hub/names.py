@@ -32,7 +32,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HubName:
     """A model of a hub.
 
     file      of the repository, or a folder in it; None: the one that there is
@@ -48,7 +48,7 @@ class Wanted:
         return f"{PREFIX}{self.repo}{file}" + ("" if self.revision is None else f"@{self.revision}")
 
 
-def parse_wanted(model: object) -> Wanted | None:
+def parse_hub_name(model: object) -> HubName | None:
     """What a model's name asks of a hub; None where it asks for a path, or a built-in guard.
 
     Raises ModelError for a name that begins so and is none.
@@ -60,7 +60,7 @@ def parse_wanted(model: object) -> Wanted | None:
     repo, colon, file = rest.partition(":")
     if not _REPO.fullmatch(repo) or ".." in repo or (colon and not is_inside(file)) or (at and not _is_name(revision)):
         raise ModelError(f"{shown(text, 200)} names no model of a hub; expected {SPELLING}", kind="no_hub_name")
-    return Wanted(repo, file.rstrip("/") if colon else None, revision if at else None)
+    return HubName(repo, file.rstrip("/") if colon else None, revision if at else None)
 
 
 def is_inside(file: str) -> bool:
@@ -87,7 +87,7 @@ class Choice:
     files: tuple[str, ...]
 
 
-def choose(sizes: Mapping[str, int], wanted: Wanted, *, checkpoint: bool = False) -> Choice:
+def choose(sizes: Mapping[str, int], wanted: HubName, *, checkpoint: bool = False) -> Choice:
     """The files of a repository, name → bytes, that `wanted` means.
 
     checkpoint  take a Hugging Face checkpoint too, where there is no other model
@@ -120,7 +120,7 @@ def choose(sizes: Mapping[str, int], wanted: Wanted, *, checkpoint: bool = False
     raise _none(wanted, models_of(names), sizes, names)
 
 
-def _none(wanted: Wanted, models: list[str], sizes: Mapping[str, int], names: list[str]) -> ModelError:
+def _none(wanted: HubName, models: list[str], sizes: Mapping[str, int], names: list[str]) -> ModelError:
     if wanted.file is None:
         return ModelError(f"{wanted} holds no GGUF and no ONNX file; name another repository", kind="not_in_repo")
     near = did_you_mean(wanted.file, models)
@@ -143,7 +143,7 @@ def _number_of(name: str) -> int | None:
     return None if part is None else int(part["number"])
 
 
-def _as_part(wanted: Wanted, names: list[str]) -> list[str]:
+def _as_part(wanted: HubName, names: list[str]) -> list[str]:
     """The first part, where another one is named. Raises ModelError for a file that is no model."""
     part = _PART.fullmatch(str(wanted.file))
     first = None if part is None else f"{part['stem']}-00001-of-{part['of']}.gguf"
@@ -154,7 +154,7 @@ def _as_part(wanted: Wanted, names: list[str]) -> list[str]:
     return [first]
 
 
-def _files_of(main: str, names: list[str], wanted: Wanted) -> tuple[str, ...]:
+def _files_of(main: str, names: list[str], wanted: HubName) -> tuple[str, ...]:
     """All that a model needs. Raises ModelError where a part is missing."""
     part = _PART.fullmatch(main)
     if part is not None:
