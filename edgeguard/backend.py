@@ -141,6 +141,8 @@ class RuntimeOptions:
     gpu_layers  layers to put on the GPU, -1 for all; None: as `device` says
     kv_cache    precision of the keys and values; None: the runtime's own
     lora        an adapter's file, to apply beside the weights
+    batch       tokens a call at most, and the step in which a record that begins like the one before is gone on with;
+                None: the runtime's own, 512. Another number may change bits, as another number of threads may
     condition   another way to compute the same, to measure noise with
     runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has
                 forms for each; None is there the first of its defaults whose runtime is installed
@@ -154,6 +156,7 @@ class RuntimeOptions:
     gpu_layers: int | None = None
     kv_cache: KvCache | None = None
     lora: str | Path | None = None
+    batch: int | None = None
     condition: Condition | None = None
     runtime: RuntimeName | None = None
 

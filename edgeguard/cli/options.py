@@ -74,6 +74,11 @@ _OPENING_OPTIONS = (
     ),
     click.option("--gpu-layers", type=click.IntRange(min=-1), help="GGUF: layers on the GPU [default: all with cuda]"),
     click.option(
+        "--batch",
+        type=click.IntRange(1, 512),
+        help="GGUF: tokens a call; in steps of so many a chat that grows is gone on with [default: 512]",
+    ),
+    click.option(
         "--kv-cache", type=click.Choice(["f16", "f32"]), help="GGUF: precision of the KV memory [default: f16]"
     ),
 )

@@ -14,20 +14,22 @@ from edgeguard.guard import Guard, Score
 from edgeguard.rows.record import Record
 from edgeguard.serve.policies import Decision
 
+NOTHING = Record(())
+
 
 @dataclass(frozen=True)
 class Work:
     """A record to score.
 
-    decision  None: the guard's own
     tokens    that its texts may have together
+    decision  None: the guard's own
     explain   the tree of answers is wanted too
     """
 
-    record: Record
     tokens: int
     decision: Decision | None = None
     explain: bool = False
+    record: Record = NOTHING
 
 
 @dataclass(frozen=True)
