@@ -174,7 +174,7 @@ def test_a_study_of_few_records_has_a_page(tmp_path, n, options):
 
 def test_one_class_is_told_and_not_guessed_from(tmp_path):
     html = page(made_study(tmp_path, [Made("q8_0", 145, 0, 2)], unsafe=0.0, n=100, choices=LIMIT).data)
-    assert "All 100 records are safe; it takes both." in html
+    assert "all 100 records that were scored are safe, and it takes both" in html
     assert "Where the harm comes from" not in html
 
 

@@ -142,10 +142,8 @@ def _fit(
 ) -> tuple[Calibration, list[LabelFit]]:
     from edgeguard.evaluation.calibrate import calibrate
 
-    labelled = labelled_table(source, estimator=estimator, **options)
+    labelled = labelled_table(source, estimator=estimator, named={"--threshold-for": set(goals) - {""}}, **options)
     table, labels = labelled.table, labelled.table.labels
-    if unknown := set(goals) - {"", *labels}:
-        raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(labels)}", param_hint="--threshold-for")
     assert table.truth is not None
     if apart := set(goals) & set(labels[table.truth.shape[1] :]):
         raise click.BadParameter(

@@ -112,12 +112,14 @@ def evaluate(
 
         refuse_read(outputs, {"input": source, "calibration": calibration, **options})
         _refuse_existing(outputs, overwrite)
-        labelled = labelled_table(source, evidence=True, threshold=(), **options)
+        shown = None if plot_labels is None else split_names(plot_labels)
+        named = {"--plot-labels": shown or (), "--threshold": set(numbers) - {"default"}}
+        labelled = labelled_table(source, evidence=True, threshold=(), named=named, **options)
         maps = {
             estimator: None if no_calibration else _calibration(labelled, estimator, calibration, force_calibration)
             for estimator in labelled.table.scores
         }
-        shown = None if plot_labels is None else _known(split_names(plot_labels), labelled)
+        _refuse_unknown(shown or [], labelled)
         summary = summarize(labelled, maps, numbers, goals[""], draws=draws, seed=seed)
         if plot is not None:
             from edgeguard.evaluation.page import evaluation_page
@@ -157,14 +159,14 @@ def _order(sort: str | None) -> str | None:
     return turned + name
 
 
-def _known(names: list[str], labelled: Labelled) -> list[str]:
-    """Labels that the truth speaks of."""
+def _refuse_unknown(names: list[str], labelled: Labelled) -> None:
+    """Misuse: labels that the truth says nothing of."""
     table = labelled.table
     assert table.truth is not None
-    there = table.labels[: table.truth.shape[1]]
-    if unknown := [name for name in names if name not in there]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(there)}", param_hint="--plot-labels")
-    return names
+    if apart := set(names) & set(table.labels[table.truth.shape[1] :]):
+        raise click.BadParameter(
+            f"the truth says safe or unsafe alone, and nothing of {sorted(apart)[0]}", param_hint="--plot-labels"
+        )
 
 
 def _refuse_existing(outputs: list[Path], overwrite: bool) -> None:

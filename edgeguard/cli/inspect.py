@@ -70,7 +70,7 @@ def _built_in(guard: BuiltIn, form: str | None, *, tensors: bool, as_json: bool)
     if as_json:
         _echo_json(found.row(tensors=tensors))
         return
-    _print_facts([*_built_in_facts(found), *([] if found.model else [("make it", found.make)])])
+    _print_facts([*_built_in_facts(found), *([] if found.model else [("make it", _making(found))])])
     for part in filter(None, (found.model, found.adapter)):
         click.echo()
         _print(part, tensors=tensors)
@@ -88,6 +88,18 @@ def _form(guard: BuiltIn, name: str | None) -> Form:
         return chosen(guard, None, RuntimeOptions())
     except ModelError:
         return guard.form(guard.default[0])
+
+
+def _making(found: BuiltInInspection) -> str:
+    """What to type for files that are not there."""
+    from edgeguard.builtin import ADAPTER
+
+    guard, form = found.guard, found.form
+    if found.base is None:
+        return guard.pull_command
+    if form.name == ADAPTER:
+        return "pip install --force-reinstall edgeguard"
+    return f"edgeguard score --model {guard.name}:{form.name} makes it at its first use"
 
 
 def _built_in_facts(found: BuiltInInspection) -> Iterator[tuple[str, str]]:

@@ -29,15 +29,6 @@ class BuiltInInspection:
     whole: bool
     base: Path | None
 
-    @property
-    def make(self) -> str:
-        """What to type for the files, where they are not there."""
-        if self.base is None:
-            return self.guard.pull_command
-        if self.form.name == ADAPTER:
-            return "pip install --force-reinstall edgeguard"
-        return f"edgeguard score --model {self.guard.name}:{self.form.name}, which makes it at its first use"
-
     def row(self, *, tensors: bool = False) -> dict[str, Any]:
         """As one JSON object: `built_in` says what it is, the rest what the files are, null where there are none."""
         about = {

@@ -14,8 +14,6 @@ from edgeguard.quant.reading import percent
 ReportData = Mapping[str, Any]
 Kind = Literal["ship", "reference", "too_few"]
 
-VERDICTS = {"keeps": "keeps inside", "breaks": "does not", "too_few": "too few records to say"}
-
 
 @dataclass(frozen=True)
 class Answer:

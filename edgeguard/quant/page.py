@@ -16,6 +16,7 @@ from edgeguard.quant import page_tables as tables
 from edgeguard.quant import pictures
 from edgeguard.quant.answer import answer
 from edgeguard.quant.choices import HEADLINE
+from edgeguard.quant.reading import repaired
 from edgeguard.quant.report import ReportData
 
 LEAST_PER_POINT = 10  # records behind a point of a reliability curve; with fewer it jumps and says nothing
@@ -40,6 +41,7 @@ def _main(report: ReportData) -> str:
     )
     variants = tables.by_size(report)
     truth = report["unsafe"] is not None
+    curves = _curves(report) if truth else []
     return environment.from_string(template).render(
         report=report,
         answer=answer(report),
@@ -52,15 +54,16 @@ def _main(report: ReportData) -> str:
         one_class=truth and report["unsafe"] in (0, report["records"]),
         quality=tables.quality(report, HEADLINE) if truth else None,
         harm=tables.harm(report, HEADLINE) if truth else None,
-        curves=_curves(report) if truth else [],
-        legend=legend(("reference", "variant", "repaired"), lines=True),
+        curves=curves,
+        legend=legend(
+            ["reference", "variant", *(["repaired"] if any(c["repaired"] for c in curves) else [])], lines=True
+        ),
         densities=_densities(variants) if report["records"] >= LEAST_FOR_POINTS else [],
         by_label=tables.by_label(report, HEADLINE),
         further=tables.further(report),
         estimators=tables.estimators(report),
         n_estimators=len(variants[0]["estimators"]) if variants else 0,
         headline=HEADLINE,
-        floats=next((v["weights_or_runtime"]["records"] for v in variants if v["weights_or_runtime"]), 0),
         machine=machine_in_words(report["machine"]),
         models=tables.models(report),
         notices=[f"{v['name']}: {line}" for v in [report["reference"], *variants] for line in v["notices"]],
@@ -75,22 +78,30 @@ def _densities(variants: Sequence[ReportData]) -> list[dict[str, Any]]:
 
 def _curves(report: ReportData) -> list[dict[str, Any]]:
     """A reliability curve for each variant whose points stand for enough records, with how many these are."""
-    found = []
-    for v in tables.by_size(report):
-        bins = v["estimators"][HEADLINE]["truth"]["reliability"]
-        points = len(bins["variant"]["mean_p"])
-        each = v["records"] // points if points else 0
-        lines = [("reference", bins["reference"]), ("variant", bins["variant"])]
-        if each < LEAST_PER_POINT or report["unsafe"] in (0, report["records"]):
-            continue
-        fix = v["repair"].get(HEADLINE, {})
-        n_repaired = fix.get("told_on", 0) // max(1, len(fix["reliability"]["mean_p"])) if "reliability" in fix else 0
-        if n_repaired >= LEAST_PER_POINT and tables.is_repaired(fix):
-            lines.append(("repaired", fix["reliability"]))
-        drawing = pictures.reliability(v, lines)
-        repaired = n_repaired if len(lines) > 2 else 0
-        found.append({"name": v["name"], "drawing": drawing, "each": each, "repaired": repaired, "points": points})
-    return found
+    if report["unsafe"] in (0, report["records"]):
+        return []
+    drawn = (_curve(v) for v in tables.by_size(report))
+    return [one for one in drawn if one["each"] >= LEAST_PER_POINT]
+
+
+def _curve(variant: ReportData) -> dict[str, Any]:
+    """What a map repaired is shown only where there is one: without, it is the variant on half of the records."""
+    bins, fix = variant["estimators"][HEADLINE]["truth"]["reliability"], variant["repair"][HEADLINE]
+    mended = _per_point(fix["told_on"], fix["reliability"]) if repaired(variant, HEADLINE) else 0
+    lines = [("reference", bins["reference"]), ("variant", bins["variant"])]
+    if mended >= LEAST_PER_POINT:
+        lines.append(("repaired", fix["reliability"]))
+    return {
+        "name": variant["name"],
+        "drawing": pictures.reliability(variant, lines),
+        "points": len(bins["variant"]["mean_p"]),
+        "each": _per_point(variant["records"], bins["variant"]),
+        "repaired": mended if len(lines) > 2 else 0,
+    }
+
+
+def _per_point(n: int, bins: ReportData) -> int:
+    return n // max(1, len(bins["mean_p"]))
 
 
 def machine_in_words(machine: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from edgeguard.charts.page import Column, paragraph
 from edgeguard.charts.page import table as drawn
 from edgeguard.charts.svg import element, joined
-from edgeguard.quant.answer import VERDICTS, ReportData, Rule, count, megabytes, rule_of
-from edgeguard.quant.reading import floor_of, interval, number, percent
+from edgeguard.quant.answer import ReportData, Rule, count, megabytes, rule_of
+from edgeguard.quant.reading import floor_of, interval, number, percent, repaired
+from edgeguard.quant.reading import verdict as words_of
 
 NOT_TOLD = "≈"  # before a figure that is not told apart from no change: what is grey is marked without colour too
 SHOWN = 200  # changed records of a file on the page; the others are in report.json
@@ -25,18 +26,15 @@ def files(report: ReportData) -> Markup:
     reference = report["reference"]
     rows.append([f"{reference['name']} (reference)", megabytes(reference["bytes"]), *[""] * 5, *_costs(reference)])
     heads = (
-        *("file", "MB", "decisions that change", "at most", "toward safe", "toward unsafe", "inside the limits"),
-        *("speed, of the reference's", "records per second", "peak memory, MiB"),
+        *("file", "MB", "changed", "at most", "to safe", "to unsafe", "inside?"),
+        *("speed", "records per second", "peak memory, MiB"),
     )
     return _filled(heads, rows, strong=rule_of(report).ship)
 
 
 def _file(variant: ReportData, rule: Rule) -> list[str | Markup]:
     decision, verdict = variant["decision"], rule.verdicts[variant["name"]]
-    judged: str | Markup = VERDICTS[verdict]
-    if verdict == "too_few":
-        needed = rule.needed[variant["name"]]
-        judged = grey(f"{judged}{f', about {count(needed)} would do' if needed else ''}", sign="")
+    judged = words_of({"verdict": verdict, "records_needed": rule.needed[variant["name"]]})
     return [
         variant["name"],
         megabytes(variant["bytes"]),
@@ -44,7 +42,7 @@ def _file(variant: ReportData, rule: Rule) -> list[str | Markup]:
         count(decision["at_most"]),
         count(decision["toward_safe"]),
         count(decision["toward_unsafe"]),
-        judged,
+        grey(judged, sign="") if verdict == "too_few" else judged,
         *_costs(variant),
     ]
 
@@ -96,41 +94,30 @@ def drift(report: ReportData, estimator: str) -> Markup:
     """How far the verdict's log-odds move, against the model's own noise, and what made them move."""
     rows: list[list[str | Markup]] = []
     for v in by_size(report):
-        u, fix = v["estimators"][estimator]["labels"]["unsafe"], v["repair"].get(estimator)
-        moved, floor = u["shift"]["odds_rms"], floor_of(v, estimator)
-        parts = v["weights_or_runtime"]
-        each = (
-            ["", ""] if parts is None else [number(parts[estimator][key]["odds_rms"]) for key in ("weights", "runtime")]
-        )
+        figures, parts, noise = v["estimators"][estimator], v["weights_or_runtime"], v["noise"]
+        moved = number(figures["labels"]["unsafe"]["shift"]["odds_rms"])
+        each = ["", "", ""]
+        if parts is not None:
+            each = [
+                str(parts["records"]),
+                *(number(parts[estimator][key]["odds_rms"]) for key in ("weights", "runtime")),
+            ]
         rows.append(
             [
                 v["name"],
-                grey(number(moved)) if floor is not None and moved is not None and moved <= floor else number(moved),
-                number(floor),
+                grey(moved) if noise is not None and noise["verdict"] != "beyond" else moved,
+                number(floor_of(v, estimator)),
+                "" if noise is None else noise["verdict"],
                 *each,
-                repaired(fix),
-                percent(v["estimators"][estimator]["label_sets"]["same"]),
+                percent(repaired(v, estimator)),
+                percent(figures["label_sets"]["same"]),
             ]
         )
     heads = (
-        *("file", "log-odds move, RMS nats", "its noise floor", "weights alone", "activations alone", "repaired"),
+        *("file", "RMS", "floor", "beyond it?", "records apart", "weights alone", "activations alone", "repaired"),
         "same categories",
     )
     return _filled(heads, rows, strong=rule_of(report).ship)
-
-
-def repaired(fix: ReportData | None) -> str:
-    """How much of the drift of P(unsafe) a map fitted without labels removes; "" where nothing was fitted."""
-    if fix is None:
-        return ""
-    u = fix["labels"]["unsafe"]
-    return percent(1 - u["rms_after"] / u["rms_before"]) if u["rms_before"] else ""
-
-
-def is_repaired(fix: ReportData) -> bool:
-    """Whether the repair does anything: a map is taken only where it surely brings the variant nearer."""
-    u = fix["labels"]["unsafe"]
-    return bool(u["rms_after"] != u["rms_before"])
 
 
 def by_distance(report: ReportData, estimator: str) -> Markup | None:
@@ -250,7 +237,7 @@ def _filled(heads: Sequence[str], rows: Sequence[Sequence[str | Markup]], *, str
     return table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], strong=strong)
 
 
-WORDS = ("inside the limits", "decision", "text", "file", "type", "sha256")  # columns that hold no numbers
+WORDS = ("inside?", "beyond it?", "decision", "text", "file", "type", "sha256")  # columns that hold no numbers
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str | Markup]], *, strong: str | None = None) -> Markup:

@@ -17,7 +17,8 @@ from edgeguard.charts.frame import Frame, chart
 from edgeguard.charts.marks import Point, diagonal, line, points
 from edgeguard.charts.scale import Scale, around
 from edgeguard.charts.svg import element, joined, short
-from edgeguard.quant.answer import VERDICTS, ReportData, Rule, changes, count, megabytes, rule_of
+from edgeguard.quant.answer import ReportData, Rule, changes, count, megabytes, rule_of
+from edgeguard.quant.reading import VERDICTS
 
 # The picture of all files: percent of the width, pixels of the height.
 _SIZE_TO, _CHANGES_FROM, _CHANGES_TO = 17.0, 46.0, 95.0

@@ -183,7 +183,7 @@ def print_fits(fits: Sequence[LabelFit]) -> None:
         if fit.map is None:
             reasons.setdefault(f"no map: {fit.reason}", []).append(fit.label)
         if t and not t.met:
-            reasons.setdefault("no threshold reaches the goal", []).append(fit.label)
+            reasons.setdefault("no threshold that reaches the goal", []).append(fit.label)
         if fit.map is None and t is None:
             continue
         numbers = [t.value, t.precision, t.recall, t.f1, t.fpr] if t and t.met else [np.nan] * 5
@@ -195,4 +195,5 @@ def print_fits(fits: Sequence[LabelFit]) -> None:
         _print_fitted(console, columns, rows)
         console.print(Text("precision to FPR: on the records that the threshold was chosen on", "dim"))
     for reason, labels in reasons.items():
-        console.print(Text(printable(f"{', '.join(labels)}: {reason}"), "yellow"))
+        verb = "has" if len(labels) == 1 else "have"
+        console.print(Text(printable(f"{', '.join(labels)} {verb} {reason}"), "yellow"))
