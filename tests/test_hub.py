@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -416,6 +417,24 @@ def test_commands_that_take_a_model_take_a_hubs(hub: Hub, run, tiny_model: Path,
         patch.chdir(tmp_path)
         assert run("convert", NAME, "--to", "q8_0").stdout.strip() == "tiny.q8_0.gguf"
     assert set(hub.downloads()) == {"tiny.gguf"}
+
+
+def test_a_mirror_and_caches_are_told_by_the_environment(hub: Hub, edgeguard_command, tmp_path: Path):
+    """As users have it: a process of its own, in which nothing is patched."""
+    hub.repos[REPO] = Repo({"guard.gguf": data("g")})
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    unset = {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"}
+    env = {**{k: v for k, v in os.environ.items() if k not in unset}, **own}
+    options = {"env": env, "capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run(edgeguard_command("models", "pull", NAME), **options)
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    assert path.is_relative_to(tmp_path / "home") and path.read_bytes() == data("g")
+    assert hub.endpoint in done.stderr and "%|" not in done.stderr  # no bars where nobody looks
+    hub.repos[REPO].refuses = 401
+    done = subprocess.run(edgeguard_command("models", "pull", f"{NAME}@v1"), **options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("edgeguard: hf:org/guard@v1 is gated") and "Traceback" not in done.stderr
 
 
 def test_a_path_costs_no_import_of_the_library():
