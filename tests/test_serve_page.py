@@ -176,6 +176,8 @@ def test_the_verdict_is_told_to_a_screen_reader_and_every_control_has_a_name(rea
     assert ("slider", "threshold of S2, Non-Violent Crimes") in controls
     assert ("image", "probability 0.600, between 0.600 and 0.680") in found
     assert [role for role, _ in found].count("status") == 2
+    assert reader.text("#heard") == reader.text("#verdict")
+    assert reader.by("#heard").get_attribute("role") == "status"
     assert reader.driver.switch_to.active_element.get_attribute("id") == "result-title"
 
 
@@ -231,6 +233,19 @@ def test_a_threshold_is_moved_and_nothing_of_it_is_sent(reader: Reader, fake: Fa
     reader.by("#reset").click()
     assert reader.waits_for("#verdict", "Flagged") == "Flagged: S2 Non-Violent Crimes. P(unsafe) 0.900."
     assert len(fake.asked) == 1
+
+
+def test_a_threshold_of_many_digits_is_shown_in_short_and_decides_as_it_is(reader: Reader, fake: Fake):
+    thresholds = dict.fromkeys(CODES, 0.99) | {"unsafe": 0.8999951}
+    fake.models = [model("edgeguard-135m", thresholds=thresholds)]
+    fake.reply = (200, {"results": [row(unsafe=0.899999)]}, {})
+    reader.opens()
+    reader.types("x")
+    reader.sends()
+    assert reader.waits_for("#verdict", "Flagged") == "Flagged. P(unsafe) 0.900."
+    number = reader.by('[data-label="unsafe"] .threshold')
+    assert (number.get_property("value"), number.get_attribute("title")) == ("0.9", "0.8999951")
+    assert number.get_property("scrollWidth") <= number.get_property("clientWidth")
 
 
 def test_a_slider_goes_by_keys_and_the_whole_page_by_tab(reader: Reader):
