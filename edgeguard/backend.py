@@ -33,11 +33,13 @@ class Prefix:
 
     ask  whether it is the rest of one of several prompts about the record that it stands on: what is asked of one of
          them is evaluated as if the others were not there
+    grows  whether later records are expected to begin like this one: an adapter may keep its keys and values for them
     """
 
     tokens: tuple[int, ...]
     parent: Prefix | None = None
     ask: bool = False
+    grows: bool = False
 
     def path(self) -> tuple[int, ...]:
         """All token ids from the root to here."""

@@ -355,13 +355,17 @@ class Guard:
         """The profile's answers as an automaton over this model's tokens, for `tree.explore`."""
         return self._answers
 
-    def score(self, record: str | Mapping[str, Any] | Record) -> Score:
-        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
+    def score(self, record: str | Mapping[str, Any] | Record, *, grows: bool = False) -> Score:
+        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else.
+
+        grows  it will be asked about again with more at its end, as a streamed answer is: what is computed of it may be
+               kept. That changes nothing but the time
+        """
         record = make_record(record)
         with self._in_use():
             windows = self._windows(record.messages)
             if not windows:
-                return self._score_whole(record)
+                return self._score_whole(record, grows=grows)
             return _worst([self._score_part(record, window) for window in windows], windows)
 
     def windows(self, record: str | Mapping[str, Any] | Record) -> tuple[TextWindow, ...]:
@@ -467,7 +471,7 @@ class Guard:
                 raise ValueError("the guard is closed")
             yield
 
-    def _prompts(self, messages: tuple[Message, ...]) -> dict[str | None, Prefix]:
+    def _prompts(self, messages: tuple[Message, ...], *, grows: bool = False) -> dict[str | None, Prefix]:
         """Question → its prompt, on what it has in common with others. Raises ContextOverflow."""
         parts = self._prompter.parts(messages)
         prompts: dict[str | None, Prefix] = {}
@@ -475,8 +479,8 @@ class Guard:
         for question, (preamble, rest) in parts.asked.items():
             begin = self._roots.setdefault(preamble, Prefix(preamble))
             if parts.shared:
-                begin = texts.setdefault(preamble, Prefix(parts.shared, begin))
-            prompts[question] = Prefix(rest, begin, ask=bool(parts.shared))
+                begin = texts.setdefault(preamble, Prefix(parts.shared, begin, grows=grows))
+            prompts[question] = Prefix(rest, begin, ask=bool(parts.shared), grows=grows)
         longest = max(len(prompt.path()) for prompt in prompts.values())
         if longest + ANSWER_ROOM > self.backend.n_ctx:
             raise ContextOverflow(longest + ANSWER_ROOM, self.backend.n_ctx)
@@ -525,8 +529,8 @@ class Guard:
             max_rows=self.search.max_nodes,
         )
 
-    def _score_whole(self, record: Record) -> Score:
-        prompts = self._prompts(record.messages)
+    def _score_whole(self, record: Record, *, grows: bool = False) -> Score:
+        prompts = self._prompts(record.messages, grows=grows)
         trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
         return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
 

@@ -227,7 +227,7 @@ class _Routes:
         self, request: Request, asked: asking.Asked, served: Served, policy: Policy | None, decision: Decision | None
     ) -> AsyncIterator[Settled]:
         trail = _trail(request)
-        work = Work(self._state.options.limits.tokens, decision, asked.explain)
+        work = Work(self._state.options.limits.tokens, decision, asked.explain, asked.session is not None)
         found = served.score(asked.records, work, asked.session)
         async with aclosing(found):  # type: ignore[type-var]
             number = 0
