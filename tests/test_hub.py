@@ -257,6 +257,17 @@ def test_the_tests_guard_scores_from_a_hub_as_from_its_file(hub: Hub, tiny_model
         assert hubs.score("Hurt the dog").row() == guard.score("Hurt the dog").row()
 
 
+def test_worker_processes_get_the_path_and_ask_no_hub(hub: Hub, tiny_model: Path, tiny_profile: Path):
+    from edgeguard.backend import RuntimeOptions
+    from edgeguard.workers import isolated
+
+    hub.repos[REPO] = Repo({"tiny.gguf": tiny_model.read_bytes()})
+    options = {"profile": tiny_profile, "runtime": RuntimeOptions(threads=1), **quiet}
+    with isolated(NAME, **options) as guard:
+        assert guard.score("Hurt the dog").guard == "tiny"
+    assert hub.downloads() == ["tiny.gguf"]
+
+
 def test_a_broken_download_goes_on_where_it_stopped(hub: Hub):
     """Whether the library goes on by itself, or says that it broke off and goes on when it is asked again."""
     content = data("g", 30_000_000)
