@@ -400,6 +400,17 @@ def test_the_request_to_copy_is_the_request(reader: Reader, fake: Fake, text: st
     assert fake.asked == [body]
 
 
+def test_a_command_is_copied_or_selected_to_be_copied_by_hand(reader: Reader):
+    reader.opens()
+    reader.by("#curl").click()
+    reader.by("button[data-of=curl]").click()
+    if reader.waits_for("#status", "e").startswith("Selected"):
+        selected = reader.driver.execute_script("return String(getSelection())")
+        assert selected.strip() == reader.text("#curl")
+    else:
+        assert reader.text("#status") == "Copied."
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut_or_wider_than_the_window(reader: Reader, fake: Fake, width: int, dark: bool, tmp_path: Path):
