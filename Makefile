@@ -69,6 +69,14 @@ default-figures: .venv/test.done
 	$(BIN)/python bench/startup.py --before 712bd52 > bench/results/startup.txt
 	$(BIN)/python docs/generate.py
 
+# An hour on a quiet machine: damaged files of every kind, and killed runs.
+.PHONY: hostile-figures
+hostile-figures: .venv/test.done
+	mkdir -p bench/results
+	$(BIN)/python bench/fuzz.py > bench/results/fuzz.txt
+	$(BIN)/python bench/crash.py > bench/results/crash.txt
+	$(BIN)/python docs/generate.py
+
 # 10 minutes on a quiet machine, and once half an hour for SERVER. CHAT: as of shape-figures.
 .PHONY: peer-figures
 SERVER := .venv/llama-server/bin/llama-server

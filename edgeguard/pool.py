@@ -377,31 +377,24 @@ class _Child:
         """Start it; it imports `module` while it waits. Raises ModelError where the system does not start it."""
         self.heard: Callable[[str], None] = lambda line: None  # gets what it logs
         try:
-            read, write = os.pipe()
-        except OSError as error:
-            raise _not_started(self.what, error) from None
-        self._answers = os.fdopen(read, "rb")
-        try:
-            # Its stdout carries nothing: whatever the libraries in there print cannot stand between answers.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", start("edgeguard.pool"), *sys.path],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,  # what a buffer still held for a dead process would be written when it is thrown away
-                pass_fds=(write,),
                 cwd=folder,
             )
         except OSError as error:
-            self._answers.close()
             raise _not_started(self.what, error) from None
-        finally:
-            os.close(write)
+        assert self._process.stdout is not None
+        self._answers = os.fdopen(os.dup(self._process.stdout.fileno()), "rb")
+        self._process.stdout.close()
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         with suppress(OSError):  # it has died; asking says so
-            self._send(_LENGTH.pack(write) + _LENGTH.pack(len(module)) + module.encode())
+            self._send(_LENGTH.pack(len(module)) + module.encode())
 
     def ask(self, data: bytes) -> tuple[bool, Any]:
         """Send pickled data, and wait: whether it was done, and the result or what was raised. Raises _Died."""
@@ -521,7 +514,11 @@ def _child() -> NoReturn:
     """Open what the first message says, then do a task for each message; end with the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
     requests = os.fdopen(os.dup(0), "rb")
-    answers = _Answers(os.fdopen(_LENGTH.unpack(requests.read(_LENGTH.size))[0], "wb"))
+    answers = _Answers(os.fdopen(os.dup(1), "wb"))
+    # Whatever the libraries print from here on goes nowhere, and cannot stand between answers.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
     module = _read(requests).decode()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(requests, messages), daemon=True).start()

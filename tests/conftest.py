@@ -206,7 +206,7 @@ def run_process() -> RunProcess:
 
     def run(*args: object, **options: object) -> subprocess.CompletedProcess[bytes]:
         streams = {} if {"stdout", "stderr", "capture_output"} & options.keys() else {"capture_output": True}
-        return subprocess.run(command(*args), timeout=120, check=False, **{**streams, **options})  # type: ignore[call-overload]
+        return subprocess.run(command(*args), timeout=300, check=False, **{**streams, **options})  # type: ignore[call-overload]
 
     return run
 
