@@ -20,7 +20,7 @@ STEP = 16
 MODELS: dict[str, dict[str, Any]] = {
     "F32": {},
     "Q8_0": {"ftype": "Q8_0", "n_embd": 64, "n_ff": 96, "n_head": 4},
-    "gemma2": {"arch": "gemma2", "n_layer": 2},  # with a sliding window, where nothing is gone on with
+    "gemma2": {"arch": "gemma2", "tied": True},  # with a sliding window, where nothing is gone on with
 }
 
 
@@ -115,7 +115,7 @@ def test_conversations_that_take_turns_are_each_gone_on_with(
 turns = st.lists(st.text("ab ", min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=3)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 120), turns, st.booleans()), min_size=2, max_size=6))
 def test_whatever_came_before_the_bits_are_those_of_a_record_of_its_own(
     pair: tuple[Guard, Guard], cuts: list[tuple[int, list[str], bool]]
@@ -139,7 +139,7 @@ def test_a_step_of_so_many_tokens_is_a_batch_of_so_many(
 
 
 def test_where_each_category_is_asked_about_the_text_is_gone_on_with_too(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text stands before the questions, and is evaluated alone."""
     options: dict[str, Any] = {
@@ -147,15 +147,14 @@ def test_where_each_category_is_asked_about_the_text_is_gone_on_with_too(
         "runtime": RuntimeOptions(threads=1, batch=STEP),
         "search": Search(min_grammar_mass=0.0),
     }
-    texts = ["word " * n + "end" for n in (30, 40, 20, 41)]
+    texts = ["word " * n + "end" for n in (30, 40)]
+    model = write_tiny_llama(tmp_path / "tiny.gguf", n_ctx=2048, logit_std=1.0)
     with Guard.load(model, **options) as grows, Guard.load(model, **options) as anew:
         expected = [from_nothing(anew, text) for text in texts]
-        assert [grows.score(text).row() for text in texts] == expected
-        grows.score("#")
         costs = []
-        for text in texts[:2]:
+        for text, row in zip(texts, expected, strict=True):
             with monkeypatch.context() as patch:
                 decoded = Decoded(grows, patch)
-                grows.score(text)
+                assert grows.score(text).row() == row
                 costs.append(decoded.n)
-        assert costs[1] < costs[0] or grows.backend.info.architecture == "gemma2"
+        assert costs[1] < costs[0]
