@@ -70,6 +70,15 @@ class Explained:
         return self.calibration != ""
 
 
+def counted(it: Explained, label: str) -> str:
+    """Whether a label counts, and what that depends on where its own probability does not say it."""
+    i = it.decided.labels.index(label)
+    over, counts = bool(it.decided.y_prob[0, i] >= it.thresholds.of(label)), bool(it.decided.y_pred[0, i])
+    if counts:
+        return "yes" if over else "yes, by a category"
+    return "no, it is not unsafe" if over else "no"
+
+
 def explained(guard: Guard, record: Mapping[str, Any]) -> Explained:
     """Have a guard consider a record and decide. Raises RecordError."""
     there = considered(guard, record)
@@ -100,6 +109,7 @@ def verdict(it: Explained) -> str:
 
 def as_json(it: Explained) -> dict[str, Any]:
     """`explanation`, and beside it `decision`: what is decided on these answers, by which estimator and thresholds."""
+    stages = {"stages": 2} if it.thresholds.two_stage else {}
     labels = {
         label: {
             "own": float(it.found.scores[i]),
@@ -110,7 +120,7 @@ def as_json(it: Explained) -> dict[str, Any]:
         }
         for i, label in enumerate(it.decided.labels)
     }
-    said = {"estimator": it.estimator, "calibration": it.calibration or None, "labels": labels}
+    said = {"estimator": it.estimator, "calibration": it.calibration or None, **stages, "labels": labels}
     return {**explanation(it.considered), "decision": {"flagged": bool(it.decided.y_pred[0, 0]), **said}}
 
 

@@ -14,7 +14,7 @@ from edgeguard.charts.svg import element, joined
 from edgeguard.errors import printable
 from edgeguard.estimates import Estimates, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds
-from edgeguard.explanation import Considered, Explained, verdict
+from edgeguard.explanation import Considered, Explained, counted, verdict
 from edgeguard.tree import ROOT, STOP, Tree
 
 
@@ -64,13 +64,11 @@ def decisions(it: Explained, names: Mapping[str, str], least: float) -> Iterator
 
 
 def _decision(it: Explained, names: Mapping[str, str], i: int) -> list[str]:
-    label, p, counts = it.decided.labels[i], it.decided.y_prob[0, i], bool(it.decided.y_pred[0, i])
-    threshold = it.thresholds.of(label)
-    said = "yes" if p >= threshold else "yes, by a category" if counts else "no"
+    label = it.decided.labels[i]
     low, high = (it.found.bounds[i] if it.decided.bounds is None else it.decided.bounds[0, i]).tolist()
     row = [named(label, names), f"{it.found.scores[i]:.4f}"]
-    calibrated = [f"{p:.4f}"] if it.calibrated else []
-    return [*row, *calibrated, f"{threshold:.3g}", said, f"{low:.4f} to {high:.4f}"]
+    calibrated = [f"{it.decided.y_prob[0, i]:.4f}"] if it.calibrated else []
+    return [*row, *calibrated, f"{it.thresholds.of(label):.3g}", counted(it, label), f"{low:.4f} to {high:.4f}"]
 
 
 def named(label: str, names: Mapping[str, str]) -> str:

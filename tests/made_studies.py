@@ -49,7 +49,7 @@ REFERENCE_BYTES = 540
 @dataclass(frozen=True)
 class Made:
     """A variant that is made up: its size in MB, which of n records change toward safe and unsafe, speed over the
-    reference's, nats of noise on all scores that changes nothing."""
+    reference's, nats of noise on all scores that changes nothing, whether its scores rank no more within a side."""
 
     name: str
     megabytes: int
@@ -57,6 +57,7 @@ class Made:
     to_unsafe: int = 0
     speed: float = 1.0
     noise: float = 0.0
+    shuffled: bool = False
 
 
 def made_study(
@@ -123,6 +124,8 @@ def moved(one: ScoreTable, made: Made, *, seed: int = 1) -> ScoreTable:
     """The scores with exactly so many verdicts changed, and noise that changes none."""
     rng = np.random.default_rng(seed)
     margin = one.margin + np.clip(rng.normal(0, 1, len(one)) * made.noise, -0.15, 0.15)
+    for side in (one.margin > 0, one.margin < 0) if made.shuffled else ():
+        margin[side] = rng.permutation(margin[side])
     for n, side in ((made.to_safe, one.margin > 0), (made.to_unsafe, one.margin < 0)):
         rows = rng.permutation(np.flatnonzero(side))[:n]
         assert len(rows) == n, f"{len(rows)} records can change so, {n} were asked for"

@@ -103,7 +103,7 @@ def test_a_curve_of_many_points_is_small_and_keeps_its_ends_and_peaks(n, seed):
     places = [tuple(map(float, p.split(" "))) for p in re.findall(r"[ML](\S+ [\d.]+)", drawn)]
     assert len(places) <= 4 * 602
     assert places[0][0] == 0 and places[-1][0] == 300
-    assert min(p[1] for p in places) == pytest.approx(y(max(ys)), abs=0.01)
+    assert min(p[1] for p in places) == pytest.approx(y(max(ys)), abs=0.06)  # a tenth of a pixel is written
 
 
 def test_names_of_points_do_not_cover_one_another():

@@ -444,6 +444,29 @@ def test_calibrate_writes_what_score_takes(run, tiny, labelled: Path, tmp_path: 
     }  # fmt: skip
 
 
+def test_calibrate_in_two_stages_is_what_score_and_evaluate_decide_by(run, tiny, labelled: Path, tmp_path: Path):
+    out = tmp_path / "c.json"
+    goals = ["--threshold-for", "f1", "--threshold-for", "unsafe:fpr=0.4"]
+    result = run("calibrate", labelled, *tiny, "-o", out, "--two-stage", "--method", "platt", *goals)
+    assert result.exit_code == 0, result.stderr
+    assert read_calibration(out).two_stage and read_calibration(out).fitted["stages"] == 2
+    from_ = read_calibration(out).thresholds["unsafe"]
+    rows = [json.loads(line) for line in run("score", labelled, *tiny, "--calibration", out).stdout.splitlines()]
+    for row in rows:
+        assert row["flagged"] == (row["unsafe"] >= from_)
+        assert row["flagged"] or row["categories"] == []
+    found = json.loads(run("evaluate", labelled, *tiny, "--calibration", out, "--draws", 0, "--json").stdout)
+    predicted = {code: one["n_pred"] for code, one in found["estimators"]["marginal"]["labels"].items()}
+    assert predicted == {"unsafe": sum(row["flagged"] for row in rows)} | {
+        code: sum(code in row["categories"] for row in rows) for code in ("S1", "S10", "S2")
+    }
+    assert "in two stages" in run("explain", "Rob", *tiny, "--calibration", out).stdout
+    for wrong in (["--safe-rate", "0.5"], ["--method", "contextual"]):
+        given = [] if "contextual" in wrong else [labelled]
+        again = run("calibrate", *given, *tiny, "-o", tmp_path / "d.json", "--two-stage", *wrong)
+        assert (again.exit_code, "--two-stage" in again.stderr) == (2, True)
+
+
 def test_a_label_without_records_is_left_alone_and_said(run, tiny, tmp_path: Path):
     path = write(tmp_path / "labelled.jsonl", [[label for label in row if label != "S10"] for row in LABELS])
     out = tmp_path / "c.json"

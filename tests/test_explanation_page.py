@@ -6,9 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from test_questions import LETTERS, answering, asking
 
 from edgeguard.explanation import explained, verdict
 from edgeguard.explanation_page import branches, page
+from edgeguard.guard import Guard
 from edgeguard.tree import ROOT
 
 
@@ -66,6 +68,16 @@ def test_verdicts_by_a_category_say_so(tiny_guard):
     it.decided.y_prob[:] = [[0.2, 0.9, 0.1, 0.1]]
     it.decided.y_pred[:] = [[True, True, False, False]]
     assert verdict(it) == "Flagged by a category: P(unsafe) is 0.200, under its threshold of 0.5. Categories: S1."
+
+
+def test_with_a_question_for_each_category_there_is_a_drawing_for_each():
+    guard = Guard(answering((0.2, 0.6, 0.1)), asking("{verdict}(\\n{sure})?", umbrella="a"))
+    shown = page(explained(guard, {"prompt": "xx"}))
+    for code in LETTERS:
+        assert f"<summary>Asked about {code}</summary>" in shown
+    assert re.findall(r"<details open><summary>Asked about (\w)<", shown) == ["b"]  # it says unsafe the most surely
+    assert "what the answers say besides" in shown and "sure: high" in shown
+    assert "As the three estimators" not in shown  # answers that list no codes have the marginal alone
 
 
 def test_what_cannot_be_is_told(run, tiny, tmp_path, tiny_profile):

@@ -200,5 +200,6 @@ def test_the_machine_stands_on_the_page_as_far_as_it_is_known(report):
     assert said["processor"] == "A processor, 2 cores"
     assert said["runtimes"] == "llama-cpp-python 0.3.36, onnxruntime 1.23.2"
     assert machine_in_words({}) == []
+    assert page({**report, "machine": {}})
     html = page(report)
     assert all(f"<dd>{value}</dd>" in html for value in said.values())

@@ -92,9 +92,14 @@ def _answer(summary: Summary) -> Markup:
     if not math.isnan(fpr.value):
         parts.append(f"flags {_percent(fpr.value)} of the safe ones ({_ends(fpr)})")
     threshold = summary.thresholds[summary.main].of("unsafe")
-    categories = ", or a category over its own" if summary.truth.shape[1] > 1 else ""
+    categories = ", or a category over its own" if _categories_flag(summary) else ""
     said = f"As decided (unsafe from {threshold:.4g} on{categories}), the guard {' and '.join(parts)}."
     return page.paragraph(said, class_="answer" if 0 < unsafe < len(summary.table) else "answer open")
+
+
+def _categories_flag(summary: Summary) -> bool:
+    """Whether a category over its threshold makes a record unsafe."""
+    return len(summary.table.labels) > 1 and not summary.thresholds[summary.main].two_stage
 
 
 def _ends(figure: Interval) -> str:
@@ -132,7 +137,13 @@ def _section(summary: Summary, label: str) -> Markup:
         return page.section(_title(label), reason, id_=_id(label))
     threshold, curve = summary.thresholds[summary.main].of(label), threshold_curve(y_true, y_prob)
     drawn = [
-        _precision_recall(label, curve, n_true / len(y_true), _operating(summary, label, found)),
+        _precision_recall(
+            label,
+            curve,
+            n_true / len(y_true),
+            _operating(summary, label, found),
+            label == "unsafe" and _categories_flag(summary),
+        ),
         _thresholds(label, curve, threshold),
     ]
     bins = calibration_curve(y_true, y_prob)
@@ -196,7 +207,10 @@ def _operating(summary: Summary, label: str, found: LabelEvaluation) -> list[_Op
     return [p for p in points if not math.isnan(p.precision) and (p.precision or p.recall)]
 
 
-def _precision_recall(label: str, curve: ThresholdCurve, prevalence: float, found: Sequence[_Operating]) -> Markup:
+def _precision_recall(
+    label: str, curve: ThresholdCurve, prevalence: float, found: Sequence[_Operating], flag: bool
+) -> Markup:
+    """flag: whether categories can make a record unsafe, so that the decision is off the curve."""
     told = "; ".join(f"{p.name}: precision {p.precision:.3f}, recall {p.recall:.3f}" for p in found)
     frame = Frame(
         f"Precision and recall of {_title(label)}",
@@ -221,7 +235,7 @@ def _precision_recall(label: str, curve: ThresholdCurve, prevalence: float, foun
         return joined(*parts)
 
     caption = f"{told[:1].upper()}{told[1:]}."
-    if label == "unsafe":
+    if flag:
         caption += " As decided a record is unsafe too where a category is over its own threshold."
     return page.figure("Precision and recall", chart(frame, draw), caption=caption)
 

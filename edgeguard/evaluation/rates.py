@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ _TILTS = np.array([-np.inf, -2.0, -1.2, -0.7, -0.4, -0.2])
 _LOG_WEIGHTS = np.log([0.25, 0.3, 0.2, 0.15, 0.07, 0.03])
 
 
+@lru_cache(maxsize=1 << 14)  # simulations and studies ask for the same again and again
 def exact_high(k: int, n: int, alpha: float = ALPHA) -> float:
     """Where k of n or fewer have the probability alpha (Clopper and Pearson, 1934); 1 - alpha^(1/n) for none of n."""
     if k >= n:
@@ -70,6 +72,7 @@ def evidence_below(k: int, n: int, rate: float) -> float:
     return float(np.logaddexp.reduce(_LOG_WEIGHTS + gained - paid))
 
 
+@lru_cache(maxsize=1 << 14)
 def watched_high(k: int, n: int, alpha: float = ALPHA) -> float:
     """`high` that holds at all n at once: what may be looked at after each record. 1 for none of none."""
     return _least(lambda p: evidence_below(k, n, p) >= -math.log(alpha))

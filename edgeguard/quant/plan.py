@@ -177,10 +177,10 @@ def check_limits(plan_records: int, truth: Bools | None, choices: Choices) -> No
                 kind="too_few_records",
             )
         if plan_records < wanted:
-            high = 100 * exact_high(0, plan_records)
+            high = f"{100 * exact_high(0, plan_records):.3g} %"
             raise InputError(
                 f"{plan_records} records cannot decide on a limit of {100 * limit:g} %: if none of their decisions "
-                f"changes, still up to {high:.3g} % might (95 %); it takes {wanted:,} records, or a limit of that",
+                f"changes, still up to {high} might (95 %); it takes {wanted:,} records, or a limit of {high}",
                 kind="too_few_records",
             )
     if loss is not None:

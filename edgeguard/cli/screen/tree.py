@@ -15,7 +15,7 @@ from edgeguard.cli.screen.columns import fitted, sized_console, told_left_out
 from edgeguard.errors import printable
 from edgeguard.estimates import Estimates, estimate
 from edgeguard.estimators import ESTIMATORS, log_odds
-from edgeguard.explanation import Considered, Explained, verdict
+from edgeguard.explanation import Considered, Explained, counted, verdict
 from edgeguard.tree import ROOT, STOP, Tree
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ def print_explained(it: Explained, *, least: float) -> None:
     console, names = sized_console(), {c.code: c.name for c in it.considered.profile.categories}
     print_trees(console, it.considered, least=least)
     by = f"calibrated by {it.calibration}" if it.calibrated else "not calibrated"
-    console.print(Text(printable(f"decided on {it.estimator}, {by}"), "bold"))
+    stages = ", in two stages" if it.thresholds.two_stage else ""
+    console.print(Text(printable(f"decided on {it.estimator}, {by}{stages}"), "bold"))
     columns = ["label", "", "model's own", *(["calibrated"] if it.calibrated else []), "threshold", "counts", "bounds"]
     rows = []
     for i, label in enumerate(it.decided.labels):
         own, p, threshold = float(it.found.scores[i]), float(it.decided.y_prob[0, i]), it.thresholds.of(label)
-        counts = "yes" if p >= threshold else "by a category" if it.decided.y_pred[0, i] else "no"
         low, high = (it.found.bounds if it.decided.bounds is None else it.decided.bounds[0])[i]
         mapped = [f"{p:.4f}"] if it.calibrated else []
-        rows.append([label, _name(label, names), f"{own:.4f}", *mapped, f"{threshold:.4g}", counts])
+        rows.append([label, _name(label, names), f"{own:.4f}", *mapped, f"{threshold:.4g}", counted(it, label)])
         rows[-1].append(f"[{low:.4f}, {high:.4f}]")
     _print_fitted(console, columns, rows)
     console.print(Text(printable(verdict(it)), "bold red" if it.decided.y_pred[0, 0] else "bold green"))
