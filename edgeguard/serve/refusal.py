@@ -22,7 +22,7 @@ _TYPES = {
 }
 # Kinds of records that are refused: what the guard makes of a record, or what became of its process, is no mistake of
 # who asks. All others are.
-_STATUS = {"off_grammar": 422, "worker_died": 500, "worker_not_started": 503}
+_STATUS = {"off_grammar": 422, "server_error": 500, "worker_died": 500, "worker_not_started": 503}
 
 
 class Refusal(Exception):
@@ -76,4 +76,4 @@ def failure_of_server(error: Exception, id_: str | int | None, line: int) -> Fai
         return Failure(id_, error.kind, str(error), line, error.data)
     if isinstance(error, EdgeguardError):
         return Failure(id_, error.kind or "server_error", str(error), line)
-    return Failure(id_, "worker_died", f"scoring failed in a way nobody foresaw ({type(error).__name__})", line)
+    return Failure(id_, "server_error", f"scoring failed in a way nobody foresaw ({type(error).__name__})", line)
