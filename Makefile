@@ -107,6 +107,13 @@ guard-figures: .venv/test.done
 	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 100 > bench/results/guard.md
 	$(BIN)/python docs/generate.py
 
+# 10 minutes on a quiet machine; `--parts attack --requests 10000` takes a quarter of an hour more.
+.PHONY: serve-figures
+serve-figures: .venv/test.done
+	mkdir -p bench/results
+	$(BIN)/python bench/serve.py > bench/results/serve.txt
+	$(BIN)/python docs/generate.py
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
