@@ -54,6 +54,7 @@ class Explained:
     found       what the guard's estimator says, before any calibration
     decided     of this one record: what decisions are taken on, and the decisions
     calibration  what stands between the two: "" for nothing, else the file's name
+    refused      why a score would be an error instead, "" where it would not
     """
 
     record: Mapping[str, Any]
@@ -63,6 +64,7 @@ class Explained:
     decided: Decisions
     thresholds: Thresholds
     calibration: str
+    refused: str = ""
 
     @property
     def calibrated(self) -> bool:
@@ -93,11 +95,15 @@ def explained(guard: Guard, record: Mapping[str, Any]) -> Explained:
     )
     taken = guard.calibration
     name = "" if taken is None else PurePath(taken.source).name or "a calibration"
-    return Explained(record, there, guard.estimator, found, decided, guard.thresholds, name)
+    return Explained(
+        record, there, guard.estimator, found, decided, guard.thresholds, name, str(guard.refusal(found) or "")
+    )
 
 
 def verdict(it: Explained) -> str:
     """`Flagged: P(unsafe) is 0.930, at or over its threshold of 0.5. Categories: S2.`."""
+    if it.refused:
+        return f"An error, and no verdict: {it.refused}."
     p, threshold = float(it.decided.y_prob[0, 0]), it.thresholds.of("unsafe")
     codes = [label for label, counts in zip(it.decided.labels, it.decided.y_pred[0], strict=True) if counts][1:]
     side = "at or over" if p >= threshold else "under"
@@ -108,7 +114,10 @@ def verdict(it: Explained) -> str:
 
 
 def as_json(it: Explained) -> dict[str, Any]:
-    """`explanation`, and beside it `decision`: what is decided on these answers, by which estimator and thresholds."""
+    """`explanation`, and beside it `decision`: what is decided on these answers, by which estimator and thresholds.
+
+    `flagged` is null where a score would be an error, which `error` has.
+    """
     stages = {"stages": 2} if it.thresholds.two_stage else {}
     labels = {
         label: {
@@ -121,7 +130,8 @@ def as_json(it: Explained) -> dict[str, Any]:
         for i, label in enumerate(it.decided.labels)
     }
     said = {"estimator": it.estimator, "calibration": it.calibration or None, **stages, "labels": labels}
-    return {**explanation(it.considered), "decision": {"flagged": bool(it.decided.y_pred[0, 0]), **said}}
+    flagged = None if it.refused else bool(it.decided.y_pred[0, 0])
+    return {**explanation(it.considered), "decision": {"flagged": flagged, "error": it.refused or None, **said}}
 
 
 def explanation(found: Considered) -> dict[str, Any]:

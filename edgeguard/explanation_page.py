@@ -24,7 +24,8 @@ def page(it: Explained, *, least: float = 0.01) -> str:
     about = it.considered
     names = {c.code: c.name for c in about.profile.categories}
     flagged = bool(it.decided.y_pred[0, 0])
-    heading = element("h1", verdict(it), class_=f"answer {'no' if flagged else 'yes'}")
+    kind = "open" if it.refused else "no" if flagged else "yes"
+    heading = element("h1", verdict(it), class_=f"answer {kind}")
     read = f"decided on {it.estimator}, {f'calibrated by {it.calibration}' if it.calibrated else 'not calibrated'}"
     texts = (element("blockquote", element("b", f"{role}: "), str(text)) for role, text in it.record.items())
     parts = [

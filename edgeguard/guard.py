@@ -544,15 +544,21 @@ class Guard:
             error.args = (f"{place}: {error}",)  # the same kind of error, with what it knows
             raise
 
-    def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
+    def refusal(self, found: Estimates) -> OffGrammar | None:
+        """Why a record with these estimates gets an error in place of a score; None where it gets one."""
         mass = 1 - found.off_grammar
         if mass < self._min_mass:
-            raise OffGrammar(
+            return OffGrammar(
                 f"{mass:.3g} of the probability lies on answers that profile {self.profile.name} can read, "
                 f"at least {self._min_mass:g} is needed; `edgeguard check` tells whether profile and model fit"
             )
         if not np.isfinite(found.margin):
-            raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
+            return OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
+        return None
+
+    def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
+        if (refused := self.refusal(found)) is not None:
+            raise refused
         decided = self._decided(found)
         assert decided.bounds is not None
         limits = [*decided.bounds[0].tolist(), *found.bounds[found.safe + 1 :].tolist()]

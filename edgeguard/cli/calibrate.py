@@ -142,7 +142,7 @@ def calibrate(
         elif fits:
             from edgeguard.cli.screen.evaluation import print_fits
 
-            print_fits(fits)
+            print_fits(fits, two_stage=two_stage)
         say(f"wrote {out}")
 
 

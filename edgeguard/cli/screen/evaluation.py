@@ -174,7 +174,7 @@ def _cells(figures: Mapping[str, Interval], columns: Iterable[str], *, ends: boo
     return cells
 
 
-def print_fits(fits: Sequence[LabelFit]) -> None:
+def print_fits(fits: Sequence[LabelFit], *, two_stage: bool = False) -> None:
     """What a calibration does to each label, and what its threshold gave; then what was left alone, and why."""
     console, rows = sized_console(), []
     reasons: dict[str, list[str]] = {}
@@ -193,7 +193,10 @@ def print_fits(fits: Sequence[LabelFit]) -> None:
     columns = ("label", "records", "map", "threshold", "precision", "recall", "F1", "FPR", "log loss", "mapped")
     if rows:
         _print_fitted(console, columns, rows)
-        console.print(Text("precision to FPR: on the records that the threshold was chosen on", "dim"))
+        chosen_on = "the records that the threshold was chosen on" + (
+            ": of a category the unsafe ones" if two_stage else ""
+        )
+        console.print(Text(f"precision to FPR: on {chosen_on}", "dim"))
     for reason, labels in reasons.items():
         verb = "has" if len(labels) == 1 else "have"
         console.print(Text(printable(f"{', '.join(labels)} {verb} {reason}"), "yellow"))

@@ -41,7 +41,8 @@ def print_explained(it: Explained, *, least: float) -> None:
         rows.append([label, _name(label, names), f"{own:.4f}", *mapped, f"{threshold:.4g}", counted(it, label)])
         rows[-1].append(f"[{low:.4f}, {high:.4f}]")
     _print_fitted(console, columns, rows)
-    console.print(Text(printable(verdict(it)), "bold red" if it.decided.y_pred[0, 0] else "bold green"))
+    color = "yellow" if it.refused else "red" if it.decided.y_pred[0, 0] else "green"
+    console.print(Text(printable(verdict(it)), f"bold {color}"))
     console.print()
     _print_estimates(console, it.considered, names)
 
