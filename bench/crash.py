@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from edgeguard.rows.run import run_file
 FORMATS = ("jsonl", "csv", "parquet")
 SECONDS = 120.0  # that one run may take, on a busy machine
 KILLS = 3  # of one output, at most
+_DONE = re.compile(rb"^\d+ records( \(and \d+ resumed\))?, \d+ flagged", re.MULTILINE)
 
 
 @dataclass
@@ -116,7 +118,7 @@ def _one(setting: Setting, out: Path, workers: int, draw: random.Random, found: 
             except subprocess.TimeoutExpired:
                 process.kill()
                 return f"not done after {SECONDS:.0f} s"
-        if process.returncode in (0, 1) and b"records" in said:  # 1: some of the records cannot be read
+        if process.returncode in (0, 1) and _DONE.search(said):  # 1: some of the records cannot be read
             return ""
         if process.returncode != -signal.SIGKILL:
             return f"exit status {process.returncode}: {said.decode(errors='replace')[-300:]}"

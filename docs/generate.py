@@ -110,7 +110,8 @@ def examples() -> dict[str, str]:
 
 def pages(sections: dict[str, str]) -> dict[Path, str]:
     """Every generated page as it should be."""
-    filled = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
+    top = [ROOT / "README.md", ROOT / "SECURITY.md"]
+    filled = [*top, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
     found = {path: fill(path.read_text(encoding="utf-8"), sections) for path in filled}
     found[ROOT / "docs" / "cli.md"] = cli_page()
     return found

@@ -12,6 +12,7 @@ from edgeguard.estimates import Trees, estimate
 from edgeguard.estimators import ESTIMATORS, bounds, log_odds
 from edgeguard.guard import Guard
 from edgeguard.profile import Profile
+from edgeguard.rows.record import Record
 from edgeguard.tree import ROOT, STOP, Tree
 
 
@@ -34,7 +35,7 @@ class Considered:
         return self.pieces[token]
 
 
-def considered(guard: Guard, record: str | Mapping[str, Any]) -> Considered:
+def considered(guard: Guard, record: str | Mapping[str, Any] | Record) -> Considered:
     """Have a guard consider a record. Raises RecordError."""
     trees = guard.explore_all(record)
     tokens = {int(token) for tree in trees.values() for token in tree.token if token >= 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -228,16 +229,7 @@ class Guard:
         self.backend, self.profile, self.estimator, self.window = backend, profile, estimator, window
         self.search, self.calibration, self.runtime, self._name = search, calibration, runtime, name
         self.thresholds = thresholds_for(calibration, thresholds)
-        if unknown := set(self.thresholds.labels) - {"unsafe", *self.codes}:
-            raise ProfileError(
-                f"a threshold is given for {', '.join(sorted(unknown))}, which profile {profile.name} has not; "
-                f"its labels are {', '.join(('unsafe', *self.codes))}"
-            )
-        if calibration and (unknown := set(calibration.maps) - {"unsafe", *self.codes}):
-            raise ProfileError(
-                f"{calibration.source or 'the calibration'} has a map for {', '.join(sorted(unknown))}, "
-                f"which profile {profile.name} has not"
-            )
+        check_decisions(profile, self.calibration, self.thresholds)
         self._min_mass = profile.min_grammar_mass if search.min_grammar_mass is None else search.min_grammar_mass
         vocabulary = told_early(backend.vocabulary, backend.n_ctx) if window is None else backend.vocabulary
         self._prompter = compile_prompt(profile, backend.info.chat_template, vocabulary)
@@ -310,6 +302,15 @@ class Guard:
         except BaseException:
             backend.close()
             raise
+
+    def deciding(self, calibration: Calibration | None, thresholds: Thresholds) -> Self:
+        """The same guard, deciding by others: the model, its memory and its lock are shared, nothing is loaded.
+
+        As with `Guard(…)` the calibration is not held against the model; `check_decisions` is who calls' business.
+        """
+        other = copy.copy(self)
+        other.calibration, other.thresholds = calibration, thresholds
+        return other
 
     @property
     def name(self) -> str:
@@ -607,6 +608,21 @@ class Guard:
             first_tokens=tuple(
                 (names.get(t) or self.piece(t), float(np.exp(np.float64(row[t])))) for t in likeliest if row is not None
             ),
+        )
+
+
+def check_decisions(profile: Profile, calibration: Calibration | None, thresholds: Thresholds) -> None:
+    """Refuse a threshold or a map for a label that the profile is not asked about. Raises ProfileError."""
+    labels = ("unsafe", *(category.code for category in profile.asked))
+    if unknown := set(thresholds.labels) - set(labels):
+        raise ProfileError(
+            f"a threshold is given for {', '.join(sorted(unknown))}, which profile {profile.name} has not; "
+            f"its labels are {', '.join(labels)}"
+        )
+    if calibration and (unknown := set(calibration.maps) - set(labels)):
+        raise ProfileError(
+            f"{calibration.source or 'the calibration'} has a map for {', '.join(sorted(unknown))}, "
+            f"which profile {profile.name} has not"
         )
 
 

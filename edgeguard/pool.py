@@ -44,12 +44,13 @@ _REMEMBERED = 64  # lines that were told and are not told again
 _LENGTH = struct.Struct("!Q")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
-    """A task, pickled, and where its result goes."""
+    """A task, pickled, where its result goes, and the one process that may do it; None: any."""
 
     data: bytes
     future: Future[Any]
+    seat: int | None = None
 
 
 _begun: deque[tuple[_Child, Any]] = deque()  # started ahead, and of no pool yet; with what it has of this process
@@ -116,6 +117,7 @@ class Pool:
         self._broken: tuple[BaseException, float] | None = None  # what a process could not open for, and when
         self._told: deque[str] = deque(maxlen=_REMEMBERED)
         self._closed = False
+        self._deaths = 0
         with self._changed:
             for _ in range(min(n, max(1, start))):
                 self._add_seat()
@@ -128,14 +130,26 @@ class Pool:
                 return self._hello[0]
             raise self._broken[0] if self._broken else ValueError("the pool is closed")
 
-    def submit(self, task: Task[T], item: Any) -> Future[T]:
-        """Have `task(opened, item)` done; both are pickled here. Its result, or what it raised, or WorkerDied."""
-        job = _Job(pickle.dumps((task, item)), Future())
+    @property
+    def deaths(self) -> int:
+        """How many processes have ended that nobody had ended, so far."""
+        return self._deaths
+
+    def submit(self, task: Task[T], item: Any, *, seat: int | None = None) -> Future[T]:
+        """Have `task(opened, item)` done; both are pickled here. Its result, or what it raised, or WorkerDied.
+
+        seat  the process that does it, of 0 … n - 1, or what stands in its place; None: whichever has time
+        """
+        if seat is not None and not 0 <= seat < self._n:
+            raise ValueError(f"seat is {seat}; the pool has {self._n}")
+        job = _Job(pickle.dumps((task, item)), Future(), seat)
         with self._changed:
             if self._closed:
                 raise ValueError("the pool is closed")
             self._jobs.append(job)
             if len(self._jobs) > self._idle and len(self._seats) < self._n:
+                self._add_seat()
+            while seat is not None and len(self._seats) <= seat:
                 self._add_seat()
             self._changed.notify_all()
         return job.future
@@ -163,19 +177,30 @@ class Pool:
         self.close()
 
     def _add_seat(self) -> None:
-        seat = _Seat(self)
+        seat = _Seat(self, len(self._seats))
         self._seats.append(seat)
         seat.thread.start()
 
     # What seats call
 
-    def next(self) -> _Job | None:
-        """The next job, as soon as there is one; None where there will be none."""
+    def next(self, seat: int) -> _Job | None:
+        """The next job for this seat, as soon as there is one; None where there will be none."""
         with self._changed:
             self._idle += 1
-            self._changed.wait_for(lambda: self._jobs or self._closed)
+            self._changed.wait_for(lambda: self._next(seat) or self._closed)
             self._idle -= 1
-            return self._jobs.popleft() if self._jobs else None
+            job = self._next(seat)
+            if job is not None:
+                self._jobs.remove(job)
+            return job
+
+    def _next(self, seat: int) -> _Job | None:
+        return next((job for job in self._jobs if job.seat is None or job.seat == seat), None)
+
+    def died(self) -> None:
+        """Hear that a process has ended, and nobody had ended it."""
+        with self._changed:
+            self._deaths += 1
 
     def opened(self, hello: Any) -> None:
         """Hear what one process has opened. Raises ModelError where it is not what the others have."""
@@ -230,8 +255,8 @@ def _folder() -> str | None:
 class _Seat:
     """A thread of the pool with its process, which it starts, asks, and replaces."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, number: int) -> None:
+        self._pool, self._number = pool, number
         self._child: _Child | None = None
         self._ended = False
         self._lock = threading.Lock()
@@ -251,7 +276,7 @@ class _Seat:
                 self._open()
             except Exception as error:  # each job hears it
                 self._pool.broke(error)
-            while (job := self._pool.next()) is not None:
+            while (job := self._pool.next(self._number)) is not None:
                 if job.future.set_running_or_notify_cancel():
                     self._do(job)
             self._drop()
@@ -288,6 +313,7 @@ class _Seat:
                 return child.ask(job.data)
             except _Died as death:
                 self._drop()
+                self._pool.died()
                 attempts, idle = attempts + death.at_work, idle + (not death.at_work)
                 if attempts == _ATTEMPTS or idle == _OPENINGS:
                     raise
@@ -309,6 +335,7 @@ class _Seat:
                 return child
             except _Died as death:
                 self._drop()
+                pool.died()
                 if attempt == _OPENINGS:
                     raise ModelError(
                         f"{death} while it started, {attempt} times; it said last: {death.last_words}",
@@ -350,31 +377,24 @@ class _Child:
         """Start it; it imports `module` while it waits. Raises ModelError where the system does not start it."""
         self.heard: Callable[[str], None] = lambda line: None  # gets what it logs
         try:
-            read, write = os.pipe()
-        except OSError as error:
-            raise _not_started(self.what, error) from None
-        self._answers = os.fdopen(read, "rb")
-        try:
-            # Its stdout carries nothing: whatever the libraries in there print cannot stand between answers.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", start("edgeguard.pool"), *sys.path],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,  # what a buffer still held for a dead process would be written when it is thrown away
-                pass_fds=(write,),
                 cwd=folder,
             )
         except OSError as error:
-            self._answers.close()
             raise _not_started(self.what, error) from None
-        finally:
-            os.close(write)
+        assert self._process.stdout is not None
+        self._answers = os.fdopen(os.dup(self._process.stdout.fileno()), "rb")
+        self._process.stdout.close()
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         with suppress(OSError):  # it has died; asking says so
-            self._send(_LENGTH.pack(write) + _LENGTH.pack(len(module)) + module.encode())
+            self._send(_LENGTH.pack(len(module)) + module.encode())
 
     def ask(self, data: bytes) -> tuple[bool, Any]:
         """Send pickled data, and wait: whether it was done, and the result or what was raised. Raises _Died."""
@@ -494,7 +514,11 @@ def _child() -> NoReturn:
     """Open what the first message says, then do a task for each message; end with the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
     requests = os.fdopen(os.dup(0), "rb")
-    answers = _Answers(os.fdopen(_LENGTH.unpack(requests.read(_LENGTH.size))[0], "wb"))
+    answers = _Answers(os.fdopen(os.dup(1), "wb"))
+    # Whatever the libraries print from here on goes nowhere, and cannot stand between answers.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
     module = _read(requests).decode()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(requests, messages), daemon=True).start()

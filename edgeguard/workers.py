@@ -275,7 +275,21 @@ class Workers:
 
     def ask(self, task: Callable[[Guard, Any], T], item: Any = None) -> T:
         """What `task(guard, item)` gives in one of the processes; both are sent by pickle."""
-        return self._pool.submit(task, item).result()
+        return self.submit(task, item).result()
+
+    def submit(self, task: Callable[[Guard, Any], T], item: Any = None, *, worker: int | None = None) -> Future[T]:
+        """What `ask` waits for; a server has other things to do meanwhile (`asyncio.wrap_future`).
+
+        Cancelled before a process has begun with it, it is never done.
+
+        worker  the process that is to do it, of 0 … workers - 1; None: whichever has time first
+        """
+        return self._pool.submit(task, item, seat=worker)
+
+    @property
+    def deaths(self) -> int:
+        """How many of the processes have died so far; others stand in their places."""
+        return self._pool.deaths
 
     def close(self) -> None:
         """End the processes, in the midst of what they do. Calling it twice is fine."""

@@ -161,7 +161,7 @@ class Here:
     def hello(self) -> Any:
         return pickle.loads(pickle.dumps(self._hello(self._opened)))
 
-    def submit(self, task: Any, item: Any) -> Future[Any]:
+    def submit(self, task: Any, item: Any, *, seat: int | None = None) -> Future[Any]:
         task, item = pickle.loads(pickle.dumps((task, item)))
         future: Future[Any] = Future()
         try:
@@ -206,7 +206,7 @@ def run_process() -> RunProcess:
 
     def run(*args: object, **options: object) -> subprocess.CompletedProcess[bytes]:
         streams = {} if {"stdout", "stderr", "capture_output"} & options.keys() else {"capture_output": True}
-        return subprocess.run(command(*args), timeout=120, check=False, **{**streams, **options})  # type: ignore[call-overload]
+        return subprocess.run(command(*args), timeout=300, check=False, **{**streams, **options})  # type: ignore[call-overload]
 
     return run
 

@@ -34,7 +34,7 @@ LAYERS = [
     {"fingerprint"},
     {"ray"},
     {"evaluation", "explanation", "selftest"},
-    {"quant"},
+    {"quant", "serve"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -26,6 +26,9 @@ def test_the_wheel_holds_the_profiles_the_types_and_the_guard_and_nothing_else(t
     calibrations = {f"{form}calibration-{e}.json" for form in forms for e in estimators}
     assert guard == {"README.md", "adapter.gguf", "guard.toml"} | calibrations
     assert "edgeguard/quant/page.html.jinja" in names
+    page = {n for n in names if n.startswith("edgeguard/serve/") and not n.endswith(".py")}
+    files = {f"page/{name}" for name in ("index.html", "page.css", "page.js")} | {"openai.toml"}
+    assert page == {f"edgeguard/serve/{name}" for name in files}
     others = {n for n in names if n.endswith((".gguf", ".onnx", ".jsonl", ".pt"))}
     assert others == {"edgeguard/guards/edgeguard-135m/adapter.gguf"}
     assert wheel.stat().st_size < 20e6

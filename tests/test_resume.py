@@ -17,7 +17,7 @@ from edgeguard.guard import Guard
 from edgeguard.profile import parse_profile
 from edgeguard.rows.readers import Reading
 from edgeguard.rows.record import Failure, Message, Record
-from edgeguard.rows.run import digest_of, run_file
+from edgeguard.rows.run import Noted, digest_of, run_file
 from edgeguard.rows.shapes import Fields
 from edgeguard.workers import Workers
 
@@ -75,6 +75,16 @@ def test_what_can_change_a_row_must_not_differ_and_is_named(
     again = run("score", source, "-o", out, "--resume", *tiny, *options)
     assert again.exit_code == 1 and f"another run wrote its rows: {said}; resume with the same" in again.stderr
     assert out.read_bytes() == before
+
+
+def test_of_many_differences_of_a_kind_the_first_few_are_named() -> None:
+    noted = Noted("jsonl", {"context": 64, **{f"threshold of S{i}": i / 10 for i in range(6)}}, "", 0, 0)
+    assert noted.changed("jsonl", {"context": 32}) == [
+        "context was 64, is 32",
+        *(f"threshold of S{i} was {i / 10}, is not given" for i in range(3)),
+        "threshold of 3 more",
+    ]
+    assert noted.changed("jsonl", noted.settings) == []
 
 
 @pytest.mark.parametrize("format", FORMATS)

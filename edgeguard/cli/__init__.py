@@ -24,6 +24,7 @@ from edgeguard.cli.models import models
 from edgeguard.cli.profiles import profiles
 from edgeguard.cli.say import say, status, stdout_lost
 from edgeguard.cli.score import score
+from edgeguard.cli.serve import serve
 
 
 @click.group(
@@ -39,7 +40,7 @@ def main() -> None:
     """
 
 
-for command in (score, explain, check, evaluate, calibrate, convert, inspect, profiles, models, bench):
+for command in (score, serve, explain, check, evaluate, calibrate, convert, inspect, profiles, models, bench):
     main.add_command(command)
 
 

@@ -24,14 +24,23 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_MODEL_OPTIONS = (
-    click.option(
-        "--model",
-        "-m",
-        type=click.Path(path_type=Path),
-        help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
-        "[default: edgeguard-135m]",
-    ),
+_MODEL_OPTION = click.option(
+    "--model",
+    "-m",
+    type=click.Path(path_type=Path),
+    help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
+    "[default: edgeguard-135m]",
+)
+_MODELS_OPTION = click.option(
+    "--model",
+    "-m",
+    "models",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="As `edgeguard score` takes it, and the name that clients call it by; repeatable, the first is the default "
+    "[default: edgeguard-135m]",
+)
+_OPENING_OPTIONS = (
     click.option("--lora", type=click.Path(path_type=Path), help="GGUF: a LoRA adapter to apply, a GGUF file too"),
     click.option("--profile", "-p", help="Name from `edgeguard profiles`, or a TOML file [default: told by the model]"),
     click.option(
@@ -131,7 +140,8 @@ def _all(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
     return lambda command: reduce(lambda f, option: option(f), reversed(options), command)
 
 
-model_options = _all(_MODEL_OPTIONS)
+model_options = _all((_MODEL_OPTION, *_OPENING_OPTIONS))
+models_options = _all((_MODELS_OPTION, *_OPENING_OPTIONS))  # several by name, opened by the same options
 workers_option = click.option(
     "--workers",
     "-w",

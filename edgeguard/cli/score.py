@@ -55,6 +55,23 @@ def _read_window(context: click.Context, option: click.Parameter, value: str | N
     return tokens
 
 
+estimator_option = click.option(
+    "--estimator",
+    "-e",
+    type=click.Choice(["conditional", "joint", "marginal"]),
+    default="marginal",
+    show_default=True,
+    help="How a category's probability is estimated",
+)
+window_option = click.option(
+    "--window",
+    callback=_read_window,
+    metavar="TOKENS|auto",
+    help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
+    "context leaves [default: a text longer than the context is an error]",
+)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -67,23 +84,10 @@ Examples:
 @click.argument("source", metavar="FILE|-", type=on_ray.PathOrUri(path_type=Path, allow_dash=True))
 @model_options
 @workers_option
-@click.option(
-    "--estimator",
-    "-e",
-    type=click.Choice(["conditional", "joint", "marginal"]),
-    default="marginal",
-    show_default=True,
-    help="How a category's probability is estimated",
-)
+@estimator_option
 @search_options
 @calibration_options
-@click.option(
-    "--window",
-    callback=_read_window,
-    metavar="TOKENS|auto",
-    help="Score a longer text in overlapping windows of so many tokens, the worst one counts; auto: as many as the "
-    "context leaves [default: a text longer than the context is an error]",
-)
+@window_option
 @click.option("--output", "-o", type=on_ray.PathOrUri(path_type=Path), help="File to write [default: stdout]")
 @click.option(
     "--format",

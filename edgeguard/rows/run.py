@@ -31,6 +31,7 @@ _TOKEN = re.compile(r"[0-9a-f]{16}\Z")
 _MARKS = (1, 4, 16, 64, 256)  # bytes of a row's beginning that are told apart
 _ENTRY = re.compile(rb"([0-9a-f]{16}) ([0-9a-f]{16}) ([0-9a-f]{20})\n\Z")
 _ENTRY_SIZE = 16 + 1 + 16 + 1 + 4 * len(_MARKS) + 1
+_FEW = 3  # differences of one kind that an error names
 NO_SETTINGS: Settings = MappingProxyType({})
 NO_RECORD = "0" * 16  # the digest of a row that no record is known for
 
@@ -85,13 +86,16 @@ class Noted:
     entries: int
 
     def changed(self, format: str, settings: Settings) -> list[str]:
-        """What another run would do otherwise: "threshold was 0.5, is 0.7"."""
+        """What another run would do otherwise: "threshold was 0.5, is 0.7"; of many alike, "a of b", the first few."""
         was, now = {"format": self.format, **self.settings}, {"format": format, **settings}
-        return [
-            f"{name} was {_said(was, name)}, is {_said(now, name)}"
-            for name in dict.fromkeys((*was, *now))
-            if _said(was, name) != _said(now, name)
-        ]
+        found: dict[str, list[str]] = {}
+        for name in dict.fromkeys((*was, *now)):
+            if _said(was, name) != _said(now, name):
+                kind, of, _ = name.partition(" of ")
+                found.setdefault(kind + of, []).append(f"{name} was {_said(was, name)}, is {_said(now, name)}")
+        more = {kind: len(alike) - _FEW for kind, alike in found.items() if len(alike) > _FEW}
+        said = [one for alike in found.values() for one in alike[:_FEW]]
+        return [*said, *(f"{kind}{n} more" for kind, n in more.items())]
 
 
 def _said(settings: Settings, name: str) -> str:
