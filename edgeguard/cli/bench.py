@@ -28,7 +28,7 @@ from edgeguard.quant import DEFAULT_VARIANTS
 
 if TYPE_CHECKING:
     from edgeguard.backend import KvCache
-    from edgeguard.quant.plan import Plan
+    from edgeguard.quant.plan import StudyPlan
     from edgeguard.quant.progress import Step, Tell
 
 NONE_KEEPS, TOO_FEW = 4, 5  # exit codes
@@ -252,7 +252,7 @@ def _command() -> str:
     return shlex.join(["edgeguard", *arguments])
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: StudyPlan) -> None:
     from edgeguard.quant.reading import plan_lines
 
     for line in plan_lines(plan.data()):
