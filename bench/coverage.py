@@ -94,7 +94,7 @@ def decision_row(n: int, limit: float, rate: float, studies: int, rng: np.random
         seen: list[Look] = []
         for k, m in zip(counts, looks, strict=True):
             seen.append(Look(m, k, 0, m == n))
-            decision = decide(seen, n, choices)
+            decision = decide(seen, n, choices, how_many=False)
             if not goes_on(decision, n, choices):
                 break
         assert decision.verdict is not None

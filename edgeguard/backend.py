@@ -33,11 +33,13 @@ class Prefix:
 
     ask  whether it is the rest of one of several prompts about the record that it stands on: what is asked of one of
          them is evaluated as if the others were not there
+    grows  whether later records are expected to begin like this one: an adapter may keep its keys and values for them
     """
 
     tokens: tuple[int, ...]
     parent: Prefix | None = None
     ask: bool = False
+    grows: bool = False
 
     def path(self) -> tuple[int, ...]:
         """All token ids from the root to here."""
@@ -141,6 +143,8 @@ class RuntimeOptions:
     gpu_layers  layers to put on the GPU, -1 for all; None: as `device` says
     kv_cache    precision of the keys and values; None: the runtime's own
     lora        an adapter's file, to apply beside the weights
+    batch       tokens a call at most, and the step in which a record that begins like the one before is gone on with;
+                None: the runtime's own, 512. Another number may change bits, as another number of threads may
     condition   another way to compute the same, to measure noise with
     runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has
                 forms for each; None is there the first of its defaults whose runtime is installed
@@ -154,6 +158,7 @@ class RuntimeOptions:
     gpu_layers: int | None = None
     kv_cache: KvCache | None = None
     lora: str | Path | None = None
+    batch: int | None = None
     condition: Condition | None = None
     runtime: RuntimeName | None = None
 

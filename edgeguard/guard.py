@@ -27,6 +27,7 @@ from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordEr
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.forms import Tell, in_log, open_built_in, prepare
+from edgeguard.hub import resolved
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt, told_early
 from edgeguard.rows.judging import Input, judged
@@ -263,7 +264,8 @@ class Guard:
         `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
-                     "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
+                     "edgeguard-135m:q4_0"; "hf:org/repo:file@revision" for a hub's, which `edgeguard.hub` fetches once;
+                     None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
@@ -353,13 +355,17 @@ class Guard:
         """The profile's answers as an automaton over this model's tokens, for `tree.explore`."""
         return self._answers
 
-    def score(self, record: str | Mapping[str, Any] | Record) -> Score:
-        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else."""
+    def score(self, record: str | Mapping[str, Any] | Record, *, grows: bool = False) -> Score:
+        """Score a text, a mapping as in a JSONL line, or a Record. Raises RecordError, TypeError for anything else.
+
+        grows  it will be asked about again with more at its end, as a streamed answer is: what is computed of it may be
+               kept. That changes nothing but the time
+        """
         record = make_record(record)
         with self._in_use():
             windows = self._windows(record.messages)
             if not windows:
-                return self._score_whole(record)
+                return self._score_whole(record, grows=grows)
             return _worst([self._score_part(record, window) for window in windows], windows)
 
     def windows(self, record: str | Mapping[str, Any] | Record) -> tuple[TextWindow, ...]:
@@ -465,7 +471,7 @@ class Guard:
                 raise ValueError("the guard is closed")
             yield
 
-    def _prompts(self, messages: tuple[Message, ...]) -> dict[str | None, Prefix]:
+    def _prompts(self, messages: tuple[Message, ...], *, grows: bool = False) -> dict[str | None, Prefix]:
         """Question → its prompt, on what it has in common with others. Raises ContextOverflow."""
         parts = self._prompter.parts(messages)
         prompts: dict[str | None, Prefix] = {}
@@ -473,8 +479,8 @@ class Guard:
         for question, (preamble, rest) in parts.asked.items():
             begin = self._roots.setdefault(preamble, Prefix(preamble))
             if parts.shared:
-                begin = texts.setdefault(preamble, Prefix(parts.shared, begin))
-            prompts[question] = Prefix(rest, begin, ask=bool(parts.shared))
+                begin = texts.setdefault(preamble, Prefix(parts.shared, begin, grows=grows))
+            prompts[question] = Prefix(rest, begin, ask=bool(parts.shared), grows=grows)
         longest = max(len(prompt.path()) for prompt in prompts.values())
         if longest + ANSWER_ROOM > self.backend.n_ctx:
             raise ContextOverflow(longest + ANSWER_ROOM, self.backend.n_ctx)
@@ -523,8 +529,8 @@ class Guard:
             max_rows=self.search.max_nodes,
         )
 
-    def _score_whole(self, record: Record) -> Score:
-        prompts = self._prompts(record.messages)
+    def _score_whole(self, record: Record, *, grows: bool = False) -> Score:
+        prompts = self._prompts(record.messages, grows=grows)
         trees = {question: self._explore(prompt, record.messages) for question, prompt in prompts.items()}
         return self._score(record, estimate(trees, self.estimator, umbrella=self.umbrella), _tokens(prompts, trees))
 
@@ -743,10 +749,11 @@ def prepared(
 ) -> tuple[str | Path | None, Path]:
     """For who loads one guard in several processes: what each is to name as its model, and the file or folder it opens.
 
-    A form of a built-in guard that is not there yet is made here, so that it is made, and told of, once. Raises what
+    A form of a built-in guard that is not there yet is made here, and a hub's model fetched: once. Raises what
     `Guard.load` does for these arguments, but for what it finds in the model's files.
     """
     given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+    model = resolved(model, tell=tell)
     asked = _asked(model, given, runtime)
     if asked.path is not None:
         return model, Path(asked.path)
@@ -759,7 +766,7 @@ def prepared(
 
 def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
     """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
-    asked = _asked(model, profile, runtime)
+    asked = _asked(resolved(model, tell=tell), profile, runtime)
     if profile is None and asked.built is not None:
         profile = load_profile(asked.built.profile)
     if asked.path is not None:

@@ -25,7 +25,7 @@ LAYERS = [
     {"profile", "formats", "example_answers"},
     {"calibration"},
     {"builtin"},
-    {"answers", "backends", "convert", "pull", "templates"},
+    {"answers", "backends", "convert", "hub", "pull", "templates"},
     {"tree", "prompt", "inspection", "forms"},
     {"estimators", "ports", "description"},
     {"estimates"},

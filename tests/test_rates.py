@@ -91,7 +91,7 @@ def outcomes(rate: float, limit: float, n: int) -> dict[str, float]:
         alive, before = np.convolve(alive, step), here
         for k in np.flatnonzero(alive > 1e-15):
             # Of the looks only this one counts: bounds that an earlier one had were not enough, or it had ended there.
-            decision = decide([Look(here, int(k), 0, here == n)], n, choices)
+            decision = decide([Look(here, int(k), 0, here == n)], n, choices, how_many=False)
             if decision.verdict != "too_few" or not goes_on(decision, n, choices):
                 found[decision.verdict] += alive[k]
                 found["records"] += alive[k] * here
@@ -122,7 +122,7 @@ def test_simulated_studies_err_as_seldom_as_all_paths_say():
         looks: list[Look] = []
         for here in looks_of(n):
             looks.append(Look(here, int(total[here - 1]), 0, here == n))
-            decision = decide(looks, n, choices)
+            decision = decide(looks, n, choices, how_many=False)
             if not goes_on(decision, n, choices):
                 break
         verdicts.append(decision.verdict)

@@ -265,6 +265,18 @@ def test_the_tree_of_answers_comes_where_it_is_asked_for(server: Running, tiny_g
     assert server.ask("/v1/score", {"input": ["a", "b"], "explain": True}).code == "several_records"
 
 
+def test_a_conversation_that_grows_keeps_to_one_process_and_gets_the_same_rows(
+    server: Running, tiny_guard: Guard
+) -> None:
+    words = "It is done like this, step by step, and not otherwise. " * 3
+    for session in ("a", "b", "ü"):
+        for n in range(20, len(words), 40):
+            record = {"id": n, "prompt": "How?", "response": words[:n]}
+            assert server.ask("/v1/score", {**record, "session": session}).json == row_of(tiny_guard, record)
+    both = {"input": ["a", "b"], "session": "a"}
+    assert server.ask("/v1/score", both).code == "several_records"
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [

@@ -89,8 +89,11 @@ def test_an_idle_worker_that_was_killed_comes_back(server: Running, tiny_guard: 
     assert server.ask("/v1/score", texts).json == [row_of(tiny_guard, text) for text in texts]
 
 
-def test_a_bug_is_an_error_row_that_gives_nothing_away(server: Running) -> None:
+def test_a_bug_is_an_error_row_that_gives_nothing_away(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     reply = server.ask("/v1/score", {"text": "bug"})
+    (record,) = caplog.records
+    assert "KeyError at " in record.getMessage() and "stub_serving.py" in record.getMessage()
+    assert "nobody foresaw" not in caplog.text
     assert reply.status == 500 and "nobody foresaw" in reply.json["error"]["message"]
     assert "this" not in reply.json["error"]["message"]
 

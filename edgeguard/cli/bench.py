@@ -28,7 +28,7 @@ from edgeguard.quant import DEFAULT_VARIANTS
 
 if TYPE_CHECKING:
     from edgeguard.backend import KvCache
-    from edgeguard.quant.plan import Plan
+    from edgeguard.quant.plan import StudyPlan
     from edgeguard.quant.progress import Step, Tell
 
 NONE_KEEPS, TOO_FEW = 4, 5  # exit codes
@@ -56,7 +56,9 @@ Examples:
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder for the report and what is kept"
 )
-@click.option("--reference", "-r", help="F32 or F16 GGUF, or fp32 ONNX model [default: edgeguard-135m, merged to F32]")
+@click.option(
+    "--reference", "-r", help="F32 or F16 GGUF, or fp32 ONNX model, or a hub's [default: edgeguard-135m, merged to F32]"
+)
 @click.option(
     "--variants",
     "-v",
@@ -161,6 +163,7 @@ def quant(
         from edgeguard.cli.screen.quant import print_quant
         from edgeguard.evaluation.label_map import read_label_map
         from edgeguard.guard import Search
+        from edgeguard.hub import resolved
         from edgeguard.quant.choices import Choices, by_estimator
         from edgeguard.quant.files import write_report
         from edgeguard.quant.reading import plan_lines
@@ -175,11 +178,12 @@ def quant(
             draws=draws,
             seed=seed,
         )
+        others["reference"] = resolved(others["reference"])
         options = StudyOptions(
             records=records,
             folder=out,
             reading=reading,
-            variants=split_names(*variants) or DEFAULT_VARIANTS,
+            variants=[str(resolved(name)) for name in split_names(*variants)] or DEFAULT_VARIANTS,
             policies=None if policies is None else tuple(split_names(policies)),
             runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
             search=Search(tolerance, max_nodes),
@@ -248,7 +252,7 @@ def _command() -> str:
     return shlex.join(["edgeguard", *arguments])
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: StudyPlan) -> None:
     from edgeguard.quant.reading import plan_lines
 
     for line in plan_lines(plan.data()):

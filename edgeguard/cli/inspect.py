@@ -31,7 +31,8 @@ def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter, a built-in guard.
 
     A built-in guard is named NAME or NAME:FORM: then it says too where the form's files are, whether they are those
-    that were released, or how to make them. Without MODEL, the model that the built-in guard stands on.
+    that were released, or how to make them. A model of a hub is named hf:ORG/REPO[:FILE][@REVISION]. Without MODEL,
+    the model that the built-in guard stands on.
 
     Shows its size, quantization, tokenizer, chat template, the profile that fits, how it was made, and whether
     edgeguard can score with it. The files are read and hashed, no model is loaded. Exit code 1 only if it cannot be
@@ -39,13 +40,15 @@ def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
     """
     with reported_errors():
         from edgeguard.builtin import base_model, find_form
+        from edgeguard.hub import resolved
         from edgeguard.inspection import inspect_model
 
-        named = None if model is None else find_form(model)
+        given = resolved(model, checkpoint=True)
+        named = None if given is None else find_form(given)
         if named is not None:
             _built_in(*named, tensors=tensors, as_json=as_json)
             return
-        found = inspect_model(base_model() if model is None else model)
+        found = inspect_model(base_model() if given is None else given)
         if as_json:
             _echo_json(found.row(tensors=tensors))
         else:

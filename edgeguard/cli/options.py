@@ -28,8 +28,8 @@ _MODEL_OPTION = click.option(
     "--model",
     "-m",
     type=click.Path(path_type=Path),
-    help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
-    "[default: edgeguard-135m]",
+    help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME or NAME:FORM, or a hub's, "
+    "as hf:ORG/REPO[:FILE][@REVISION] [default: edgeguard-135m]",
 )
 _MODELS_OPTION = click.option(
     "--model",
@@ -73,6 +73,11 @@ _OPENING_OPTIONS = (
         help="Where to compute; auto takes CUDA if the runtime has it",
     ),
     click.option("--gpu-layers", type=click.IntRange(min=-1), help="GGUF: layers on the GPU [default: all with cuda]"),
+    click.option(
+        "--batch",
+        type=click.IntRange(1, 512),
+        help="GGUF: tokens a call; in steps of so many a chat that grows is gone on with [default: 512]",
+    ),
     click.option(
         "--kv-cache", type=click.Choice(["f16", "f32"]), help="GGUF: precision of the KV memory [default: f16]"
     ),

@@ -34,7 +34,6 @@ _LIMITS = (
     "body_timeout",
     "connections",
     "drain",
-    "sessions",
 )
 
 
@@ -93,9 +92,6 @@ Then:
 )
 @click.option("--connections", type=click.IntRange(1), default=1024, show_default=True, help="Open at once")
 @click.option("--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish at SIGTERM")
-@click.option(
-    "--sessions", type=click.IntRange(0), default=64, show_default=True, help="Growing conversations to remember"
-)
 @click.option("--log-text", is_flag=True, help="The log has the texts too; by default nothing of them is kept")
 @click.option("--skip-self-test", is_flag=True, help="Serve a guard that does not tell its profile's two texts apart")
 def serve(**options: Any) -> None:
@@ -133,7 +129,6 @@ def _taken(options: dict[str, Any]) -> Any:
             body_seconds=limit["body_timeout"],
             connections=limit["connections"],
             drain_seconds=limit["drain"],
-            sessions=limit["sessions"],
         )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--queue") from None

@@ -109,8 +109,8 @@ def design_of(planned: int, choices: Choices) -> Design:
     return Design(planned, ALPHA / 2, ALPHA / 2) if choices.max_auprc_loss is not None else Design(planned, 0.0, ALPHA)
 
 
-def decide(looks: Sequence[Look], planned: int, choices: Choices) -> Decision:
-    """From all looks so far, in order: at least one."""
+def decide(looks: Sequence[Look], planned: int, choices: Choices, *, how_many: bool = True) -> Decision:
+    """From all looks so far, in order: at least one. `how_many`: say how many records would do; it takes a while."""
     last, made = looks[-1], design_of(planned, choices)
     made = Design(last.n, made.watching, made.at_end) if last.end else Design(max(planned, last.n + 1), *_spent(made))
     rate, loss = bounds([(look.changed, look.n) for look in looks], made), _loss_bounds(looks, choices)
@@ -119,7 +119,7 @@ def decide(looks: Sequence[Look], planned: int, choices: Choices) -> Decision:
     verdict: Verdict | None = None
     if found:
         verdict = "breaks" if "breaks" in found else "too_few" if "too_few" in found else "keeps"
-    wanted = _records_needed(last, loss, choices) if verdict == "too_few" else None
+    wanted = _records_needed(last, loss, choices) if how_many and verdict == "too_few" else None
     return Decision(verdict, last, rate, loss, wanted)
 
 

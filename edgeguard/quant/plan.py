@@ -24,7 +24,7 @@ _BYTES_A_SCORE = 2000  # of a record in a file of scores
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What there is to do.
 
     records        that can be read; unreadable: that cannot
@@ -87,7 +87,7 @@ def make_plan(
     kept: Mapping[str, int],
     folder: Path,
     seconds_each: float | None,
-) -> Plan:
+) -> StudyPlan:
     """The plan. `kept`: of a model's name, how many of its records are scored already."""
     n = readable + unreadable
     looks = looks_of(n) if watches(choices) else [n]
@@ -96,7 +96,7 @@ def make_plan(
     first, last = (_asked(reference, variants, min(n, upto)) if floor else 0 for upto in (FIRST_ASKED, floor))
     clock = measurements * len(names) * min(n, FOR_THE_CLOCK)
     rounds = any(_rounds(one) for one in variants) and floor
-    return Plan(
+    return StudyPlan(
         records=readable,
         unreadable=unreadable,
         variants=tuple(variants),
@@ -209,7 +209,7 @@ def check_records(readable: int, n: int) -> None:
         raise InputError(f"{what}{tail}: a comparison takes at least 2 records; give more")
 
 
-def check_disk(plan: Plan, folder: Path) -> None:
+def check_disk(plan: StudyPlan, folder: Path) -> None:
     """Raises OutputError where the models do not fit."""
     wanted = plan.to_make + plan.at_once
     if plan.free is not None and wanted > plan.free:

@@ -103,7 +103,7 @@ def score_all(
             left, right = drift.shared(base, tables[one.name])
             seen, end = looks[one.name], upto == work.n
             seen.append(look_at(left, right, work.choices, planned=work.n, end=end))
-            decision = decide(seen, work.n, work.choices)
+            decision = decide(seen, work.n, work.choices, how_many=False)
             if decision.verdict and not goes_on(decision, work.n, work.choices) and watches(work.choices):
                 undecided.remove(one)
                 work.progress.skip(work.n - upto)

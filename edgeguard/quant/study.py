@@ -25,7 +25,7 @@ from edgeguard.quant.choices import Choices
 from edgeguard.quant.clock import costs_of, kept_costs
 from edgeguard.quant.files import not_writable
 from edgeguard.quant.hardware import machine_data
-from edgeguard.quant.plan import TIMED, Plan, check_disk, check_limits, check_records, make_plan
+from edgeguard.quant.plan import TIMED, StudyPlan, check_disk, check_limits, check_records, make_plan
 from edgeguard.quant.progress import Progress, Step, Tell, silent
 from edgeguard.quant.report import Measured, Report, build_report
 from edgeguard.quant.rounds import Work
@@ -144,7 +144,9 @@ class _Ready:
         )
 
 
-def study(options: StudyOptions, *, tell: Tell = silent, show: Callable[[Plan], None] = lambda plan: None) -> Report:
+def study(
+    options: StudyOptions, *, tell: Tell = silent, show: Callable[[StudyPlan], None] = lambda plan: None
+) -> Report:
     """Score the reference and its variants as far as it takes, measure noise and cost, and compare.
 
     Nothing is made or scored twice in one folder, and each model runs in a process of its own. `show` gets the plan
@@ -173,7 +175,7 @@ def study(options: StudyOptions, *, tell: Tell = silent, show: Callable[[Plan], 
     )
 
 
-def plan_of(options: StudyOptions, *, tell: Tell = silent) -> Plan:
+def plan_of(options: StudyOptions, *, tell: Tell = silent) -> StudyPlan:
     """What `study` would do; the reference is made and scores its first ten records for it. Raises as `study` does."""
     progress = Progress(tell, ())
     return _planned(_ready(options, progress), progress)
@@ -213,11 +215,11 @@ def _unsafe(ready: _Ready) -> Bools | None:
     return join(ready.truth, ids, places, len(ready.records), same_file=same_file)[:, 0]
 
 
-def _planned(ready: _Ready, progress: Progress) -> Plan:
+def _planned(ready: _Ready, progress: Progress) -> StudyPlan:
     """The plan, with the time of the reference's first records. Raises OutputError where the disk is too full."""
     options, n = ready.options, len(ready.records)
 
-    def plan(seconds_each: float | None) -> Plan:
+    def plan(seconds_each: float | None) -> StudyPlan:
         return make_plan(
             ready.reference,
             ready.wanted,

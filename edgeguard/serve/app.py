@@ -25,6 +25,7 @@ from edgeguard.serve.refusal import Refusal, refused, status_of
 from edgeguard.serve.served import Served, Settled
 from edgeguard.serve.state import OPENAIS, State
 from edgeguard.serve.trail import Trail
+from edgeguard.serve.work import Work
 
 NDJSON = "application/x-ndjson"
 # What the page may do: its own files, its own server, nothing else.
@@ -225,8 +226,9 @@ class _Routes:
     async def _scored(
         self, request: Request, asked: asking.Asked, served: Served, policy: Policy | None, decision: Decision | None
     ) -> AsyncIterator[Settled]:
-        trail, tokens = _trail(request), self._state.options.limits.tokens
-        found = served.score(asked.records, decision, tokens, explain=asked.explain)
+        trail = _trail(request)
+        work = Work(self._state.options.limits.tokens, decision, asked.explain, asked.session is not None)
+        found = served.score(asked.records, work, asked.session)
         async with aclosing(found):  # type: ignore[type-var]
             number = 0
             async for scored in found:

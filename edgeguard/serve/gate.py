@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from edgeguard.serve.page_files import page_files
-from edgeguard.serve.refusal import Refusal
+from edgeguard.serve.refusal import Refusal, where
 from edgeguard.serve.state import State, is_loopback
 from edgeguard.serve.trail import Trail, request_id
 
@@ -64,8 +64,8 @@ class Gate:
         except _HungUp:
             trail.status, trail.code = _GONE, "hung_up"
         except Exception as error:
-            _log.exception("request %s failed", trail.id)
             kind = type(error).__name__
+            _log.error("request %s failed: %s", trail.id, where(error))
             await answer.refuse(
                 Refusal(
                     500, "server_error", f"the request failed in a way nobody foresaw ({kind}); its id is {trail.id}"

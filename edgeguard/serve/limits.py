@@ -18,7 +18,6 @@ class ServeLimits:
     idle_seconds  until an idle connection is closed
     connections   open at once
     drain_seconds  that requests at hand get when the server is to end
-    sessions      conversations that are remembered as they grow
     """
 
     body_bytes: int = 4 << 20
@@ -30,7 +29,6 @@ class ServeLimits:
     idle_seconds: float = 75.0
     connections: int = 1024
     drain_seconds: float = 30.0
-    sessions: int = 64
 
     def __post_init__(self) -> None:
         if self.inputs > self.queue:

@@ -5,12 +5,16 @@ Every message says what was expected. What was not scored is never answered with
 
 from __future__ import annotations
 
+import logging
+import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from edgeguard.errors import EdgeguardError, RecordError
 from edgeguard.rows.record import Failure
 
+_log = logging.getLogger("edgeguard.serve")
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -22,7 +26,7 @@ _TYPES = {
 }
 # Kinds of records that are refused: what the guard makes of a record, or what became of its process, is no mistake of
 # who asks. All others are.
-_STATUS = {"off_grammar": 422, "worker_died": 500, "worker_not_started": 503}
+_STATUS = {"off_grammar": 422, "server_error": 500, "worker_died": 500, "worker_not_started": 503}
 
 
 class Refusal(Exception):
@@ -70,10 +74,19 @@ def refused(failure: Failure, param: str | None = None) -> Refusal:
     )
 
 
+def where(error: BaseException) -> str:
+    """A bug for the log: its class and its last lines of code, here and in the worker. Its message may have a text."""
+    frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-1:]]
+    notes = [line.strip() for note in getattr(error, "__notes__", ()) for line in note.splitlines()]
+    frames += [line for line in notes if re.match(r'File ".*", line \d+, in ', line)][-1:]
+    return f"{type(error).__name__} at {', '.join(frames) or 'no place that is known'}"
+
+
 def failure_of_server(error: Exception, id_: str | int | None, line: int) -> Failure:
     """What stands in the place of a record that the server could not score: never a score."""
     if isinstance(error, RecordError):
         return Failure(id_, error.kind, str(error), line, error.data)
     if isinstance(error, EdgeguardError):
         return Failure(id_, error.kind or "server_error", str(error), line)
-    return Failure(id_, "worker_died", f"scoring failed in a way nobody foresaw ({type(error).__name__})", line)
+    _log.error("a record could not be scored: %s", where(error))
+    return Failure(id_, "server_error", f"scoring failed in a way nobody foresaw ({type(error).__name__})", line)

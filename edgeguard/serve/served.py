@@ -8,15 +8,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 from edgeguard.errors import ModelError, ProfileError
 from edgeguard.guard import Score
 from edgeguard.rows.record import Failure, Record
 from edgeguard.selftest import self_test
 from edgeguard.serve.categories import CategoryMap
-from edgeguard.serve.policies import Decision
 from edgeguard.serve.refusal import Refusal, failure_of_server
 from edgeguard.serve.work import Done, Work, score
 from edgeguard.workers import Workers
@@ -61,15 +61,20 @@ class Served:
     in_worker: float = field(default=0.05)  # seconds a record, lately; a guess until there is one
 
     async def score(
-        self, records: Sequence[Record | Failure], decision: Decision | None, tokens: int, *, explain: bool = False
+        self, records: Sequence[Record | Failure], work: Work, session: str | None = None
     ) -> AsyncIterator[Settled]:
-        """What becomes of each, in order, as they come. Left early, what has not begun is not done."""
+        """What becomes of each, in order, as they come. Left early, what has not begun is not done.
+
+        work     what is asked about each, by one of them
+        session  of a conversation that grows: its requests go to one process, which has what it begins with
+        """
+        worker = None if session is None else crc32(session.encode()) % self.workers.workers
         waiting: deque[tuple[Record | Failure, asyncio.Future[Done] | None, float]] = deque()
         rest = iter(records)
         try:
             while True:
                 while len(waiting) < AHEAD * self.workers.workers and (record := next(rest, None)) is not None:
-                    waiting.append((record, self._sent(record, decision, tokens, explain), time.perf_counter()))
+                    waiting.append((record, self._sent(record, work, worker), time.perf_counter()))
                 if not waiting:
                     return
                 record, future, began = waiting[0]
@@ -80,12 +85,10 @@ class Served:
                 if future is not None and not future.done():
                     future.cancel()
 
-    def _sent(
-        self, record: Record | Failure, decision: Decision | None, tokens: int, explain: bool
-    ) -> asyncio.Future[Done] | None:
+    def _sent(self, record: Record | Failure, work: Work, worker: int | None) -> asyncio.Future[Done] | None:
         if isinstance(record, Failure):
             return None
-        return asyncio.wrap_future(self.workers.submit(score, Work(record, tokens, decision, explain)))
+        return asyncio.wrap_future(self.workers.submit(score, replace(work, record=record), worker=worker))
 
     async def _outcome(self, record: Record | Failure, future: asyncio.Future[Done] | None, began: float) -> Settled:
         if isinstance(record, Failure):

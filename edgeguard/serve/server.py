@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import signal
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
@@ -172,29 +172,37 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 class _Log:
-    """Lines go to `write` in a thread: a log that nobody reads must not stop the server. Lost ones are counted."""
+    """Lines go to `write` in a thread: a log that nobody reads must not stop the server. Lost ones are counted.
+
+    The thread looks for lines by itself, some times a second: waking it for each would cost more than the line.
+    """
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write, self._lost = write, 0
-        self._lines: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_LINES)
+        self._lines: deque[Mapping[str, Any]] = deque()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Have it written soon."""
-        try:
-            self._lines.put_nowait({**line, "lines_lost": self._lost} if self._lost else line)
-            self._lost = 0
-        except queue.Full:
+        if len(self._lines) >= _LINES:
             self._lost += 1
+            return
+        self._lines.append({**line, "lines_lost": self._lost} if self._lost else line)
+        self._lost = 0
 
     def close(self) -> None:
         """Write what waits, for as long as that takes a moment."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(None)
+        self._closed.set()
         self._thread.join(2.0)
 
     def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while not self._closed.wait(_TICK):
+            self._write_all()
+        self._write_all()
+
+    def _write_all(self) -> None:
+        while self._lines:
             with suppress(OSError, ValueError):  # whoever read it is gone
-                self._write(json.dumps(line, ensure_ascii=False))
+                self._write(json.dumps(self._lines.popleft(), ensure_ascii=False))

@@ -14,6 +14,7 @@ from typing import Any
 from edgeguard.rows.record import Failure, Record
 from edgeguard.serve.served import Settled
 
+_LONGEST = 200  # characters of a path
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
 
@@ -66,7 +67,7 @@ class Trail:
             "client": self.client,
             "key": self.key,
             "method": self.method,
-            "path": self.path,
+            "path": self.path[:_LONGEST],
             "status": self.status,
             "ms": round(1000 * self.seconds, 2),
             "code": self.code,

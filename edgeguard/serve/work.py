@@ -14,20 +14,24 @@ from edgeguard.guard import Guard, Score
 from edgeguard.rows.record import Record
 from edgeguard.serve.policies import Decision
 
+NOTHING = Record(())
+
 
 @dataclass(frozen=True)
 class Work:
     """A record to score.
 
-    decision  None: the guard's own
     tokens    that its texts may have together
+    decision  None: the guard's own
     explain   the tree of answers is wanted too
+    grows     it will come again with more at its end
     """
 
-    record: Record
     tokens: int
     decision: Decision | None = None
     explain: bool = False
+    grows: bool = False
+    record: Record = NOTHING
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def score(guard: Guard, work: Work) -> Done:
     _check_length(guard, work)
     if work.decision is not None:
         guard = guard.deciding(work.decision.calibration, work.decision.thresholds)
-    found, tree = guard.score(work.record), None
+    found, tree = guard.score(work.record, grows=work.grows), None
     if work.explain and found.window is None:
         tree = _finite(explanation(considered(guard, work.record)))
     return Done(found, time.perf_counter() - began, tree)

@@ -6,6 +6,10 @@ How a record is evaluated, and why so:
   it, in one batch with the first forced tokens of the answer, and cut off again when the next record
   comes. So a record always meets the same cells, the same batches and the same company: its own. With
   flash attention off that makes its scores bit-identical, whatever was scored before.
+- Of a record that begins like the one before it, the full batches that both begin with stay: from nothing the very same
+  tokens would be evaluated in the very same batches, into the same cells. So a conversation that grows costs what is
+  new of it and what was in the last batch, and its bits are those of a record of its own. One that is said to grow is
+  put aside into host memory when another comes, bytes unchanged.
 - Where a record is asked several questions behind its text, the text is evaluated once, alone, and each question
   begins in the cell after it, the others cut off: its scores do not depend on which others are asked.
 - Branches of one record's answer share its cells: each gets a sequence of its own that begins as a
@@ -77,6 +81,7 @@ N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 2
 ROOT_BYTES = (
     1 << 30
 )  # of preambles kept in host memory besides the current one; a policy may have one for each question
+ASIDE_BYTES = 256 << 20  # of records that grow, kept in host memory while others are scored
 FIRST_ROOM = 1024  # tokens a context begins with; it doubles
 _COMPANY = 24  # tokens of a stranger in a batch, where noise is measured
 GGML_TYPE = {"f32": 0, "f16": 1}
@@ -125,7 +130,7 @@ class LlamaCpp:
         if lora is not None:
             gguf.check_adapter(gguf.read_header(lora), header)
         self._digest = Digest([self._path] if lora is None else [self._path, lora])
-        self._condition = options.condition or Condition()
+        self._condition, self._asked_batch = options.condition or Condition(), options.batch
         self._lock = RLock()
         self._model: Any = None
         self._ctx: Any = None  # of `_room` tokens, at most `_n_ctx`
@@ -154,6 +159,13 @@ class LlamaCpp:
         self._held: dict[Prefix, _Held] = {}
         self._tip: dict[int, int] = {}  # sequence → positions taken
         self._cells = 0
+        self._record: tuple[
+            int, ...
+        ] = ()  # of which the cells behind the root hold the keys and values, all or no more
+        self._kept = 0  # of the record that is evaluated next: tokens that are there already
+        self._growing = False  # whether that record is said to grow
+        # (root, tokens of the record) → both, as `_save` has them
+        self._aside: OrderedDict[tuple[Prefix, tuple[int, ...]], ctypes.Array[ctypes.c_uint8]] = OrderedDict()
         self._saved_roots: OrderedDict[Prefix, ctypes.Array[ctypes.c_uint8]] = OrderedDict()
 
     @property
@@ -304,6 +316,12 @@ class LlamaCpp:
         """Sequences for a record's branches; the last one is the stranger's."""
         return N_SEQ - bool(self._company)
 
+    @property
+    def _n_batch(self) -> int:
+        """Tokens a decode."""
+        asked = self._condition.batch or self._asked_batch or N_BATCH
+        return min(asked, min(N_BATCH, self._n_ctx) - len(self._company))
+
     # Evaluation
 
     def _evaluate(self, stem: Stem, wanted: dict[Prefix, int], rows: Rows) -> None:
@@ -316,25 +334,28 @@ class LlamaCpp:
             self._decode([stem.root], wanted, rows)
             self._root = stem.root
             return
-        self._bring_root(stem.root)
+        if self._stem is None or self._stem.record is not stem.record:
+            self._put_aside(stem)
+            self._bring_root(stem.root)
+            self._take_up(stem.record)
         base = stem.root
         if stem.question is not None:
             base = stem.record
             if self._stem is None or self._stem.record is not base or self._stem.question is None:
-                self._cut_to(stem.root)
+                self._cut_to(stem.root, before=base)
                 self._decode([base], {}, rows)
         if self._stem != stem or any(prefix in self._held for prefix in wanted):
-            self._cut_to(base)
+            self._cut_to(base, before=stem.record)
             self._stem = stem
         new = self._missing(wanted)
         if not self._fits(new):
-            self._cut_to(base)
+            self._cut_to(base, before=stem.record)
             new = self._missing(wanted)
         if self._fits(new):
             self._decode(new, wanted, rows)
             return
         for prefix, row in wanted.items():  # more branches than there is room for: one after the other
-            self._cut_to(base)
+            self._cut_to(base, before=stem.record)
             self._decode(self._missing([prefix]), {prefix: row}, rows)
 
     def _bring_root(self, root: Prefix) -> None:
@@ -375,15 +396,79 @@ class LlamaCpp:
         lc.llama_memory_clear(self._memory, False)
         self._root = self._stem = None
         self._held, self._tip, self._cells = {}, {}, 0
+        self._record, self._kept, self._growing = (), 0, False
 
-    def _cut_to(self, base: Prefix) -> None:
-        """Drop all but the root, or the root and the record. Always the same cells are free after it."""
+    def _put_aside(self, stem: Stem) -> None:
+        """Copy the record that stands here, where it grows and the one to come is not what it has grown to."""
+        n = len(self._record) - len(self._record) % self._n_batch
+        if not self._growing or self._root is None or self._window or not n:
+            return
+        assert stem.record is not None
+        if stem.root is self._root and self._in_common(stem.record.tokens) + self._n_batch >= n:
+            return
+        record = self._record[:n]
+        self._stand(self._root, record)
+        for key in [key for key in self._aside if key[0] is self._root and key[1] == record[: len(key[1])]]:
+            del self._aside[key]  # what it was before
+        self._aside[self._root, record] = self._save()
+        while sum(map(len, self._aside.values())) > ASIDE_BYTES:
+            self._aside.popitem(last=False)
+
+    def _take_up(self, record: Prefix) -> None:
+        """Bring back a record that was put aside, where this one begins with more of it than of what stands here."""
+        assert self._root is not None
+        best, most = None, self._in_common(record.tokens)
+        for key in self._aside:
+            if key[0] is self._root and (same := self._whole_in_common(key[1], record.tokens)) > most:
+                best, most = key, same
+        if best is None:
+            return
+        self._aside.move_to_end(best)
+        saved, (root, tokens) = self._aside[best], best
+        self._clear()
+        self._make_room(len(root.tokens) + len(tokens))
+        if not lc.llama_state_seq_set_data(self._ctx, saved, len(saved), 0):
+            raise ModelError(f"{self._path}: llama.cpp did not take back a record that was put aside")
+        self._hold(root, 0, 0)
+        self._root, self._record = root, tokens
+
+    def _stand(self, root: Prefix, record: tuple[int, ...]) -> None:
+        """Have the root and so much of the record that stands behind it in the memory, and nothing else."""
+        end = self._held[root].end
+        lc.llama_memory_seq_keep(self._memory, 0)
+        if not lc.llama_memory_seq_rm(self._memory, 0, end + len(record), -1):
+            raise ModelError(f"{self._path}: llama.cpp cannot cut this model's memory; edgeguard needs that")
+        self._held, self._tip, self._cells = {root: self._held[root]}, {0: end}, end
+        self._stem, self._record, self._growing = None, record, False
+
+    def _cut_to(self, base: Prefix, *, before: Prefix | None = None) -> None:
+        """Drop all but the root, or the root and the record. Always the same cells are free after it.
+
+        before  the record that is evaluated next: what it begins with stays too
+        """
         kept = {prefix: self._held[prefix] for prefix in base.lineage()}
         end = kept[base].end
+        self._kept = 0
+        if before is not base:
+            self._kept = 0 if before is None else self._in_common(before.tokens)
+            self._record = self._record[: self._kept]
         lc.llama_memory_seq_keep(self._memory, 0)
-        if not lc.llama_memory_seq_rm(self._memory, 0, end, -1):
+        if not lc.llama_memory_seq_rm(self._memory, 0, end + self._kept, -1):
             raise ModelError(f"{self._path}: llama.cpp cannot cut this model's memory; edgeguard needs that")
         self._held, self._tip, self._cells = kept, {0: end}, end
+
+    def _in_common(self, tokens: Sequence[int]) -> int:
+        """Of a record: tokens in full batches that stand there. A last token's batch is none: its row is wanted."""
+        # With company a batch holds others too. With a sliding window, a larger context leaves out cells that it takes
+        # over (see `_can_be_saved`): what stays would lie otherwise than from nothing.
+        if self._company or self._window:
+            return 0
+        return self._whole_in_common(self._record, tokens)
+
+    def _whole_in_common(self, before: Sequence[int], tokens: Sequence[int]) -> int:
+        most = max(0, min(len(before), len(tokens)) - 1)
+        same = next((i for i in range(most) if before[i] != tokens[i]), most)
+        return same - same % self._n_batch
 
     def _missing(self, prefixes: Iterable[Prefix]) -> list[Prefix]:
         """Prefixes not held, parents first: those given, and those they stand on."""
@@ -409,16 +494,23 @@ class LlamaCpp:
         entries: dict[Prefix, list[_Entry]] = {}
         for prefix in new:
             seq, begin = self._place(prefix, entries)
-            entries[prefix] = [_Entry(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens)]
+            there = self._kept if self._is_record(prefix) else 0
+            entries[prefix] = [_Entry(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens) if i >= there]
             self._hold(prefix, seq, begin)
             if prefix in wanted:
                 if not prefix.tokens:
                     raise ValueError("an empty prefix has no next-token row")
                 entries[prefix][-1].row = wanted[prefix]
         batch = [entry for run in entries.values() for entry in run]
-        n_batch = min(self._condition.batch or N_BATCH, min(N_BATCH, self._n_ctx) - len(self._company))
-        for at in range(0, len(batch), n_batch):
-            self._decode_batch(batch[at : at + n_batch], rows)
+        for at in range(0, len(batch), self._n_batch):
+            self._decode_batch(batch[at : at + self._n_batch], rows)
+        self._kept = 0
+        for prefix in new:
+            if self._is_record(prefix):
+                self._record, self._growing = prefix.tokens, prefix.grows
+
+    def _is_record(self, prefix: Prefix) -> bool:
+        return prefix.parent is not None and prefix.parent is self._root
 
     def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[_Entry]]) -> tuple[int, int]:
         """The sequence and first position of a prefix: behind its parent, or on a copy of its path."""
@@ -435,6 +527,9 @@ class LlamaCpp:
                 break
             for entry in entries[step]:  # in this very batch: its cells will carry both
                 entry.seqs.append(seq)
+            if self._kept and self._is_record(step):
+                begin = self._held[step].end - len(step.tokens)
+                lc.llama_memory_seq_cp(self._memory, 0, seq, begin, begin + self._kept)
         return seq, parent.end
 
     def _decode_batch(self, entries: Sequence[_Entry], rows: Rows) -> None:
