@@ -262,7 +262,7 @@ def rates(served: Served, workers: Workers, texts: list[str], rows: dict[str, An
         for n in CONNECTIONS:
             # twice around each: a machine that is slower for a while is slower for both
             before = len(texts) / common.seconds(lambda: scored(workers, texts))
-            rate, milliseconds = ask_all(served.port, texts, rows, n)
+            rate, milliseconds = ask_all(served.port, (texts * n)[: max(len(texts), 2 * n)], rows, n)
             after = len(texts) / common.seconds(lambda: scored(workers, texts))
             inside = 2 / (1 / before + 1 / after)
             own.append(inside)
