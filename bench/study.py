@@ -15,7 +15,6 @@ import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from edgeguard.builtin import built_in
@@ -26,8 +25,9 @@ from edgeguard.evaluation.calibrate import calibrate as fit
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
-from edgeguard.quant.pictures import size_against_drift
-from edgeguard.quant.reading import floor_of, interval, number, percent
+from edgeguard.quant.pictures import size_and_changes, standalone
+from edgeguard.quant.progress import Progress, Step
+from edgeguard.quant.reading import floor_of, interval, number, percent, verdict
 from edgeguard.quant.report import HEADLINE, ReportData
 from edgeguard.quant.scoring import score
 from edgeguard.quant.study import StudyOptions, open_reference, setting_of, study
@@ -68,7 +68,7 @@ def main() -> None:
     print_study(reports, k_types(reference, args.out / "k-types"))
     picture = ROOT / "docs" / "images" / "quantization-study.svg"
     picture.parent.mkdir(exist_ok=True)
-    picture.write_text(standalone(size_against_drift(without(reports["public"], "onnx-fp32"), HEADLINE)))
+    picture.write_text(standalone(size_and_changes(without(reports["public"], "onnx-fp32"))))
 
 
 def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
@@ -87,7 +87,8 @@ def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
 def calibrate(reference: Variant, options: StudyOptions) -> dict[str, Calibration]:
     """The reference's own calibrations, from the very scores that the study will take."""
     setting = setting_of(reference, options)
-    table = score(reference, setting, options.scores, tell=partial(say, f"scoring {reference.name}")).table
+    heard = Progress(say, ()).counting(f"scoring {reference.name}")
+    table = score(reference, setting, options.scores, tell=heard).table
     truth = find_truth(options.records, table.labels)
     assert truth is not None
     table = with_truth(table, truth, same_file=True)
@@ -103,9 +104,9 @@ def kept_study(options: StudyOptions, folder: Path) -> ReportData:
     return report.data
 
 
-def say(what: str, done: int, total: int) -> None:
+def say(step: Step) -> None:
     """To stderr: stdout is the tables'."""
-    print(what, f"{done} of {total}" if total else "", file=sys.stderr)
+    print(step.what, f"{step.done} of {step.total}" if step.total else "", file=sys.stderr)
 
 
 def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[str]]]:
@@ -125,16 +126,17 @@ def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[
 def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
     """All of them, as Markdown."""
     first = reports["val"]
-    print(
-        f"Reference: {GUARD} merged to F32, {first['reference']['n_bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals."
-    )
+    print(f"Reference: {GUARD} merged to F32, {first['reference']['bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals.")
     for name, report in reports.items():
         what = {"val": "`val.jsonl`", "public": "the public evaluation files"}[name]
-        print(f"\n## On {what}: {report['records']} records, {report['unsafe']} unsafe\n")
+        print(
+            f"\n## On {what}: {report['records']} of {report['planned']} records, {report['unsafe']} of them unsafe\n"
+        )
         print("### The verdict\n")
         table(_VERDICT, [verdict_row(v) for v in report["variants"]])
-        recommended = report["recommendation"]["ship"]
-        print(f"\nSmallest inside {limits(report)}: {f'**{recommended}**' if recommended else 'none'}.")
+        found = report["recommendation"]
+        ship = f"**{found['ship']}**; " if found["ship"] else ""
+        print(f"\nInside {limits(report)}: {ship}{found['why']}.")
         print("\n### The three estimators\n")
         table(_ESTIMATORS, [row for v in report["variants"] for row in estimator_rows(v)])
         print("\n### Where the harm to the verdict comes from, Brier loss ×1000\n")
@@ -142,10 +144,15 @@ def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, 
         print("\n### Repair without labels, told on the half that it was not fitted on\n")
         table(_REPAIR, [row for v in report["variants"] for row in repair_rows(v)])
     last = reports["public"]
-    n = next(iter(last["reference"]["floor"].values()))[HEADLINE]["records"]
-    print(f"\n## Noise floors: RMS change of the verdict's log-odds, nats, on {n} of the public records\n")
-    table(("model", *_CONDITIONS), [floor_row(v) for v in (last["reference"], *last["variants"])])
-    print("\n## Weights or runtime: RMS change of the verdict's log-odds on the same records, nats\n")
+    print(
+        "\n## Noise floors: RMS change of the verdict's log-odds, nats, on as many public records as it takes to tell\n"
+    )
+    table(
+        ("model", "records", *_CONDITIONS, "its drift"), [floor_row(v) for v in (last["reference"], *last["variants"])]
+    )
+    print(
+        "\n## Weights or runtime: RMS change of the verdict's log-odds, nats, on as many records as it takes to tell\n"
+    )
     table(_SPLIT, [split_row(v) for v in last["variants"] if v["weights_or_runtime"]])
     print("\n## Cost, over the reference's\n")
     table(("variant", "MB", "size", "load", "peak memory", "speed (range)"), [cost_row(v) for v in first["variants"]])
@@ -155,8 +162,8 @@ def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, 
 
 
 _VERDICT = (
-    *("variant", "MB", "flipped (at most)", "to safe", "to unsafe", "RMS, nats", "floor", "rank correlation"),
-    *("ΔAUROC", "ΔAUPRC", "ΔECE", "ΔBrier", "same categories"),
+    *("variant", "MB", "changed (at most)", "to safe", "to unsafe", "inside?", "RMS, nats", "floor"),
+    *("rank correlation", "ΔAUROC", "ΔAUPRC", "ΔECE", "ΔBrier", "same categories"),
 )
 _ESTIMATORS = ("variant", "estimator", "codes' RMS Δp", "codes flipped", "Δ micro F1", "Δ micro AUPRC")
 _PARTS = ("emission", "calibration", "resolution", "discrimination")
@@ -165,7 +172,16 @@ _REPAIR = (
     *("codes: RMS Δp before", "after"),
 )
 _CONDITIONS = ("threads", "batch", "attention", "neighbours")
-_SPLIT = ("variant", "both", "weights", "activations", "flipped by both", "by the weights", "by the activations")
+_SPLIT = (
+    "variant",
+    "records",
+    "both",
+    "weights",
+    "activations",
+    "flipped by both",
+    "by the weights",
+    "by the activations",
+)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -178,20 +194,23 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def limits(report: ReportData) -> str:
     """In words."""
     r = report["recommendation"]
-    return f"a flip rate of {percent(r['max_flip_rate'])} and an AUPRC loss of {r['max_auprc_loss']:g} (upper bounds)"
+    return (
+        f"{percent(r['max_flip_rate'])} changed decisions and an AUPRC loss of {r['max_auprc_loss']:g} (upper bounds)"
+    )
 
 
 def verdict_row(v: ReportData) -> list[str]:
     """A variant's verdicts."""
     e = v["estimators"][HEADLINE]
     u = e["labels"]["unsafe"]
-    changes = e["truth"]["labels"]["unsafe"]["changes"]
+    changes, found = e["truth"]["labels"]["unsafe"]["changes"], v["decision"]
     return [
         v["name"],
-        f"{v['n_bytes'] / 1e6:.0f}",
-        f"{percent(u['flips']['rate'])} ({percent(u['flips']['high'])})",
-        percent(u["flips"]["to_safe"]),
-        percent(u["flips"]["to_unsafe"]),
+        f"{v['bytes'] / 1e6:.0f}",
+        f"{found['changed']} of {found['of']} ({found['at_most']})",
+        str(found["toward_safe"]),
+        str(found["toward_unsafe"]),
+        verdict(found),
         number(u["shift"]["odds_rms"]),
         number(floor_of(v, HEADLINE)),
         f"{u['shift']['spearman']:.4f}",
@@ -231,13 +250,16 @@ def repair_rows(v: ReportData) -> list[list[str]]:
 def floor_row(v: ReportData) -> list[str]:
     """A model's own noise."""
     there = {name: f[HEADLINE]["labels"]["unsafe"]["odds_rms"] for name, f in v["floor"].items()}
-    return [v["name"], *(number(there[c]) if c in there else "–" for c in _CONDITIONS)]
+    records = max((f[HEADLINE]["records"] for f in v["floor"].values()), default=0)
+    noise = [number(there[c]) if c in there else "–" for c in _CONDITIONS]
+    return [v["name"], str(records), *noise, (v.get("noise") or {"verdict": "–"})["verdict"]]
 
 
 def split_row(v: ReportData) -> list[str]:
     """What the weights did, and what the rounding of activations."""
     parts = [v["weights_or_runtime"][HEADLINE][name] for name in ("total", "weights", "runtime")]
-    return [v["name"], *(number(p["odds_rms"]) for p in parts), *(percent(p["flips"]["rate"]) for p in parts)]
+    moved = [*(number(p["odds_rms"]) for p in parts), *(percent(p["flips"]["rate"]) for p in parts)]
+    return [v["name"], str(v["weights_or_runtime"]["records"]), *moved]
 
 
 def cost_row(v: ReportData) -> list[str]:
@@ -245,7 +267,7 @@ def cost_row(v: ReportData) -> list[str]:
     c = v["cost"]
     base = c["rate"]["median"] / c["rate_ratio"]
     speeds = f"{c['rate_ratio']:.2f} ({c['rate']['low'] / base:.2f} … {c['rate']['high'] / base:.2f})"
-    size = f"{v['n_bytes'] / 1e6:.0f}"
+    size = f"{v['bytes'] / 1e6:.0f}"
     return [v["name"], size, *(f"{c[key]:.2f}" for key in ("size_ratio", "load_ratio", "peak_ratio")), speeds]
 
 
@@ -256,17 +278,6 @@ def cost_row(v: ReportData) -> list[str]:
 def without(report: ReportData, name: str) -> ReportData:
     """The report but for one variant."""
     return {**report, "variants": [v for v in report["variants"] if v["name"] != name]}
-
-
-def standalone(svg: str) -> str:
-    """A picture of the page as a file of its own: with its colours, light and dark, and a ground."""
-    page = (ROOT / "edgeguard" / "quant" / "page.html.jinja").read_text(encoding="utf-8")
-    colours = page[page.index(":root") : page.index("* { box-sizing")]
-    head, rest = svg.split(">", 1)
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    ground = '<rect width="100%" height="100%" fill="var(--paper)"/>'
-    style = f"<style>{colours} text {{ font-family: system-ui, sans-serif }}</style>"
-    return f"{head} {names}>{style}{ground}{rest}"
 
 
 if __name__ == "__main__":

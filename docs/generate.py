@@ -36,8 +36,8 @@ def cli_page() -> str:
     parts.append(
         "## Exit codes\n\n0 done; 1 some record could not be scored, or the run failed; 2 misused; "
         "3 a record exceeded `--fail-over` (whatever else happened); 4 no variant keeps inside the limits of "
-        "`bench quant`; 130 interrupted. Where stderr does not take a line it is 1; with stderr closed nothing is "
-        "begun.\n"
+        "`bench quant`; 5 it has too few records to say whether one does; 130 interrupted. Where stderr does not take "
+        "a line it is 1; with stderr closed nothing is begun.\n"
     )
     return "\n".join(parts)
 

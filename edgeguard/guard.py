@@ -27,6 +27,7 @@ from edgeguard.errors import ContextOverflow, OffGrammar, ProfileError, RecordEr
 from edgeguard.estimates import Estimates, Trees, estimate, fields_of
 from edgeguard.estimators import ESTIMATORS, log_odds, marginal, names_no_code
 from edgeguard.forms import Tell, in_log, open_built_in, prepare
+from edgeguard.hub import resolved
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt, told_early
 from edgeguard.rows.judging import Input, judged
@@ -66,11 +67,11 @@ class Search:
 class Score:
     """One record's probabilities. All masses and probabilities in [0, 1], margins in nats.
 
-    flagged          unsafe, or any category, is at or over its threshold
+    flagged          unsafe, or any category, is at or over its threshold; in two stages unsafe is
     unsafe           P(the answer says unsafe), summed over all answers looked into, by every estimator; with a question
                      for each category that of the umbrella question, or the largest (`estimates` says why)
     margin           log P(unsafe) - log P(safe), the model's own, calibrated or not
-    categories       codes at or over their threshold
+    categories       codes at or over their threshold; in two stages none where the record is not flagged
     category_scores  every code that was asked about → the estimator's probability
     bounds           "unsafe" and every code → certified [lower, upper] of P(the answer names it), through the
                      calibration's map where there is one; and "field=label" of the further fields
@@ -150,7 +151,7 @@ class QuestionResult:
 class SelfTestResult:
     """What the guard made of one text of the profile's self-test pair. Names are those of `Score`.
 
-    flagged     unsafe, or any category, is at or over its threshold, as a score says it
+    flagged     as a score says it
     no_code     [lower, upper] of P(the answer says unsafe and names no category), the model's own; None where answers
                 name none
     decided_by  the question whose answer is the verdict; None for one question about all
@@ -263,7 +264,8 @@ class Guard:
         `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
         model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
-                     "edgeguard-135m:q4_0"; None for the default guard. With a `profile` that is not the default
+                     "edgeguard-135m:q4_0"; "hf:org/repo:file@revision" for a hub's, which `edgeguard.hub` fetches once;
+                     None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
@@ -542,15 +544,21 @@ class Guard:
             error.args = (f"{place}: {error}",)  # the same kind of error, with what it knows
             raise
 
-    def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
+    def refusal(self, found: Estimates) -> OffGrammar | None:
+        """Why a record with these estimates gets an error in place of a score; None where it gets one."""
         mass = 1 - found.off_grammar
         if mass < self._min_mass:
-            raise OffGrammar(
+            return OffGrammar(
                 f"{mass:.3g} of the probability lies on answers that profile {self.profile.name} can read, "
                 f"at least {self._min_mass:g} is needed; `edgeguard check` tells whether profile and model fit"
             )
         if not np.isfinite(found.margin):
-            raise OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
+            return OffGrammar("the model gives one side of the verdict no probability at all; there is no margin")
+        return None
+
+    def _score(self, record: Record, found: Estimates, tokens: dict[str, int]) -> Score:
+        if (refused := self.refusal(found)) is not None:
+            raise refused
         decided = self._decided(found)
         assert decided.bounds is not None
         limits = [*decided.bounds[0].tolist(), *found.bounds[found.safe + 1 :].tolist()]
@@ -741,10 +749,11 @@ def prepared(
 ) -> tuple[str | Path | None, Path]:
     """For who loads one guard in several processes: what each is to name as its model, and the file or folder it opens.
 
-    A form of a built-in guard that is not there yet is made here, so that it is made, and told of, once. Raises what
+    A form of a built-in guard that is not there yet is made here, and a hub's model fetched: once. Raises what
     `Guard.load` does for these arguments, but for what it finds in the model's files.
     """
     given = profile if isinstance(profile, Profile) or profile is None else load_profile(profile)
+    model = resolved(model, tell=tell)
     asked = _asked(model, given, runtime)
     if asked.path is not None:
         return model, Path(asked.path)
@@ -757,7 +766,7 @@ def prepared(
 
 def _open(model: str | Path | None, profile: Profile | None, runtime: RuntimeOptions, tell: Tell) -> _Opened:
     """What `Guard.load` says of `model`, with the profile that was given or that goes with it."""
-    asked = _asked(model, profile, runtime)
+    asked = _asked(resolved(model, tell=tell), profile, runtime)
     if profile is None and asked.built is not None:
         profile = load_profile(asked.built.profile)
     if asked.path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -84,3 +85,13 @@ def _words(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return []
+
+
+def processor(root: Path = _ROOT) -> str:
+    """What the processor is called; "" where the system does not say. `root`: where /proc is."""
+    with suppress(OSError, UnicodeDecodeError):
+        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model", "cpu model"):
+                return " ".join(value.split())
+    return platform.processor()

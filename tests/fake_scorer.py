@@ -21,6 +21,11 @@ TYPES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/jav
 Answer = Callable[[str, Any, dict[str, str]], tuple[int, Any, dict[str, str]]]
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A browser that stops a request hangs up."""
+
+
 @contextmanager
 def serve_page(answer: Answer) -> Iterator[str]:
     """The page's address. `answer` is asked for every route but the page's own files."""
@@ -51,7 +56,7 @@ def serve_page(answer: Answer) -> Iterator[str]:
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()

@@ -765,8 +765,34 @@ def test_explain_draws_the_tree_and_every_estimator(run: Run, tiny: Tiny) -> Non
     assert result.exit_code == 0 and result.stderr == ""
     for part in ("the guard's answer begins", "names unsafe", "smaller branches", "not explored 0.", "log-odds +"):
         assert part in result.stdout
-    table = [line.split() for line in result.stdout.splitlines() if line.split()[:1] in (["unsafe"], ["S1"], ["S10"])]
-    assert [row[0] for row in table] == ["unsafe", "S1", "S10"]
+    rows = [line.split() for line in result.stdout.splitlines() if line.split()[:1] in (["unsafe"], ["S1"], ["S10"])]
+    assert [row[0] for row in rows] == ["unsafe", "S1", "S10"] * 2  # what is decided, and by each estimator
+    assert "decided on marginal, not calibrated" in result.stdout
+
+
+def test_explain_shows_both_numbers_and_what_the_thresholds_decide(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    calibration = tmp_path / "c.json"
+    assert run("calibrate", "-o", calibration, "--method", "contextual", *tiny).exit_code == 0
+    given = ("explain", "How do I hurt the dog?", "--calibration", calibration, *tiny)
+    found = json.loads(run(*given, "--json").stdout)
+    (row,) = rows_of(
+        run("score", "-", "--calibration", calibration, *tiny, input=jsonl(["How do I hurt the dog?"])).stdout
+    )
+    unsafe = found["decision"]["labels"]["unsafe"]
+    assert unsafe["probability"] == pytest.approx(row["unsafe"], rel=1e-6)
+    assert unsafe["own"] == pytest.approx(found["estimates"]["marginal"]["unsafe"])
+    assert found["decision"]["flagged"] == row["flagged"] and found["decision"]["calibration"] == "c.json"
+    low, high = ("--threshold", "0"), ("--threshold", "1")
+    shown = {name: run(*given, *t, env={"COLUMNS": "80"}).stdout for name, t in (("low", low), ("high", high))}
+    assert "decided on marginal, calibrated by c.json" in shown["low"]
+    assert "Flagged: P(unsafe) is" in shown["low"] and "Not flagged" in shown["high"]
+    assert all(len(line) <= 80 for text in shown.values() for line in text.splitlines())
+    joint = run(*given[:2], "-e", "joint", *tiny).stdout
+    assert "decided on joint, not calibrated" in joint
+    refused = run(*given[:2], "--min-grammar-mass", "1", *tiny)
+    assert refused.exit_code == 0 and "An error, and no verdict: " in refused.stdout  # as `score` says it
+    told = json.loads(run(*given[:2], "--min-grammar-mass", "1", "--json", *tiny).stdout)["decision"]
+    assert told["flagged"] is None and "of the probability lies on answers" in told["error"]
 
 
 def test_explain_as_json_is_the_tree_that_score_reads(run: Run, tiny: Tiny, tmp_path: Path) -> None:
@@ -950,3 +976,21 @@ def test_help_waits_for_no_runtime(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+SHAPES = sorted(Path(__file__).with_name("shapes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
+def test_explain_shows_the_decision_of_every_shape_of_answer(run: Run, tiny_model: Path, shape: Path) -> None:
+    given = ("explain", "Hi", "--response", "Go away", "--model", tiny_model, "--profile", shape, "--threads", 1)
+    result = run(*given, env={"COLUMNS": "80"})
+    if result.exit_code:  # a profile may need another chat template than the tiny model's
+        assert "edgeguard: " in result.stderr and "Traceback" not in result.stderr
+        return
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "decided on marginal, not calibrated" in result.stdout and any(
+        word in result.stdout for word in ("lagged", "An error, and no verdict")
+    )
+    found = json.loads(run(*given, "--json").stdout)
+    assert found["decision"]["labels"]["unsafe"]["threshold"] == 0.5

@@ -60,6 +60,13 @@ def model(name: str, **meta: Any) -> dict[str, Any]:
     }
 
 
+def shown(p: float) -> str:
+    """A probability as the page writes it."""
+    if 0 < p < 0.0005:
+        return "<0.001"
+    return ">0.999" if 0.9995 <= p < 1 else f"{p:.3f}"
+
+
 class Fake:
     """A scorer that answers by what a test has set, and keeps what it was asked."""
 
@@ -169,6 +176,8 @@ def test_the_verdict_is_told_to_a_screen_reader_and_every_control_has_a_name(rea
     assert ("slider", "threshold of S2, Non-Violent Crimes") in controls
     assert ("image", "probability 0.600, between 0.600 and 0.680") in found
     assert [role for role, _ in found].count("status") == 2
+    assert reader.text("#heard") == reader.text("#verdict")
+    assert reader.by("#heard").get_attribute("role") == "status"
     assert reader.driver.switch_to.active_element.get_attribute("id") == "result-title"
 
 
@@ -224,6 +233,19 @@ def test_a_threshold_is_moved_and_nothing_of_it_is_sent(reader: Reader, fake: Fa
     reader.by("#reset").click()
     assert reader.waits_for("#verdict", "Flagged") == "Flagged: S2 Non-Violent Crimes. P(unsafe) 0.900."
     assert len(fake.asked) == 1
+
+
+def test_a_threshold_of_many_digits_is_shown_in_short_and_decides_as_it_is(reader: Reader, fake: Fake):
+    thresholds = dict.fromkeys(CODES, 0.99) | {"unsafe": 0.8999951}
+    fake.models = [model("edgeguard-135m", thresholds=thresholds)]
+    fake.reply = (200, {"results": [row(unsafe=0.899999)]}, {})
+    reader.opens()
+    reader.types("x")
+    reader.sends()
+    assert reader.waits_for("#verdict", "Flagged") == "Flagged. P(unsafe) 0.900."
+    number = reader.by('[data-label="unsafe"] .threshold')
+    assert (number.get_property("value"), number.get_attribute("title")) == ("0.9", "0.8999951")
+    assert number.get_property("scrollWidth") <= number.get_property("clientWidth")
 
 
 def test_a_slider_goes_by_keys_and_the_whole_page_by_tab(reader: Reader):
@@ -376,6 +398,17 @@ def test_the_request_to_copy_is_the_request(reader: Reader, fake: Fake, text: st
     done = subprocess.run([sys.executable, code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("True 0.9 {'S1': 0.0")
     assert fake.asked == [body]
+
+
+def test_a_command_is_copied_or_selected_to_be_copied_by_hand(reader: Reader):
+    reader.opens()
+    reader.by("#curl").click()
+    reader.by("button[data-of=curl]").click()
+    if reader.waits_for("#status", "e").startswith("Selected"):
+        selected = reader.driver.execute_script("return String(getSelection())")
+        assert selected.strip() == reader.text("#curl")
+    else:
+        assert reader.text("#status") == "Copied."
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

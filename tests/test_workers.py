@@ -324,6 +324,8 @@ def test_evaluate_and_a_study_say_the_same(run: Run, tiny: Tiny, tmp_path: Path)
         assert run("bench", "quant", labelled, "--out", out, "--workers", n, *quant).exit_code == 0
         reports.append(json.loads((out / "report.json").read_text()))
         reports[-1]["setting"]["command"] = ""
+        assert reports[-1].pop("machine")["workers"] == n
+        reports[-1].pop("plan")  # it has times
     assert reports[0] == reports[1]
 
 

@@ -1,7 +1,7 @@
 """The command line: files, stdin, progress, exit codes. Nothing else in edgeguard prints.
 
 Exit codes: 0 done; 1 some record failed, or the run did, or could not say what it had to; 2 misused; 3 `--fail-over`
-was exceeded; 4 no variant keeps inside the limits of `bench quant`; 130 interrupted.
+was exceeded; 4 no variant keeps inside the limits of `bench quant`; 5 too few records to say; 130 interrupted.
 Only click is imported here and in the command modules; what a command needs, it imports when it runs.
 """
 

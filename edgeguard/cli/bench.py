@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,18 @@ from edgeguard.quant import DEFAULT_VARIANTS
 
 if TYPE_CHECKING:
     from edgeguard.backend import KvCache
+    from edgeguard.quant.plan import StudyPlan
+    from edgeguard.quant.progress import Step, Tell
+
+NONE_KEEPS, TOO_FEW = 4, 5  # exit codes
 
 
-@click.group(epilog="Example: edgeguard bench quant labelled.jsonl --out study")
+@click.group(
+    epilog="""\b
+Examples:
+  edgeguard bench quant labelled.jsonl --out study --max-flip-rate 0.02
+  edgeguard bench compare before/report.json after/report.json"""
+)
 def bench() -> None:
     """Measure what a guard's scores are worth on your machine."""
 
@@ -38,13 +49,16 @@ def bench() -> None:
 Examples:
   edgeguard bench quant labelled.jsonl --out study
   edgeguard bench quant texts.jsonl -r guard.F16.gguf -p llama-guard-3 -v q8_0,q4_k_m,onnx-int4 --out study
-  edgeguard bench quant texts.jsonl -r guard.F16.gguf -v guard.Q5_K_M.gguf --out study --max-flip-rate 0.02"""
+  edgeguard bench quant texts.jsonl -r guard.F16.gguf -v guard.Q5_K_M.gguf --out study --max-flip-rate 0.02
+  edgeguard bench quant labelled.jsonl --out study --max-flip-rate 0.02 --plan"""
 )
 @click.argument("records", type=click.Path(path_type=Path))
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder for the report and what is kept"
 )
-@click.option("--reference", "-r", help="F32 or F16 GGUF, or fp32 ONNX model [default: edgeguard-135m, merged to F32]")
+@click.option(
+    "--reference", "-r", help="F32 or F16 GGUF, or fp32 ONNX model, or a hub's [default: edgeguard-135m, merged to F32]"
+)
 @click.option(
     "--variants",
     "-v",
@@ -64,17 +78,25 @@ Examples:
 @click.option(
     "--threshold", multiple=True, metavar="P|LABEL=P|FILE", help="As of `score` [default: the calibration's, else 0.5]"
 )
-@click.option("--max-flip-rate", type=click.FloatRange(0, 1), help="Of verdicts, for the recommendation")
-@click.option("--max-auprc-loss", type=click.FloatRange(0, 1), help="Of the verdict, for the recommendation")
+@click.option("--max-flip-rate", type=click.FloatRange(0, 1), help="Limit: share of verdicts that may change")
+@click.option("--max-auprc-loss", type=click.FloatRange(0, 1), help="Limit: AUPRC that the verdict may lose")
+@click.option("--plan", "only_plan", is_flag=True, help="Print what would be done, and how long it takes; then stop")
+@click.option("--anyway", is_flag=True, help="Go on though there are too few records to decide on the limits")
+@click.option("--all-records", is_flag=True, help="Score all records with every variant, decided or not")
+@click.option("--texts", is_flag=True, help="Show the texts of the records whose decision changed")
 @click.option(
     "--floor",
     type=click.IntRange(min=0),
     default=200,
     show_default=True,
-    help="Records to measure the noise floor on, and the part that rounded activations have",
+    help="Records at most for the noise floor, and for the part that rounded activations have",
 )
 @click.option(
-    "--measurements", type=click.IntRange(min=0), default=3, show_default=True, help="Of speed and memory, in turn"
+    "--measurements",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Of speed and memory, in turn; 0: what an earlier run in --out has measured",
 )
 @record_options
 @click.option("--limit", "-n", type=click.IntRange(min=1), help="Score the first N records only")
@@ -107,6 +129,8 @@ def quant(
     threshold: tuple[str, ...],
     max_flip_rate: float | None,
     max_auprc_loss: float | None,
+    only_plan: bool,
+    all_records: bool,
     threads: int | None,
     context: int | None,
     tolerance: float,
@@ -124,7 +148,11 @@ def quant(
     quantization did to ranking and calibration. Scores are kept in --out, keyed by the hashes of models and records:
     run the same command again after an interruption, or with more variants, and nothing is scored twice.
 
-    Exit code 4: no variant keeps inside --max-flip-rate and --max-auprc-loss.
+    With limits, each variant keeps inside, does not, or there are too few records to say. It is scored, in a shuffled
+    order and the smallest file first, until that is certain. What the records cannot decide is said before the first
+    score.
+
+    Exit code 4: no variant keeps inside the limits. 5: too few records to say whether one does.
     """
     read = {"records": records, "variant": variants, "calibration": calibration, "labels-map": labels_map, **others}
     refuse_read([out / "report.json", out / "report.html", *(out / "repair").glob("*.json")], read)
@@ -135,23 +163,27 @@ def quant(
         from edgeguard.cli.screen.quant import print_quant
         from edgeguard.evaluation.label_map import read_label_map
         from edgeguard.guard import Search
+        from edgeguard.hub import resolved
         from edgeguard.quant.choices import Choices, by_estimator
         from edgeguard.quant.files import write_report
-        from edgeguard.quant.study import StudyOptions, study
+        from edgeguard.quant.reading import plan_lines
+        from edgeguard.quant.study import StudyOptions, plan_of, study
 
         choices = Choices(
             calibrations=by_estimator(map(read_calibration, calibration)),
             thresholds=read_thresholds(threshold),
             max_flip_rate=max_flip_rate,
             max_auprc_loss=max_auprc_loss,
+            watch=not all_records,
             draws=draws,
             seed=seed,
         )
+        others["reference"] = resolved(others["reference"])
         options = StudyOptions(
             records=records,
             folder=out,
             reading=reading,
-            variants=split_names(*variants) or DEFAULT_VARIANTS,
+            variants=[str(resolved(name)) for name in split_names(*variants)] or DEFAULT_VARIANTS,
             policies=None if policies is None else tuple(split_names(policies)),
             runtime=RuntimeOptions(context=context, threads=threads, kv_cache=kv_cache),
             search=Search(tolerance, max_nodes),
@@ -160,13 +192,58 @@ def quant(
             command=_command(),
             **others,
         )
-        report = study(options, tell=_teller())
+        with _too_few_to_begin():
+            if only_plan:
+                for line in plan_lines(plan_of(options, tell=_teller()).data()):
+                    click.echo(printable(line))
+                return
+            report = study(options, tell=_teller(), show=_show)
         write_report(report, out)
         print_quant(report.data)
         say(f"wrote {out / 'report.json'}, {out / 'report.html'} and {out / 'repair'}")
-    if report.recommended is None and (max_flip_rate is not None or max_auprc_loss is not None):
-        say("edgeguard: no variant keeps inside the limits")
-        sys.exit(4)
+    code = {"breaks": NONE_KEEPS, "too_few": TOO_FEW}.get(report.data["recommendation"]["verdict"])
+    if code is not None:
+        say(f"edgeguard: {printable(report.data['recommendation']['why'])}")
+        sys.exit(code)
+
+
+@contextmanager
+def _too_few_to_begin() -> Iterator[None]:
+    """Records that cannot decide have an exit code of their own, before a study and after it."""
+    from edgeguard.cli.advice import advised
+    from edgeguard.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        if error.kind != "too_few_records":
+            raise
+        say(f"edgeguard: {printable(advised(error))}")
+        sys.exit(TOO_FEW)
+
+
+@bench.command(epilog="Example: edgeguard bench compare before/report.json after/report.json")
+@click.argument("first", metavar="A.json", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B.json", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object")
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Two studies side by side, as of two versions of a runtime or two machines: what is not the same.
+
+    A.json and B.json are reports of `bench quant`. A change is marked where it is beyond chance: rates whose intervals
+    do not meet, drift beyond both noise floors, speeds whose measurements do not overlap.
+    """
+    with reported_errors():
+        from edgeguard.cli.screen.quant import print_comparison
+        from edgeguard.quant.compare import compare as side_by_side
+        from edgeguard.quant.compare import read_report
+
+        found = side_by_side(read_report(first), read_report(second))
+        if as_json:
+            import json
+
+            click.echo(json.dumps(found))
+        else:
+            print_comparison(found)
 
 
 def _command() -> str:
@@ -175,17 +252,35 @@ def _command() -> str:
     return shlex.join(["edgeguard", *arguments])
 
 
-def _teller() -> Callable[[str, int, int], None]:
+def _show(plan: StudyPlan) -> None:
+    from edgeguard.quant.reading import plan_lines
+
+    for line in plan_lines(plan.data()):
+        say(f"edgeguard: {printable(line)}")
+
+
+def _teller() -> Tell:
     """A line on a terminal that is written over; elsewhere a line for every tenth."""
     shown: dict[str, int] = {}
+    width = [0]  # of what stands on the terminal's line
 
-    def tell(what: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(1, total)
-        line = f"edgeguard: {printable(what)}" + (f": {done} of {total}" if total else "")
-        if total and sys.stderr.isatty():
-            say(f"\r{line:<72}", nl=done == total)
-        elif not total or tenth > shown.get(what, 0):
-            shown[what] = tenth
+    def tell(step: Step) -> None:
+        tenth = 10 * step.done // max(1, step.total)
+        line = f"edgeguard: {printable(step.what)}" + (f": {step.done} of {step.total}" if step.total else "")
+        if step.total and sys.stderr.isatty():
+            line = f"{line}{_where(step)}"[: shutil.get_terminal_size().columns - 1]
+            say(f"\r{line:<{width[0]}}", nl=step.done == step.total)
+            width[0] = 0 if step.done == step.total else len(line)
+        elif not step.total or tenth > shown.get(step.what, 0):
+            shown[step.what] = tenth
             say(line)
 
     return tell
+
+
+def _where(step: Step) -> str:
+    """`, stage 2 of 5, at most 3 min left`."""
+    from edgeguard.quant.reading import duration
+
+    stage = f", stage {step.stage} of {step.stages}" if step.stage else ""
+    return stage + ("" if step.left is None else f", at most {duration(step.left)} left")

@@ -60,22 +60,27 @@ def convert(
 ) -> None:
     """Convert MODEL: GGUF to another GGUF type, GGUF to ONNX, a Hugging Face checkpoint to ONNX.
 
-    MODEL may be a built-in guard's name; left out, it is the default guard. Prints the path it wrote. The output
-    carries its provenance: what it was made from, with which tools and options, in its own metadata and in a manifest.
-    Converting twice gives the same bytes.
+    MODEL may be a built-in guard's name, or a hub's (hf:ORG/REPO[:FILE][@REVISION]); left out, it is the default
+    guard. Prints the path it wrote. The output carries its provenance: what it was made from, with which tools and
+    options, in its own metadata and in a manifest. Converting twice gives the same bytes.
     """
     with reported_errors():
         from edgeguard.builtin import base_model, find_built_in
         from edgeguard.convert import TYPES, Options, default_output
         from edgeguard.convert import convert as run
+        from edgeguard.hub import parse_hub_name, resolved
 
         kind = to.lower()
         if kind not in TYPES:
             raise click.BadParameter(f"{to!r} is none of {', '.join(TYPES)}", param_hint="--to")
         signal.signal(signal.SIGTERM, _interrupt)
         built = None if lora is not None and model is None else find_built_in(model)
-        given = (base_model() if model is None else model) if built is None else built.base_path
+        wanted = None if model is None else parse_hub_name(model)
+        there = base_model() if model is None else Path(str(resolved(model, checkpoint=True)))
+        given = there if built is None else built.base_path
         named = given if built is None else Path(f"{built.name}.gguf")
+        if wanted is not None:  # here, and not in the hub's cache
+            named = Path(wanted.repo.rpartition("/")[2] if given.is_dir() else given.name)
         options = Options(
             lora=lora or (None if built is None else built.adapter_path),
             name=None if built is None or lora is not None else built.name,
@@ -86,7 +91,8 @@ def convert(
             overwrite=overwrite,
         )
         refuse_read([output] if output is not None else [], {"lora": options.lora, "imatrix": imatrix})
-        done = run(given, output or default_output(named, kind), to=kind, options=options)
+        out = output or default_output(named, kind)
+        done = run(given, out, to=kind, options=options, tell=lambda line: say(f"edgeguard: {printable(line)}"))
         for notice in (*done.notices, *_uncalibrated(built, lora, kind)):
             say(f"edgeguard: {printable(notice)}")
         for made in done.manifest["outputs"]:

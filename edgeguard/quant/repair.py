@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 SAME = 0.001  # RMS of Δp that two runtimes may differ by with the same weights: nothing to repair
+FEWEST = 2 * FOLDS  # records that a map is fitted to: two in each fold
 SURE = 2.0  # standard errors by which a repair must do better than nothing on what it is fitted to
 
 
@@ -32,7 +33,8 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
     """
     fit_on, told_on = drift.split(len(left), seed=choices.seed)
     goal, before = decided(left, estimator, choices), decided(right, estimator, choices)
-    odds, given = right.log_odds(estimator), thresholds_of(estimator, choices).array(goal.labels)
+    rule = thresholds_of(estimator, choices)
+    odds, given = right.log_odds(estimator), rule.array(goal.labels)
     maps: dict[str, Map] = {}
     after, thresholds = before.y_prob.copy(), given.copy()
     for i, label in enumerate(goal.labels):
@@ -40,10 +42,10 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
         if map_ is not None:
             maps[label] = map_
             after[:, i] = map_(odds[:, i])
-        # The label's own decision: "unsafe" also counts where only a category does.
+        # The label's own decision: what counts depends on other labels too.
         own = goal.y_prob[fit_on, i] >= given[i]
         thresholds[i] = reproducing(own, after[fit_on, i], float(given[i]))
-    y_pred, labels = predict(after, thresholds), {}
+    y_pred, labels = predict(after, thresholds, two_stage=rule.two_stage), {}
     for i, label in enumerate(goal.labels):
         gap, left_gap = (y_prob[told_on, i] - goal.y_prob[told_on, i] for y_prob in (before.y_prob, after))
         labels[label] = {
@@ -61,12 +63,12 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
             for name, y_prob in (("reference", goal.y_prob), ("before", before.y_prob), ("after", after))
         }
     by_label = dict(zip(goal.labels, thresholds.tolist(), strict=True))
-    return found, Calibration("", "", estimator, "", maps=maps, thresholds=by_label)
+    return found, Calibration("", "", estimator, "", maps=maps, thresholds=by_label, two_stage=rule.two_stage)
 
 
 def _nearer(odds: Floats, y_prob: Floats, target: Floats) -> Map | None:
     """The map that brings scores nearest to a target, if it surely brings them nearer than they are: out of fold."""
-    if np.mean((y_prob - target) ** 2) < SAME**2:
+    if len(odds) < FEWEST or np.mean((y_prob - target) ** 2) < SAME**2:
         return None
     folds = np.arange(len(odds)) % FOLDS
     try:
@@ -87,6 +89,8 @@ def reproducing(y_pred: Bools, y_prob: Floats, otherwise: float) -> float:
     Between two neighbouring values, of several the nearest to `otherwise`. Surely: by a sign test of the records that
     the two thresholds decide differently. Noise near a threshold must not move it.
     """
+    if not len(y_prob):
+        return otherwise
     order = np.argsort(y_prob, kind="stable")
     sorted_p, sorted_pred = y_prob[order], y_pred[order]
     # With the threshold before place k, the wrong ones are the positives before it and the negatives from it on.

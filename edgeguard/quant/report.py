@@ -16,32 +16,39 @@ from edgeguard.evaluation import drift, metrics
 from edgeguard.evaluation.drift import Flips
 from edgeguard.evaluation.metrics import Interval
 from edgeguard.evaluation.table import ScoreTable, take
+from edgeguard.quant.choices import HEADLINE as HEADLINE  # others find it here
 from edgeguard.quant.choices import Choices, decided, thresholds_of
+from edgeguard.quant.decision import Decision, Look, decide, look_at
+from edgeguard.quant.recommendation import recommend
 from edgeguard.quant.repair import repair
+from edgeguard.quant.rounds import Asked
 from edgeguard.quant.scoring import Cost
 from edgeguard.quant.variants import Variant
 
 Floats = npt.NDArray[np.float64]
 ReportData = Mapping[str, Any]
 
-SCHEMA = "edgeguard-quant-1"
+SCHEMA = "edgeguard-quant-2"
 FEWEST = 10  # records that an interval needs
-HEADLINE = "marginal"  # the estimator that the summary, the page and the recommendation speak of
 
 
 @dataclass(frozen=True)
 class Measured:
     """A variant with all that was measured of it.
 
-    floors     its own scores of the first records under other conditions
+    noise      its own scores of the first records under other conditions; None where that was not measured
     in_floats  those of the same weights with float activations; None where nothing is rounded, or it was not measured
+    looks      what was seen on the way; () for one look at all records of both tables
+    planned    records that there would have been to look at; None: those of both tables
     """
 
     variant: Variant
     table: ScoreTable
-    floors: Mapping[str, ScoreTable]
+    noise: Asked | None
     costs: Sequence[Cost]
-    in_floats: ScoreTable | None = None
+    in_floats: Asked | None = None
+    looks: Sequence[Look] = ()
+    planned: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,29 +70,48 @@ class Report:
 
 
 def build_report(
-    reference: Measured, variants: Sequence[Measured], choices: Choices, setting: Mapping[str, Any]
+    reference: Measured,
+    variants: Sequence[Measured],
+    choices: Choices,
+    setting: Mapping[str, Any],
+    *,
+    machine: Mapping[str, Any] | None = None,
+    plan: Mapping[str, Any] | None = None,
+    texts: Mapping[int, Any] | None = None,
 ) -> Report:
-    """All comparisons. `setting` is kept with them: how it all was made, with the name of the `profile`."""
+    """All comparisons.
+
+    setting  how it all was made, with the name of the `profile`; machine, plan: on what, and what was meant to be done
+    texts    place → what is shown of a record whose decision changed; None: nothing
+    """
     repaired = [_repaired(reference, one, choices, setting["profile"]) for one in variants]
+    decisions = [_decision(reference, one, choices) for one in variants]
     compared = [
-        compare(reference, one, choices) | {"repair": {name: figures for name, (figures, _) in found.items()}}
-        for one, found in zip(variants, repaired, strict=True)
+        compare(reference, one, choices)
+        | {"repair": {name: figures for name, (figures, _) in found.items()}}
+        | {"decision": decision_data(decision, choices), "changed_records": changed(reference, one, choices, texts)}
+        for one, found, decision in zip(variants, repaired, decisions, strict=True)
     ]
     truth = reference.table.truth
+    rows = [(one.variant.name, one.variant.n_bytes, d) for one, d in zip(variants, decisions, strict=True)]
     data = {
         "schema": SCHEMA,
         "setting": setting,
+        "machine": machine or {},
+        "plan": plan or {},
         "records": len(reference.table),
+        "planned": variants[0].planned if variants and variants[0].planned else len(reference.table),
         "failed": len(reference.table.failed),
         "unsafe": None if truth is None else int(truth[:, 0].sum()),
         "labels": reference.table.codes,
+        "not_told": not_told(reference),
         "reference": {
             **_described(reference.variant),
             "cost": _cost(reference, reference),
             "floor": _floor(reference, choices),
         },
         "variants": compared,
-        "recommendation": recommend(reference, variants, compared, choices),
+        "recommendation": recommend(reference.variant.n_bytes, rows, choices),
     }
     repairs = {
         one.variant.name: {name: calibration for name, (_, calibration) in found.items()}
@@ -94,11 +120,81 @@ def build_report(
     return Report(as_json(data), repairs)
 
 
+def not_told(reference: Measured) -> list[dict[str, str]]:
+    """`what` the study cannot say, and `why`."""
+    n, truth, found = len(reference.table), reference.table.truth, []
+    unsafe = None if truth is None else int(truth[:, 0].sum())
+    if unsafe is None:
+        found.append({"what": "changes against the truth", "why": "the records have no labels"})
+    elif unsafe in (0, n):
+        said = f"all {n} records that were scored are" if n > 1 else "the only record that was scored is"
+        why = f"{said} {'unsafe' if unsafe else 'safe'}, and it takes both"
+        found.append({"what": "AUROC, AUPRC and the parts of the Brier loss", "why": why})
+    if unsafe is not None and n < FEWEST:
+        found.append({"what": "intervals of the changes", "why": f"they take {FEWEST} records"})
+    if reference.noise is None:
+        found.append({"what": "the noise floor, and what the weights do alone", "why": "it was not asked for"})
+    if not reference.costs:
+        found.append({"what": "speed and memory", "why": "it was not asked for, and no earlier run has measured it"})
+    return found
+
+
+def _decision(reference: Measured, one: Measured, choices: Choices) -> Decision:
+    """From the looks on the way; where there were none, from one at all records."""
+    if one.looks:
+        return decide(one.looks, one.planned or one.looks[-1].n, choices)
+    left, right = drift.shared(reference.table, one.table)
+    return decide([look_at(left, right, choices, planned=len(left), end=True)], len(left), choices)
+
+
+def decision_data(decision: Decision, choices: Choices) -> dict[str, Any]:
+    """A decision as the report has it; counts are of the records that were scored."""
+    look, rate = decision.look, decision.rate
+    loss = decision.loss
+    return {
+        "verdict": decision.verdict,
+        "changed": look.changed,
+        "of": look.n,
+        "at_most": min(look.n, math.ceil(rate.high * look.n - 1e-9)),
+        "toward_safe": look.to_safe,
+        "toward_unsafe": look.to_unsafe,
+        "low": rate.low,
+        "high": rate.high,
+        "limit": choices.max_flip_rate,
+        "auprc_loss": None if loss is None else {"low": loss.low, "high": loss.high, "limit": choices.max_auprc_loss},
+        "records_needed": decision.needed,
+        "scored": look.n,
+        "all_records": look.end,
+    }
+
+
+def changed(
+    reference: Measured, one: Measured, choices: Choices, texts: Mapping[int, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The records whose verdict changed, in the file's order; `line` is the record's number in it, from 1."""
+    left, right = drift.shared(reference.table, one.table)
+    before, after = (decided(table, HEADLINE, choices) for table in (left, right))
+    rows = np.flatnonzero(before.y_pred[:, 0] != after.y_pred[:, 0])
+    found = []
+    for i in rows[np.argsort(left.places[rows])]:
+        place = int(left.places[i])
+        row = {
+            "id": left.ids[i],
+            "line": place + 1,
+            "before": before.y_prob[i, 0],
+            "after": after.y_prob[i, 0],
+            "from": "unsafe" if before.y_pred[i, 0] else "safe",
+            "to": "unsafe" if after.y_pred[i, 0] else "safe",
+        }
+        found.append(row if texts is None else row | {"text": texts.get(place)})
+    return found
+
+
 def _repaired(
     reference: Measured, one: Measured, choices: Choices, profile: str
 ) -> dict[str, tuple[dict[str, Any], Calibration]]:
     """Estimator → what a repair does, and the calibration that does it, as one of this variant."""
-    left, right = drift.aligned(reference.table, one.table)
+    left, right = drift.shared(reference.table, one.table)
     found = {}
     for estimator in left.scores:
         figures, calibration = repair(left, right, estimator, choices)
@@ -119,7 +215,7 @@ def _repaired(
 
 def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, Any]:
     """One variant against the reference."""
-    left, right = drift.aligned(reference.table, one.table)
+    left, right = drift.shared(reference.table, one.table)
     estimators = {name: _estimator(left, right, name, choices) for name in left.scores}
     verdicts = (drift.verdicts(t) for t in (left, right))
     firsts = None if left.first is None else (drift.first_labels(t) for t in (left, right))
@@ -129,6 +225,7 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
         "records": len(left),
         "cost": _cost(reference, one),
         "floor": _floor(one, choices),
+        "noise": _answer(one.noise, "beyond", "within"),
         "weights_or_runtime": None
         if one.in_floats is None
         else _weights_or_runtime(left, right, one.in_floats, choices),
@@ -150,6 +247,7 @@ def _described(variant: Variant) -> dict[str, Any]:
         "sha256": variant.sha256,
         "runtime": variant.runtime,
         "quantization": variant.quantization,
+        "bytes": variant.n_bytes,
         "n_bytes": variant.n_bytes,
         "notices": variant.notices,
     }
@@ -177,8 +275,10 @@ def _distance(p: Floats, q: Floats) -> dict[str, Any]:
 def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
     """What the model's own scores move by when only the runtime's ways change, condition by condition."""
     found = {}
-    for name, table in one.floors.items():
-        left, right = drift.aligned(one.table, table) if len(table) == len(one.table) else _common(one.table, table)
+    for name, table in one.noise.tables.items() if one.noise is not None else ():
+        if not len(table):  # none of the first records could be scored
+            continue
+        left, right = drift.shared(one.table, table)
         found[name] = {
             estimator: {
                 "records": len(left),
@@ -190,12 +290,27 @@ def _floor(one: Measured, choices: Choices) -> dict[str, Any]:
     return found
 
 
-def _weights_or_runtime(left: ScoreTable, right: ScoreTable, in_floats: ScoreTable, choices: Choices) -> dict[str, Any]:
+def _answer(asked: Asked | None, larger: str, smaller: str) -> dict[str, Any] | None:
+    """Which of two is larger on most records, "unsure" where that is not certain; and the share, with its bounds."""
+    if asked is None or not asked.n:
+        return None
+    verdict = larger if asked.low > 0.5 else smaller if asked.high < 0.5 else "unsure"
+    share = asked.first / asked.n
+    return {"verdict": verdict, "records": asked.n, "share": share, "low": asked.low, "high": asked.high}
+
+
+def _weights_or_runtime(
+    left: ScoreTable, right: ScoreTable, in_floats: Asked, choices: Choices
+) -> dict[str, Any] | None:
     """The drift on the first records: of the weights alone, of the rounded activations alone, and of both."""
-    places = np.intersect1d(np.intersect1d(left.places, right.places), in_floats.places)
-    left, right, between = (take(t, np.isin(t.places, places)) for t in (left, right, in_floats))
+    (table,) = in_floats.tables.values()
+    places = np.intersect1d(np.intersect1d(left.places, right.places), table.places)
+    if not len(places):
+        return None
+    left, right, between = (take(t, np.isin(t.places, places)) for t in (left, right, table))
     steps = {"total": (left, right), "weights": (left, between), "runtime": (between, right)}
-    return {"records": len(places)} | {
+    found = {"records": len(places), "larger": _answer(in_floats, "weights", "activations")}
+    return found | {
         estimator: {name: _step(a, b, estimator, choices) for name, (a, b) in steps.items()}
         for estimator in left.scores
     }
@@ -210,12 +325,6 @@ def _step(a: ScoreTable, b: ScoreTable, estimator: str, choices: Choices) -> dic
         "codes_rms": _rms(q.y_prob[:, 1:] - p.y_prob[:, 1:]),
         "flips": asdict(drift.flips(p.y_pred[:, 0], q.y_pred[:, 0])),
     }
-
-
-def _common(table: ScoreTable, short: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
-    """The records of a table of the first few, in both."""
-    _, i, j = np.intersect1d(table.places, short.places, return_indices=True)
-    return take(table, i), take(short, j)
 
 
 def _shifts(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices) -> dict[str, drift.Shift]:
@@ -283,6 +392,8 @@ def _against_truth(left: ScoreTable, right: ScoreTable, p: Decisions, q: Decisio
         t = y_true[:, i]
         changes = drift.label_changes(t, (p.y_prob[:, i], p.y_pred[:, i]), (q.y_prob[:, i], q.y_pred[:, i]), **options)
         labels[label] = {"n_true": int(t.sum()), "changes": _intervals(changes)}
+        if i == 0:
+            labels[label]["harm"] = None  # records of one class have no parts
         if i == 0 and 0 < t.sum() < len(t):
             parts = drift.harm(t, (left.unsafe, left.off), (right.unsafe, right.off), **options)
             labels[label]["harm"] = _intervals(parts)
@@ -302,51 +413,14 @@ def _intervals(found: Mapping[str, Interval]) -> dict[str, Any]:
     return {name: asdict(interval) for name, interval in found.items()}
 
 
-# What to ship
-
-
-def recommend(
-    reference: Measured, variants: Sequence[Measured], compared: Sequence[Mapping[str, Any]], choices: Choices
-) -> dict[str, Any]:
-    """The smallest variant whose upper bounds keep inside the limits; None where none does, or no limit was given.
-
-    flip rate   of `flagged`: upper end of Wilson's 95 % interval
-    AUPRC loss  of `unsafe`: upper end of the paired bootstrap's 95 % interval; it needs labels
-    """
-    rows = []
-    for one, found in zip(variants, compared, strict=True):
-        figures = found["estimators"][HEADLINE]
-        flip = figures["labels"]["unsafe"]["flips"]["high"]
-        change = figures.get("truth", {}).get("labels", {}).get("unsafe", {}).get("changes", {}).get("auprc")
-        loss = None if change is None or math.isnan(change["low"]) else -change["low"]
-        inside = (choices.max_flip_rate is None or flip <= choices.max_flip_rate) and (
-            choices.max_auprc_loss is None or (loss is not None and loss <= choices.max_auprc_loss)
-        )
-        rows.append(
-            {
-                "name": one.variant.name,
-                "n_bytes": one.variant.n_bytes,
-                "flip_rate": flip,
-                "auprc_loss": loss,
-                "inside": inside,
-            }
-        )
-    limited = choices.max_flip_rate is not None or choices.max_auprc_loss is not None
-    fits = sorted((row for row in rows if row["inside"]), key=lambda row: row["n_bytes"])
-    return {
-        "max_flip_rate": choices.max_flip_rate,
-        "max_auprc_loss": choices.max_auprc_loss,
-        "variants": rows,
-        "ship": fits[0]["name"] if limited and fits else None,
-    }
-
-
 # For the pictures
 
 
 def points(left: ScoreTable, right: ScoreTable, *, n_bins: int = 40) -> dict[str, Any]:
     """A grid of how often a margin of the reference met one of the variant, and the edges of its cells."""
     low, high = np.quantile(np.concatenate([left.margin, right.margin]), [0.002, 0.998])
+    if high <= low:  # one record, or all the same: the grid needs a width
+        low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, n_bins + 1)
     counts, _, _ = np.histogram2d(
         np.clip(left.margin, low, high), np.clip(right.margin, low, high), bins=[edges, edges]

@@ -1,4 +1,8 @@
-"""Scores of one model on a file of records, in a process of its own, kept by chunks: none is made twice."""
+"""Scores of one model on a file of records, in a process of its own, kept by chunks: none is made twice.
+
+Records are scored in a shuffled order, the same for all models: the first n of them are n drawn at random,
+whatever the file is sorted by.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,18 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeguard import process
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.backends import runtime_of
 from edgeguard.errors import ModelError
-from edgeguard.evaluation.table import ScoreTable, explored, score_records, table_of
+from edgeguard.evaluation.table import ScoreTable, explored, score_records, table_of, take
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.files import write_whole
 from edgeguard.formats.hashes import sha256
@@ -29,8 +34,18 @@ from edgeguard.rows.readers import AS_IT_IS, Reading
 from edgeguard.rows.shapes import Fields
 from edgeguard.workers import Workers, open_guard
 
-CHUNK = 100  # records a file; what an interrupted run loses at most
-FORMAT = 3  # of what is kept; another number scores anew
+_FIRST_EDGES, _STEP = (0, 10, 20, 40, 60, 80, 100), 50  # records after which a file of scores ends
+FORMAT = 4  # of what is kept; another number scores anew
+
+
+def edges(n: int) -> list[int]:
+    """After how many of n records a file of scores ends: often where little is asked, else what a crash may lose."""
+    return [*(edge for edge in (*_FIRST_EDGES, *range(_FIRST_EDGES[-1] + _STEP, n, _STEP)) if edge < n), n]
+
+
+def order_of(n: int) -> npt.NDArray[np.int64]:
+    """(n,) places in the order in which they are scored: always the same, so that no seed scores anything anew."""
+    return np.random.default_rng(0).permutation(n)
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Setting:
     profile  a name or a file; policies, strictness: which of its questions are asked, and its meaning of "unsafe"
     runtime  of every model; `kv_cache` of those whose runtime takes one
     search   how far to look, with no mass on the grammar asked for: what a variant loses there is a finding
-    limit    score the first so many records only; None: all
+    limit    the file's first so many records only; None: all
     reading  how the records are read
     workers  processes to score in, each with the runtime's threads: the scores do not depend on it
     """
@@ -63,42 +78,89 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's scores, and what it is: two models whose vocabularies differ are not variants of one another."""
+    """A model's scores of the first records in the study's order, rows as in the file; and what it is.
+
+    Two models whose vocabularies differ are not variants of one another.
+
+    n        records that there are in all
+    seconds  that a record took, of the clock, loading left out; None where none was scored
+    """
 
     table: ScoreTable
     vocabulary: str
     n_vocab: int
     architecture: str
+    n: int
+    seconds: float | None
 
 
 def score(
-    variant: Variant, setting: Setting, folder: Path, *, tell: Callable[[int, int], None] = lambda done, total: None
+    variant: Variant,
+    setting: Setting,
+    folder: Path,
+    *,
+    upto: int | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scored:
     """Scores from `folder`, and what is missing from the model. `tell` hears how many of how many records are there.
+
+    upto  score so many records, or some more: whole files of scores; 0: only open the model; None: all
 
     Raises ModelError with the last words of a process that failed.
     """
     kept = folder / key_of(variant, setting)
-    if not is_kept(variant, setting, folder):
+    if not is_kept(variant, setting, folder, upto=upto):
         kept.mkdir(parents=True, exist_ok=True)
 
         def heard(line: str) -> None:
             done, _, total = line.partition(" ")
             tell(int(done), int(total))
 
-        code, last = process.run(_START, _job(variant, setting, kept), {}, tell=heard)
+        code, last = process.run(_START, _job(variant, setting, kept, upto), {}, tell=heard)
         if code != 0:
             raise ModelError(
                 f"{variant.path} could not be scored: {'; '.join(last) or f'its process ended with {code}'}"
             )
-    said = json.loads((kept / "done.json").read_text(encoding="utf-8"))
-    tables = [load_table(path) for path in sorted(kept.glob("chunk-*.npz"))]
-    return Scored(joined(tables, CHUNK), said["vocabulary"], said["n_vocab"], said["architecture"])
+    said = _said(kept)
+    assert said is not None
+    begins = _begins(said["n"], upto)
+    table = joined([load_table(_file(kept, begin)) for begin in begins], begins, order_of(said["n"]))
+    seconds = said["seconds"] / said["scored"] if said["scored"] else None
+    return Scored(table, said["vocabulary"], said["n_vocab"], said["architecture"], said["n"], seconds)
 
 
-def is_kept(variant: Variant, setting: Setting, folder: Path) -> bool:
+def is_kept(variant: Variant, setting: Setting, folder: Path, *, upto: int | None = None) -> bool:
     """Whether `score` has nothing left to do, and needs no model."""
-    return (folder / key_of(variant, setting) / "done.json").exists()
+    kept = folder / key_of(variant, setting)
+    said = _said(kept)
+    return said is not None and all(_file(kept, begin).exists() for begin in _begins(said["n"], upto))
+
+
+def kept_records(variant: Variant, setting: Setting, folder: Path) -> int:
+    """How many records are scored already."""
+    kept = folder / key_of(variant, setting)
+    said = _said(kept)
+    if said is None:
+        return 0
+    return sum(end - begin for begin, end in pairwise(edges(said["n"])) if _file(kept, begin).exists())
+
+
+def _said(kept: Path) -> dict[str, Any] | None:
+    """What the model's process left beside its scores; None where it has not come so far."""
+    try:
+        found: dict[str, Any] = json.loads((kept / "said.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _begins(n: int, upto: int | None) -> list[int]:
+    """Where the files of scores begin that hold the first `upto` of n records."""
+    return [edge for edge in edges(n)[:-1] if upto is None or edge < upto]
+
+
+def _file(kept: Path, begin: int) -> Path:
+    return kept / f"chunk-{begin:06d}.npz"
 
 
 def key_of(variant: Variant, setting: Setting) -> str:
@@ -117,22 +179,28 @@ def key_of(variant: Variant, setting: Setting) -> str:
     return f"{variant.name}-{digest[:16]}"
 
 
-def joined(tables: Sequence[ScoreTable], chunk: int) -> ScoreTable:
-    """One table of several that `score_records` made, each of the next `chunk` records."""
+def joined(tables: Sequence[ScoreTable], begins: Sequence[int], order: npt.NDArray[np.int64]) -> ScoreTable:
+    """One table, rows as in the file, of several that `score_records` made, each of the records of `order` from
+    `begins` on. Of no tables: one of no records, and of no labels either.
+    """
+    if not tables:
+        nothing = np.empty(0)
+        return ScoreTable((), (), np.empty(0, dtype=np.int64), nothing, {"marginal": np.empty((0, 1))}, None, nothing)
     one = tables[0]
     stacked: dict[str, Any] = {}
     for name in ("margin", "off", "first"):
         arrays = [getattr(t, name) for t in tables]
         stacked[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
-    return ScoreTable(
+    shuffled = ScoreTable(
         labels=one.labels,
         ids=tuple(i for t in tables for i in t.ids),
-        places=np.concatenate([t.places + n * chunk for n, t in enumerate(tables)]),
+        places=np.concatenate([order[t.places + begin] for begin, t in zip(begins, tables, strict=True)]),
         scores={name: np.concatenate([t.scores[name] for t in tables]) for name in one.scores},
         fields={label: np.concatenate([t.fields[label] for t in tables]) for label in one.fields},
         failed=tuple(one for t in tables for one in t.failed),
         **stacked,
     )
+    return take(shuffled, np.argsort(shuffled.places))
 
 
 @dataclass(frozen=True)
@@ -149,18 +217,19 @@ class Cost:
     rate: float
 
 
-def measure(variant: Variant, setting: Setting) -> Cost:
-    """Score the setting's first records once more, for the clock."""
+def measure(variant: Variant, setting: Setting, n: int) -> Cost:
+    """Score the first n records of the study's order once more, for the clock."""
     heard: list[str] = []
-    job = _job(variant, setting, None)
+    job = _job(variant, setting, None, n)
     code, last = process.run(_START, job, {}, tell=heard.append)
     if code != 0 or not heard:
         raise ModelError(f"{variant.path} could not be measured: {'; '.join(last)}")
     return Cost(**json.loads(heard[-1]))
 
 
-def _job(variant: Variant, setting: Setting, kept: Path | None) -> dict[str, Any]:
+def _job(variant: Variant, setting: Setting, kept: Path | None, upto: int | None) -> dict[str, Any]:
     return {
+        "upto": upto,
         "model": str(variant.path),
         "out": None if kept is None else str(kept),
         "setting": {**asdict(setting), "records": str(setting.records)},
@@ -191,13 +260,15 @@ def _work(job: Mapping[str, Any]) -> int:
     ) as guard:
         loaded = time.perf_counter() - began
         records = list(setting.reading.records(setting.records, limit=setting.limit))
+        records = [records[place] for place in order_of(len(records))]
         if job["out"] is None:
+            records = records[: job["upto"]]
             began = time.perf_counter()
             score_records(guard, records)
             rate = len(records) / (time.perf_counter() - began)
             process.say(json.dumps({"load": loaded, "peak": _peak() - before, "rate": rate}))
         else:
-            _score_chunks(guard, records, Path(job["out"]))
+            _score_chunks(guard, records, Path(job["out"]), job["upto"])
     return 0
 
 
@@ -223,27 +294,31 @@ def _taken(options: RuntimeOptions, model: str) -> RuntimeOptions:
     return options if "kv_cache" in runtime_of(model).takes else replace(options, kv_cache=None)
 
 
-def _score_chunks(guard: Guard | Workers, records: Sequence[Any], out: Path) -> None:
-    chunks = {
-        out / f"chunk-{n:05d}.npz": records[begin : begin + CHUNK]
-        for n, begin in enumerate(range(0, len(records), CHUNK))
-    }
-    missing = {path: chunk for path, chunk in chunks.items() if not path.exists()}
-    done = len(records) - sum(map(len, missing.values()))
-    process.say(f"{done} {len(records)}")
+def _score_chunks(guard: Guard | Workers, records: Sequence[Any], out: Path, upto: int | None) -> None:
+    ends = dict(pairwise(edges(len(records))))
+    wanted = {_file(out, begin): records[begin : ends[begin]] for begin in _begins(len(records), upto)}
+    missing = {path: chunk for path, chunk in wanted.items() if not path.exists()}
+    total = sum(map(len, wanted.values()))
+    done = total - sum(map(len, missing.values()))
+    process.say(f"{done} {total}")
 
     def advance() -> None:
         nonlocal done
         done += 1
-        if done % 10 == 0 or done == len(records):
-            process.say(f"{done} {len(records)}")
+        if done % 10 == 0 or done == total:
+            process.say(f"{done} {total}")
 
+    began = time.perf_counter()
     # One stream for all of them: at the end of a chunk no worker waits for the others.
     results = explored(guard, chain.from_iterable(missing.values()))
     for path, chunk in missing.items():
         save_table(table_of(guard, islice(results, len(chunk)), advance=advance), path)
-    said = guard.ask(_about) if isinstance(guard, Workers) else _about(guard)
-    write_whole(out / "done.json", json.dumps(said).encode())
+    seconds, scored = time.perf_counter() - began, sum(map(len, missing.values()))
+    said, before = guard.ask(_about) if isinstance(guard, Workers) else _about(guard), _said(out)
+    if before is not None:
+        seconds, scored = seconds + before["seconds"], scored + before["scored"]
+    said |= {"n": len(records), "seconds": seconds, "scored": scored}
+    write_whole(out / "said.json", json.dumps(said).encode())
 
 
 def _about(guard: Guard, _: None = None) -> dict[str, Any]:

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgeguard.backend import RuntimeOptions
-from edgeguard.backends import conditions
 from edgeguard.builtin import find_built_in
 from edgeguard.convert.built_in import merged_built_in
-from edgeguard.errors import CalibrationError, ModelError, ProfileError
+from edgeguard.errors import CalibrationError, OutputError, ProfileError
 from edgeguard.evaluation.label_map import LabelMap
-from edgeguard.evaluation.table import ScoreTable
-from edgeguard.evaluation.truth import Truth, described, find_truth, with_truth
+from edgeguard.evaluation.table import Bools
+from edgeguard.evaluation.truth import Truth, described, find_truth, join
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Search
 from edgeguard.inspection import inspect_model
 from edgeguard.machine import available_cores
-from edgeguard.quant import DEFAULT_VARIANTS
+from edgeguard.quant import DEFAULT_VARIANTS, rounds
 from edgeguard.quant.choices import Choices
+from edgeguard.quant.clock import costs_of, kept_costs
 from edgeguard.quant.files import not_writable
+from edgeguard.quant.hardware import machine_data
+from edgeguard.quant.plan import TIMED, StudyPlan, check_disk, check_limits, check_records, make_plan
+from edgeguard.quant.progress import Progress, Step, Tell, silent
 from edgeguard.quant.report import Measured, Report, build_report
-from edgeguard.quant.scoring import Cost, Scored, Setting, is_kept, measure, score
-from edgeguard.quant.variants import Variant, as_float, made_float, make_variants, open_variant
+from edgeguard.quant.rounds import Work
+from edgeguard.quant.scoring import Setting, kept_records, score
+from edgeguard.quant.variants import Variant, Wanted, open_variant, wanted_variants
 from edgeguard.rows.readers import AS_IT_IS, Reading, count_records
+from edgeguard.rows.record import Record
 from edgeguard.workers import planned
 
-FOR_THE_CLOCK = 32  # records that speed and memory are measured on
+__all__ = ["Step", "StudyOptions", "open_reference", "plan_of", "setting_of", "study"]
 
-Tell = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
+_STAGES = ("models", "scores", "noise", "activations", "clock")
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ class StudyOptions:
                   `kv_cache` "f32" keeps the cache's own error out of the comparison
     search        how far to look; its `min_grammar_mass` is taken for 0: what a variant loses there is a finding
     choices       what decisions are taken on, limits, and the bootstrap
-    floor         records to measure the noise floor on, and the part that rounded activations have; 0: neither
-    measurements  of speed and memory, of all models in turn; 0: none
-    limit         score the first so many records only
+    floor         records to look for the noise floor on, and for the part that rounded activations have, at most: as
+                  few as it takes; 0: neither
+    measurements  of speed and memory, of all models in turn; 0: those that an earlier run left in `folder`
+    anyway        score though the records are too few to decide on the limits
+    texts         whether the report shows the texts of the records whose decision changed
+    limit         take the first so many records only
     labels        file with the ground truth; None: the records' own, where they have one
     label_map     what its names stand for in the taxonomy
     command       how the study was asked for, for the report to say
@@ -79,6 +84,8 @@ class StudyOptions:
     choices: Choices = field(default_factory=Choices)
     floor: int = 200
     measurements: int = 3
+    anyway: bool = False
+    texts: bool = False
     limit: int | None = None
     workers: int | None = None
     labels: Path | None = None
@@ -101,26 +108,158 @@ class StudyOptions:
         return self.folder / "scores"
 
 
-def study(options: StudyOptions, *, tell: Tell = silent) -> Report:
-    """Make the variants, score them all, measure noise and cost, and compare with the reference.
+@dataclass(frozen=True)
+class _Ready:
+    """All that is known before the first score, and no input decides against.
 
-    Nothing is made or scored twice in one folder, and each model runs in a process of its own. `tell` hears what is
-    done, and how many of how many; 0 of 0 where nothing is counted.
-
-    Raises InputError, ModelError, ProfileError, CalibrationError, OutputError.
+    records  (n,) the file's, as far as `limit` says; None for one that cannot be read
     """
-    options.reading.check(options.records)  # what is wrong with the file is said before models are made
+
+    options: StudyOptions
+    reference: Variant
+    wanted: tuple[Wanted, ...]
+    setting: Setting
+    truth: Truth | None
+    records: tuple[Record | None, ...]
+
+    @property
+    def readable(self) -> int:
+        """How many records can be scored."""
+        return sum(record is not None for record in self.records)
+
+    def work(self, looks: Sequence[int], progress: Progress) -> Work:
+        """What the rounds share."""
+        options = self.options
+        return Work(
+            setting=self.setting,
+            models=options.models,
+            scores=options.scores,
+            choices=options.choices,
+            truth=self.truth,
+            same_file=options.labels is None,
+            n=len(self.records),
+            looks=looks,
+            floor=options.floor,
+            progress=progress,
+        )
+
+
+def study(
+    options: StudyOptions, *, tell: Tell = silent, show: Callable[[StudyPlan], None] = lambda plan: None
+) -> Report:
+    """Score the reference and its variants as far as it takes, measure noise and cost, and compare.
+
+    Nothing is made or scored twice in one folder, and each model runs in a process of its own. `show` gets the plan
+    before the work begins, `tell` hears each step of it.
+
+    Raises InputError, ModelError, ProfileError, CalibrationError, OutputError; whatever the inputs decide, before the
+    first score.
+    """
+    progress = Progress(tell, _STAGES)
+    ready = _ready(options, progress)
+    plan = _planned(ready, progress)
+    show(plan)
+    work = ready.work(plan.looks, progress)
+    progress.expect(plan.most, plan.seconds_each)
+    progress.begin("models")
+    models = [_opened(one, ready.reference, progress) for one in plan.variants]
+    measured = _measured(ready.reference, models, work, options)
+    return build_report(
+        measured[0],
+        measured[1:],
+        options.choices,
+        _setting_data(ready.setting, options, measured[0]),
+        machine=machine_data(ready.setting, _for_the_clock(ready.setting, options), [ready.reference, *models]),
+        plan=plan.data(),
+        texts=_texts(ready.records) if options.texts else None,
+    )
+
+
+def plan_of(options: StudyOptions, *, tell: Tell = silent) -> StudyPlan:
+    """What `study` would do; the reference is made and scores its first ten records for it. Raises as `study` does."""
+    progress = Progress(tell, ())
+    return _planned(_ready(options, progress), progress)
+
+
+def _ready(options: StudyOptions, progress: Progress) -> _Ready:
+    """Everything that is asked of the inputs. Raises what they decide."""
+    options.reading.check(options.records)
     _make_folders(options)
     reference = open_reference(options)
+    wanted = wanted_variants(reference, options.variants, options.models)
     _check_calibrations(options.choices, reference)
     setting = setting_of(reference, options)
-    truth = _truth(setting, options, tell)
-    made = make_variants(reference, options.variants, options.models, tell=lambda line: tell(line, 0, 0))
-    measured = [_with_truth(one, truth, options) for one in _measured([reference, *made], setting, options, tell)]
-    return build_report(measured[0], measured[1:], options.choices, _setting_data(setting, options))
+    truth = _truth(setting, options, progress)
+    read = options.reading.records(options.records, limit=options.limit)
+    records = tuple(record if isinstance(record, Record) else None for record in read)
+    ready = _Ready(options, reference, tuple(wanted), setting, truth, records)
+    check_records(ready.readable, len(records))
+    unsafe = _unsafe(ready)
+    if unsafe is not None and (unsafe.all() or not unsafe.any()):
+        kind = "unsafe" if unsafe.all() else "safe"
+        progress.say(f"all {len(unsafe)} records are {kind}: AUROC, AUPRC and the Brier loss's parts cannot be told")
+    if not options.anyway:
+        check_limits(ready.readable, unsafe, options.choices)
+    given = [open_variant(one.path) for one in wanted if not one.made]
+    rounds.refuse_strangers(reference, given, ready.work((), progress))
+    return ready
 
 
-def _truth(setting: Setting, options: StudyOptions, tell: Tell) -> Truth | None:
+def _unsafe(ready: _Ready) -> Bools | None:
+    """(n,) whether a record that can be read is unsafe; None without labels. Raises InputError."""
+    if ready.truth is None:
+        return None
+    places = [place for place, record in enumerate(ready.records) if record is not None]
+    ids = [record.id for record in ready.records if record is not None]
+    same_file = ready.options.labels is None
+    return join(ready.truth, ids, places, len(ready.records), same_file=same_file)[:, 0]
+
+
+def _planned(ready: _Ready, progress: Progress) -> StudyPlan:
+    """The plan, with the time of the reference's first records. Raises OutputError where the disk is too full."""
+    options, n = ready.options, len(ready.records)
+
+    def plan(seconds_each: float | None) -> StudyPlan:
+        return make_plan(
+            ready.reference,
+            ready.wanted,
+            options.choices,
+            readable=ready.readable,
+            unreadable=n - ready.readable,
+            floor=options.floor,
+            measurements=options.measurements,
+            kept=_kept(ready),
+            folder=options.folder,
+            seconds_each=seconds_each,
+        )
+
+    check_disk(plan(None), options.folder)
+    heard = progress.counting(f"scoring {ready.reference.name}, for an estimate of the time")
+    return plan(score(ready.reference, ready.setting, options.scores, upto=min(n, TIMED), tell=heard).seconds)
+
+
+def _kept(ready: _Ready) -> dict[str, int]:
+    """Of each model that is there, how many records are scored already."""
+    there = [ready.reference, *(one.open(ready.reference) for one in ready.wanted if one.is_there)]
+    return {one.name: kept_records(one, ready.setting, ready.options.scores) for one in there}
+
+
+def _opened(one: Wanted, reference: Variant, progress: Progress) -> Variant:
+    if not one.is_there:
+        progress.say(f"making {one.name}")
+    return one.open(reference)
+
+
+def _texts(records: Sequence[Record | None]) -> dict[int, list[dict[str, str]]]:
+    """Place → the turns of a record."""
+    return {
+        place: [{"role": one.role, "content": one.content} for one in record.messages]
+        for place, record in enumerate(records)
+        if record is not None
+    }
+
+
+def _truth(setting: Setting, options: StudyOptions, progress: Progress) -> Truth | None:
     codes = (category.code for category in setting.guard_profile().asked)
     truth = find_truth(
         options.records,
@@ -131,23 +270,30 @@ def _truth(setting: Setting, options: StudyOptions, tell: Tell) -> Truth | None:
         limit=options.limit,
     )
     for line in described(truth) if truth is not None else ():
-        tell(line, 0, 0)
+        progress.say(line)
     return truth
 
 
-def _with_truth(one: Measured, truth: Truth | None, options: StudyOptions) -> Measured:
-    if truth is None:
-        return one
-    return replace(one, table=with_truth(one.table, truth, same_file=options.labels is None))
-
-
 def open_reference(options: StudyOptions) -> Variant:
-    """The model to compare with; a built-in guard is merged to F32 and kept. Raises ModelError, OutputError."""
+    """The model to compare with; a built-in guard merged to F32, which the cache folder keeps and `models` links to.
+
+    Raises ModelError, OutputError.
+    """
     built = find_built_in(options.reference)
     if built is None:
         assert options.reference is not None
         return open_variant(Path(options.reference))
-    return open_variant(merged_built_in(built, options.models / f"{built.name}.F32.gguf"))
+    name = f"{built.name}.F32"
+    link = options.models / f"{name}.gguf"
+    try:
+        path = merged_built_in(built)
+    except OutputError:  # the cache takes no file
+        return open_variant(merged_built_in(built, link), name=name)
+    if not link.exists():
+        with suppress(OSError):  # a system without links: the cache has it all the same
+            link.unlink(missing_ok=True)
+            os.symlink(path, link)
+    return open_variant(path, name=name)
 
 
 def setting_of(reference: Variant, options: StudyOptions) -> Setting:
@@ -194,86 +340,49 @@ def _check_calibrations(choices: Choices, reference: Variant) -> None:
             )
 
 
-def _measured(models: Sequence[Variant], setting: Setting, options: StudyOptions, tell: Tell) -> list[Measured]:
+def _measured(reference: Variant, models: Sequence[Variant], work: Work, options: StudyOptions) -> list[Measured]:
     """All that is measured of each model, the reference first."""
-    scored = [score(model, setting, options.scores, tell=_scoring(model, tell)) for model in models]
-    _refuse_strangers(models, scored)
-    floors = [_floors(model, setting, options, tell) for model in models]
-    in_floats = [None, *(_in_floats(model, setting, options, tell) for model in models[1:])]
-    costs = _costs(models, _for_the_clock(setting, options), options.measurements, tell)
+    progress = work.progress
+    progress.begin("scores")
+    base, tables, looks = rounds.score_all(reference, models, work)
+    noise: dict[str, rounds.Asked] = {}
+    floats: dict[str, rounds.Asked | None] = {}
+    if options.floor:
+        progress.begin("noise")
+        noise[reference.name] = rounds.noise_of(reference, base, None, work)
+        for one in models:
+            noise[one.name] = rounds.noise_of(one, tables[one.name], base, work)
+        progress.begin("activations")
+        for one in models:
+            floats[one.name] = rounds.in_floats_of(one, tables[one.name], base, work)
+    progress.begin("clock")
+    timed = _for_the_clock(work.setting, options)
+    costs = kept_costs([reference, *models], timed, options.folder)
+    if options.measurements:
+        costs = costs_of([reference, *models], timed, options.measurements, options.folder, progress)
+    elif not costs[0]:
+        progress.say("no speed or memory: none was asked for, and no earlier run has left any")
     return [
-        Measured(model, one.table, floor, cost, between)
-        for model, one, floor, cost, between in zip(models, scored, floors, costs, in_floats, strict=True)
+        Measured(
+            one,
+            tables.get(one.name, base),
+            noise.get(one.name),
+            cost,
+            floats.get(one.name),
+            tuple(looks.get(one.name, ())),
+            work.n,
+        )
+        for one, cost in zip([reference, *models], costs, strict=True)
     ]
-
-
-def _scoring(model: Variant, tell: Tell, condition: str = "") -> Callable[[int, int], None]:
-    return partial(tell, f"scoring {model.name}" + (f", other {condition}" if condition else ""))
-
-
-def _refuse_strangers(models: Sequence[Variant], scored: Sequence[Scored]) -> None:
-    """A model with another vocabulary is no variant of the reference. Raises ModelError."""
-    for model, found in zip(models[1:], scored[1:], strict=True):
-        if found.vocabulary != scored[0].vocabulary:
-            raise ModelError(
-                f"{model.path} is no variant of {models[0].path}: its vocabulary has {found.n_vocab} tokens and the "
-                f"hash {found.vocabulary[:16]}, the reference's {scored[0].n_vocab} and {scored[0].vocabulary[:16]}"
-            )
-
-
-# Noise: the same model and records, computed in another way
-
-
-def _floors(model: Variant, setting: Setting, options: StudyOptions, tell: Tell) -> dict[str, ScoreTable]:
-    """Condition → the scores of the model's first records under it."""
-    if not options.floor:
-        return {}
-    short, runtime = _first(setting, options.floor), setting.runtime
-    threads = 2 if runtime.threads == 1 else 1
-    fewer = max(1, setting.workers // threads)  # processes, where each has more threads
-    others = {"threads": replace(short, runtime=replace(runtime, threads=threads), workers=fewer)}
-    for name, one in conditions(model.path).items():
-        others[name] = replace(short, runtime=replace(runtime, condition=one))
-    return {
-        name: score(model, other, options.scores, tell=_scoring(model, tell, name)).table
-        for name, other in others.items()
-    }
-
-
-def _in_floats(model: Variant, setting: Setting, options: StudyOptions, tell: Tell) -> ScoreTable | None:
-    """Scores of the model's first records with its weights as they are and nothing rounded beside them."""
-    named = as_float(model) if options.floor else None
-    if named is None:
-        return None
-    short, heard = _first(setting, options.floor), _scoring(named, tell)
-    if is_kept(named, short, options.scores):
-        return score(named, short, options.scores, tell=heard).table
-    with made_float(model, options.models) as made:
-        return score(made, short, options.scores, tell=heard).table
-
-
-def _costs(models: Sequence[Variant], setting: Setting, measurements: int, tell: Tell) -> list[list[Cost]]:
-    """For each model its measurements: all models in turn, so that a noisy minute hits all of them."""
-    costs: list[list[Cost]] = [[] for _ in models]
-    for n in range(measurements):
-        for i, model in enumerate(models):
-            tell(f"measuring {model.name}", n, measurements)
-            costs[i].append(measure(model, setting))
-            tell(f"measuring {model.name}", n + 1, measurements)
-    return costs
 
 
 def _for_the_clock(setting: Setting, options: StudyOptions) -> Setting:
     """What speed and memory are measured with: one process that has the machine."""
     runtime = replace(setting.runtime, threads=options.runtime.threads or available_cores())
-    return replace(_first(setting, FOR_THE_CLOCK), runtime=runtime, workers=1)
+    return replace(setting, runtime=runtime, workers=1)
 
 
-def _first(setting: Setting, n: int) -> Setting:
-    return replace(setting, limit=min(n, setting.limit or n))
-
-
-def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
+def _setting_data(setting: Setting, options: StudyOptions, reference: Measured) -> Mapping[str, Any]:
     """What the report says of how it was made; no path of this machine but the records' name."""
     from edgeguard.version import __version__
 
@@ -289,6 +398,8 @@ def _setting_data(setting: Setting, options: StudyOptions) -> Mapping[str, Any]:
         "max_nodes": setting.search.max_nodes,
         "kv_cache": setting.runtime.kv_cache,
         "first": setting.limit,
+        "order": "shuffled",
+        "seed": options.choices.seed,
         "floor_records": options.floor,
-        "measurements": options.measurements,
+        "measurements": len(reference.costs),
     }

@@ -57,18 +57,59 @@ def open_variant(path: Path, *, name: str = "", notices: Sequence[str] = ()) -> 
     return Variant(name or own, found.path, tuple(files), sha256_of_all(files), found.kind, kind, tuple(notices))
 
 
-def make_variants(
-    reference: Variant, wanted: Sequence[str], folder: Path, *, tell: Callable[[str], None] = lambda line: None
-) -> list[Variant]:
-    """Each of `wanted`: a model file, or a type of `edgeguard convert` to make of the reference and keep in `folder`.
+@dataclass(frozen=True)
+class Wanted:
+    """A model to compare, before it is made.
 
-    "onnx-int8-float" and "onnx-int4-float" have float activations. Raises ModelError, OutputError.
+    path     where it is or will be; made: whether it is made of the reference
+    kind     the type of `edgeguard convert`; "" for a file that was given
+    n_bytes  of its files; about, where it is not there yet
     """
-    found, kept = [], folder / f"{reference.path.stem}-{reference.sha256[:12]}"
+
+    name: str
+    path: Path
+    kind: str
+    runtime: str
+    n_bytes: int
+
+    @property
+    def made(self) -> bool:
+        """Whether it is made of the reference, and not given."""
+        return bool(self.kind)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.made or (self.path.exists() and self._noted.exists())
+
+    @property
+    def _noted(self) -> Path:
+        return self.path.with_name(f"{self.name}.notices")
+
+    def open(self, reference: Variant) -> Variant:
+        """The model; made, if it is not there yet. Raises ModelError, OutputError."""
+        if not self.made:
+            return open_variant(self.path)
+        if not self.is_there:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            options = Options(activations="float" if self.name.endswith(FLOAT) else "int8", overwrite=True)
+            done = convert(reference.path, self.path, to=self.kind, options=options)
+            self._noted.write_text("\n".join(done.notices), encoding="utf-8")
+        notices = [n for n in self._noted.read_text(encoding="utf-8").split("\n") if n]
+        return open_variant(self.path, name=self.name, notices=notices)
+
+
+def wanted_variants(reference: Variant, wanted: Sequence[str], folder: Path) -> list[Wanted]:
+    """Each of `wanted`, the smallest first: a model file, or a type of `edgeguard convert`, to be kept in `folder`.
+
+    "onnx-int8-float" and "onnx-int4-float" have float activations. Nothing is made yet. Raises ModelError.
+    """
+    found, kept = [], folder / f"{reference.name}-{reference.sha256[:12]}"
     for name in wanted:
         kind = name.lower().removesuffix(FLOAT)
         if Path(name).exists():
-            found.append(open_variant(Path(name)))
+            given = open_variant(Path(name))
+            found.append(Wanted(given.name, Path(name), "", given.runtime, given.n_bytes))
             continue
         if kind not in TYPES or (name.lower().endswith(FLOAT) and kind not in ("onnx-int8", "onnx-int4")):
             raise ModelError(f"{name!r} is no file, and none of {', '.join(TYPES)}, onnx-int8-float, onnx-int4-float")
@@ -76,22 +117,39 @@ def make_variants(
             raise ModelError(
                 f"{name} cannot be made of {reference.path}, which is ONNX; give the GGUF file it was made from"
             )
-        found.append(_made(reference, name.lower(), kind, kept, tell))
-    names = [variant.name for variant in (reference, *found)]
+        onnx = kind.startswith("onnx")
+        path = kept / (name.lower() if onnx else f"{name.lower()}.gguf")
+        runtime = "onnx" if onnx else "gguf"
+        one = Wanted(name.lower(), path, kind, runtime, _about_bytes(reference, kind))
+        found.append(replace(one, n_bytes=one.open(reference).n_bytes) if one.is_there else one)
+    names = [reference.name, *(one.name for one in found)]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ModelError(f"two models are called {sorted(twice)[0]}; rename one of the files")
+    return sorted(found, key=lambda one: one.n_bytes)
+
+
+# Bits a weight, about: of a small guard, part of whose matrices stays in more.
+_BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.6, "q6_k": 8, "q5": 6.7, "q4": 5.8, "iq4": 5.5, "q3": 5, "q2": 4}
+_ONNX_BITS = {"onnx": 32, "onnx-fp32": 32, "onnx-fp16": 16, "onnx-int8": 9.2, "onnx-int4": 6.0}
+
+
+def _about_bytes(reference: Variant, kind: str) -> int:
+    """About how large a type will be."""
+    bits = _ONNX_BITS.get(kind) or next((b for name, b in _BITS.items() if kind.startswith(name)), 32)
+    own = 16 if "16" in reference.quantization else 32
+    return int(reference.n_bytes * bits / own)
+
+
+def make_variants(
+    reference: Variant, wanted: Sequence[str], folder: Path, *, tell: Callable[[str], None] = lambda line: None
+) -> list[Variant]:
+    """`wanted_variants`, made. Raises ModelError, OutputError."""
+    found = []
+    for one in wanted_variants(reference, wanted, folder):
+        if not one.is_there:
+            tell(f"making {one.name}")
+        found.append(one.open(reference))
     return found
-
-
-def _made(reference: Variant, name: str, kind: str, kept: Path, tell: Callable[[str], None]) -> Variant:
-    path, noted = kept / (name if kind.startswith("onnx") else f"{name}.gguf"), kept / f"{name}.notices"
-    if not path.exists() or not noted.exists():
-        tell(f"making {name}")
-        kept.mkdir(parents=True, exist_ok=True)
-        options = Options(activations="float" if name.endswith(FLOAT) else "int8", overwrite=True)
-        done = convert(reference.path, path, to=kind, options=options)
-        noted.write_text("\n".join(done.notices), encoding="utf-8")
-    return open_variant(path, name=name, notices=[n for n in noted.read_text(encoding="utf-8").split("\n") if n])
 
 
 # The same weights with float activations: what a variant's own rounding of activations does is what it differs by.

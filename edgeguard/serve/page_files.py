@@ -20,7 +20,7 @@ def page_files() -> Mapping[str, tuple[bytes, str]]:
     """URL path → what is sent there, and its type."""
     folder = files("edgeguard.serve") / "page"
     found = {
-        "/" if one.name == _FIRST else f"/{one.name}": (one.read_bytes(), f"{_TYPES[ending]}; charset=utf-8")
+        "/" if one.name == _FIRST else f"/{one.name}": (one.read_bytes(), _TYPES[ending])
         for one in sorted(folder.iterdir(), key=lambda one: one.name)
         if (ending := one.name[one.name.rfind(".") :]) in _TYPES
     }

@@ -1,4 +1,4 @@
-"""The guards that come with edgeguard."""
+"""The guards that come with edgeguard, and models pulled from a hub."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.builtin import BuiltIn, BuiltInFile, Form
+    from edgeguard.hub import HubModel
 
 _ORIGINS = {"package": "of the installed package", "cache": "pulled into the cache folder"}
 
@@ -38,6 +39,23 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
             facts.add_row("form", _form(guard, form))
             facts.add_row("", f"model_sha256 {form.model_sha256}")
         facts.add_row("card", Text(printable(str(guard.card))))
+        console.print(facts)
+
+
+def print_pulled(models: Sequence[tuple[HubModel, str | None]]) -> None:
+    """What was pulled from a hub, and what is wrong with it, if anything."""
+    console = plain_console()
+    for model, problem in models:
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(no_wrap=True, style="bold")
+        facts.add_column(overflow="fold")
+        facts.add_row("pulled", Text(printable(str(model.wanted))))
+        facts.add_row("commit", Text(printable(f"{model.commit}, of {model.endpoint}")))
+        for file in model.files:
+            facts.add_row("file", Text(printable(f"{file.name}, {file.n_bytes / 1e6:.1f} MB")))
+            facts.add_row("", f"sha256 {file.sha256}")
+        where = f"there, hash right: {model.path}"
+        facts.add_row("", Text(printable(problem), "bold red") if problem else Text(printable(where)))
         console.print(facts)
 
 

@@ -226,6 +226,7 @@ async function send() {
 /** An old result must not stand beside a new text that failed. */
 function forget() {
   state.row = null;
+  at("heard").textContent = "";
   at("result").hidden = true;
   at("answers").hidden = true;
 }
@@ -290,6 +291,7 @@ function showVerdict() {
   const moved = [...names.keys()].some((label) => threshold(label) !== serverThreshold(label));
   const why = words(over.length ? over : review);
   at("verdict").textContent = `${verdict}${why ? `: ${why}` : ""}. P(unsafe) ${shown(state.row.unsafe)}${moved ? ", by the thresholds on this page" : ""}.`;
+  at("heard").textContent = at("verdict").textContent; // a region that was hidden until now is not read out: this one is always there
   at("verdict").className = over.length ? "flagged" : review.length ? "review" : "";
   for (const item of at("bars").children) item.classList.toggle("over", over.includes(item.dataset.label));
 }
@@ -307,21 +309,23 @@ function bar(label, about) {
   range.style.width = `${100 * inside(high)}%`;
   fill.style.width = `${100 * inside(p)}%`;
   const name = `threshold of ${label}${about.name ? `, ${about.name}` : ""}`;
-  const slider = element("input", { type: "range", min: "0", max: "1", step: "0.01", value: threshold(label), "aria-label": name });
-  const number = element("input", { type: "number", class: "threshold", min: "0", max: "1", step: "any", value: threshold(label), "aria-label": `${name}, as a number`, inputmode: "decimal" });
+  const value = Number(threshold(label).toPrecision(4)); // what there is room for; until it is moved, it is the exact one that decides
+  const slider = element("input", { type: "range", min: "0", max: "1", step: "0.01", value, "aria-label": name });
+  const number = element("input", { type: "number", class: "threshold", min: "0", max: "1", step: "any", value, title: threshold(label), "aria-label": `${name}, as a number`, inputmode: "decimal" });
   const set = (from, other) => {
     if (from.value === "" || !from.checkValidity()) return;
     state.thresholds[label] = Number(from.value);
     other.value = from.value;
+    number.title = from.value;
     showVerdict();
   };
   slider.addEventListener("input", () => set(slider, number));
   number.addEventListener("input", () => set(number, slider));
   const title = element("span", { class: "label", title: about.description ?? "" }, element("b", { text: label }), about.name ?? "");
-  const value = element("span", { class: "value" }, shown(p), element("small", { text: `${shown(low)} … ${shown(high)}` }));
-  value.setAttribute("aria-label", `probability ${shown(p)}, between ${shown(low)} and ${shown(high)}`);
-  value.setAttribute("role", "img"); // so that the label is read in the place of the bare numbers
-  return element("li", { "data-label": label }, title, element("span", { class: "track" }, element("span", { class: "bar" }, range, fill), slider), value, number);
+  const said = element("span", { class: "value" }, shown(p), element("small", { text: `${shown(low)} … ${shown(high)}` }));
+  said.setAttribute("aria-label", `probability ${shown(p)}, between ${shown(low)} and ${shown(high)}`);
+  said.setAttribute("role", "img"); // so that the label is read in the place of the bare numbers
+  return element("li", { "data-label": label }, title, element("span", { class: "track" }, element("span", { class: "bar" }, range, fill), slider), said, number);
 }
 
 function showResult() {
