@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "peer"), default=PARTS)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="[default: cores]")
-    parser.add_argument("--records", type=int, default=48, help="of a round of `rate` [default: 48]")
+    parser.add_argument("--records", type=int, default=48, help="different texts, a round of `rate` [default: 48]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=600, help="of `attack` [default: 600]")
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path, default=None, help="the binary, for `peer`")
     parser.add_argument("--model", default=None, help="[default: the default guard]")
     args = parser.parse_args()
-    texts = common.texts_between(max(64, args.records), 80, 300)
+    texts = common.texts_between(args.records, 80, 300)
     print(f"{common.machine()}; {args.workers} workers of one thread; texts of 80 to 300 characters")
     model = [] if args.model is None else ["--model", args.model]
     options = ["--workers", str(args.workers), *model]
@@ -253,7 +253,7 @@ def ask_all(port: int, texts: Sequence[str], rows: dict[str, Any] | None, n: int
 
 def rates(served: Served, workers: Workers, texts: list[str], rows: dict[str, Any], rounds: int) -> None:
     for n in CONNECTIONS:
-        ask_all(served.port, texts[: 2 * n], rows, n)
+        ask_all(served.port, texts[:n], rows, n)
     ratios: dict[int, list[float]] = {n: [] for n in CONNECTIONS}
     found: dict[int, list[float]] = {n: [] for n in CONNECTIONS}
     taken: dict[int, list[float]] = {n: [] for n in CONNECTIONS}
@@ -262,7 +262,7 @@ def rates(served: Served, workers: Workers, texts: list[str], rows: dict[str, An
         for n in CONNECTIONS:
             # twice around each: a machine that is slower for a while is slower for both
             before = len(texts) / common.seconds(lambda: scored(workers, texts))
-            rate, milliseconds = ask_all(served.port, texts, rows, n)
+            rate, milliseconds = ask_all(served.port, (texts * n)[: max(len(texts), 2 * n)], rows, n)
             after = len(texts) / common.seconds(lambda: scored(workers, texts))
             inside = 2 / (1 / before + 1 / after)
             own.append(inside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from serving import Running, opening, running
 
 pytest.importorskip("starlette")
 
-from edgeguard import ProfileError
+from edgeguard import Calibration, CalibrationError, Guard, ProfileError
+from edgeguard.calibration.files import write_calibration
+from edgeguard.calibration.maps import Map
 from edgeguard.serve.gate import SCORING
 from edgeguard.serve.keys import SHORTEST, Keys, read_keys
 from edgeguard.serve.limits import ServeLimits
@@ -340,6 +343,26 @@ def test_a_policy_that_does_not_fit_the_guard_is_refused(tmp_path: Path, tiny_gu
     path.write_text(f"[policy.a]\n{text}\n")
     with pytest.raises(ProfileError, match=says):
         check_policies(read_policies(path), {"tiny": tiny_guard})
+
+
+def test_a_policy_may_have_a_calibration_of_its_own(tmp_path: Path, tiny_guard: Guard) -> None:
+    maps = {"unsafe": Map("platt", {"slope": 2.0, "intercept": 1.0}), "S1": Map("temperature", {"temperature": 3.0})}
+    bound = Calibration("tiny", tiny_guard.profile.name, "marginal", tiny_guard.model_sha256, maps, {"S1": 0.25})
+    write_calibration(bound, tmp_path / "own.json")
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[policy.own]\ncalibration = "own.json"\nthresholds = { S2 = 0.1 }\n[policy.raw]\ncalibration = false\n'
+    )
+    own, raw = (policy.decision(tiny_guard) for policy in read_policies(path).values())
+    for decision, calibration, thresholds in ((own, bound, {"S2": 0.1}), (raw, None, {})):
+        expected = Guard(tiny_guard.backend, tiny_guard.profile, calibration=calibration, thresholds=thresholds)
+        deciding = tiny_guard.deciding(decision.calibration, decision.thresholds)
+        assert deciding.score("a").row() == {**expected.score("a").row()}
+        assert deciding.thresholds == expected.thresholds
+    assert tiny_guard.calibration is None  # it is another guard
+    write_calibration(replace(bound, model_sha256="0" * 64), tmp_path / "own.json")
+    with pytest.raises(CalibrationError, match="was fitted on model"):
+        read_policies(path)["own"].decision(tiny_guard)
 
 
 # ------------------------------------------------------------ drift
