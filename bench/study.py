@@ -25,7 +25,7 @@ from edgeguard.evaluation.calibrate import calibrate as fit
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
-from edgeguard.quant.pictures import size_against_drift
+from edgeguard.quant.pictures import size_and_changes, standalone
 from edgeguard.quant.progress import Progress, Step
 from edgeguard.quant.reading import floor_of, interval, number, percent, verdict
 from edgeguard.quant.report import HEADLINE, ReportData
@@ -68,7 +68,7 @@ def main() -> None:
     print_study(reports, k_types(reference, args.out / "k-types"))
     picture = ROOT / "docs" / "images" / "quantization-study.svg"
     picture.parent.mkdir(exist_ok=True)
-    picture.write_text(standalone(size_against_drift(without(reports["public"], "onnx-fp32"), HEADLINE)))
+    picture.write_text(standalone(size_and_changes(without(reports["public"], "onnx-fp32"))))
 
 
 def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
@@ -278,17 +278,6 @@ def cost_row(v: ReportData) -> list[str]:
 def without(report: ReportData, name: str) -> ReportData:
     """The report but for one variant."""
     return {**report, "variants": [v for v in report["variants"] if v["name"] != name]}
-
-
-def standalone(svg: str) -> str:
-    """A picture of the page as a file of its own: with its colours, light and dark, and a ground."""
-    page = (ROOT / "edgeguard" / "quant" / "page.html.jinja").read_text(encoding="utf-8")
-    colours = page[page.index(":root") : page.index("* { box-sizing")]
-    head, rest = svg.split(">", 1)
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    ground = '<rect width="100%" height="100%" fill="var(--paper)"/>'
-    style = f"<style>{colours} text {{ font-family: system-ui, sans-serif }}</style>"
-    return f"{head} {names}>{style}{ground}{rest}"
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def contents(guard: Guard, _: None = None) -> dict[str, Value]:
         **_flat(guard.search),
         "calibration_sha256": None if calibration is None else _digest((calibration.maps, calibration.thresholds)),
         "threshold": guard.thresholds.default,
+        **({"stages": 2} if guard.thresholds.two_stage else {}),
         **{f"threshold of {label}": value for label, value in sorted(guard.thresholds.labels.items())},
         "context": guard.backend.n_ctx,
         "threads": runtime.threads or available_cores(),

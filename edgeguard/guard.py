@@ -66,11 +66,11 @@ class Search:
 class Score:
     """One record's probabilities. All masses and probabilities in [0, 1], margins in nats.
 
-    flagged          unsafe, or any category, is at or over its threshold
+    flagged          unsafe, or any category, is at or over its threshold; in two stages unsafe is
     unsafe           P(the answer says unsafe), summed over all answers looked into, by every estimator; with a question
                      for each category that of the umbrella question, or the largest (`estimates` says why)
     margin           log P(unsafe) - log P(safe), the model's own, calibrated or not
-    categories       codes at or over their threshold
+    categories       codes at or over their threshold; in two stages none where the record is not flagged
     category_scores  every code that was asked about → the estimator's probability
     bounds           "unsafe" and every code → certified [lower, upper] of P(the answer names it), through the
                      calibration's map where there is one; and "field=label" of the further fields
@@ -150,7 +150,7 @@ class QuestionResult:
 class SelfTestResult:
     """What the guard made of one text of the profile's self-test pair. Names are those of `Score`.
 
-    flagged     unsafe, or any category, is at or over its threshold, as a score says it
+    flagged     as a score says it
     no_code     [lower, upper] of P(the answer says unsafe and names no category), the model's own; None where answers
                 name none
     decided_by  the question whose answer is the verdict; None for one question about all

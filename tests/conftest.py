@@ -147,6 +147,18 @@ def genai_pruned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return build_genai(checkpoint, tmp_path_factory.mktemp("genai") / "pruned", prune_lm_head="true")
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window, for pages as people see them; browser.py has what is measured in it.
+
+    CI installs chromium and chromedriver: where one of them is missing the test fails, it is not skipped.
+    """
+    from browser import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
+
+
 class Here:
     """A pool whose tasks are done in this process: some hundred commands of the tests start no processes.
 

@@ -81,9 +81,22 @@ def test_a_file_comes_back_as_it_was_written(tmp_path: Path, calibration: Calibr
     assert path.read_bytes() == first
 
 
+def test_stages_are_told_in_the_file_and_files_of_one_stage_are_as_they_were(tmp_path: Path, calibration: Calibration):
+    path = tmp_path / "calibration.json"
+    write_calibration(calibration, path)
+    assert '"format": "edgeguard-calibration-1"' in path.read_text() and "stages" not in path.read_text()
+    two = replace(calibration, two_stage=True)
+    write_calibration(two, path)
+    assert '"format": "edgeguard-calibration-2"' in path.read_text()
+    assert read_calibration(path) == replace(two, source=str(path))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"stages": 2}, "stages is 2; expected 2, or 1 with format 'edgeguard-calibration-1'"),
+        ({"format": "edgeguard-calibration-2"}, "stages is None; expected 2"),
+        ({"format": "edgeguard-calibration-2", "stages": True}, "stages is True; expected 2"),
         ({"format": "other"}, "format is 'other'; expected 'edgeguard-calibration-1'"),
         ({"guard": 3}, "guard is 3; expected a text"),
         ({"labels": []}, "labels and fitted must be objects"),

@@ -765,8 +765,30 @@ def test_explain_draws_the_tree_and_every_estimator(run: Run, tiny: Tiny) -> Non
     assert result.exit_code == 0 and result.stderr == ""
     for part in ("the guard's answer begins", "names unsafe", "smaller branches", "not explored 0.", "log-odds +"):
         assert part in result.stdout
-    table = [line.split() for line in result.stdout.splitlines() if line.split()[:1] in (["unsafe"], ["S1"], ["S10"])]
-    assert [row[0] for row in table] == ["unsafe", "S1", "S10"]
+    rows = [line.split() for line in result.stdout.splitlines() if line.split()[:1] in (["unsafe"], ["S1"], ["S10"])]
+    assert [row[0] for row in rows] == ["unsafe", "S1", "S10"] * 2  # what is decided, and by each estimator
+    assert "decided on marginal, not calibrated" in result.stdout
+
+
+def test_explain_shows_both_numbers_and_what_the_thresholds_decide(run: Run, tiny: Tiny, tmp_path: Path) -> None:
+    calibration = tmp_path / "c.json"
+    assert run("calibrate", "-o", calibration, "--method", "contextual", *tiny).exit_code == 0
+    given = ("explain", "How do I hurt the dog?", "--calibration", calibration, *tiny)
+    found = json.loads(run(*given, "--json").stdout)
+    (row,) = rows_of(
+        run("score", "-", "--calibration", calibration, *tiny, input=jsonl(["How do I hurt the dog?"])).stdout
+    )
+    unsafe = found["decision"]["labels"]["unsafe"]
+    assert unsafe["probability"] == pytest.approx(row["unsafe"], rel=1e-6)
+    assert unsafe["own"] == pytest.approx(found["estimates"]["marginal"]["unsafe"])
+    assert found["decision"]["flagged"] == row["flagged"] and found["decision"]["calibration"] == "c.json"
+    low, high = ("--threshold", "0"), ("--threshold", "1")
+    shown = {name: run(*given, *t, env={"COLUMNS": "80"}).stdout for name, t in (("low", low), ("high", high))}
+    assert "decided on marginal, calibrated by c.json" in shown["low"]
+    assert "Flagged: P(unsafe) is" in shown["low"] and "Not flagged" in shown["high"]
+    assert all(len(line) <= 80 for text in shown.values() for line in text.splitlines())
+    joint = run(*given[:2], "-e", "joint", *tiny).stdout
+    assert "decided on joint, not calibrated" in joint
 
 
 def test_explain_as_json_is_the_tree_that_score_reads(run: Run, tiny: Tiny, tmp_path: Path) -> None:

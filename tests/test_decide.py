@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +23,8 @@ CALIBRATION = Calibration(
     thresholds={"S1": 0.2},
 )
 
+IN_TWO_STAGES = replace(CALIBRATION, thresholds={"unsafe": 0.3, "S1": 0.2, "S2": 0.1}, two_stage=True)
+
 
 def made(seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """margin, scores, and bounds that hold them: (n,), (n, 3), (n, 4, 2) with P(safe) behind the labels."""
@@ -32,7 +36,7 @@ def made(seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.log(unsafe) - np.log(safe), scores, np.stack([lower, np.minimum(1, lower + left[:, None])], axis=2)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.sampled_from([None, CALIBRATION]))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.sampled_from([None, CALIBRATION, IN_TWO_STAGES]))
 def test_a_batch_of_records_is_decided_as_each_of_them_alone(seed, n, calibration):
     """`score` decides one record, `evaluate` a file: they must not differ by a bit."""
     margin, scores, bounds = made(seed, n)
@@ -57,6 +61,27 @@ def test_a_record_is_unsafe_where_only_a_category_is_over_its_threshold():
     y_prob = np.array([[0.1, 0.9, 0.0], [0.1, 0.1, 0.1], [0.6, 0.1, 0.1], [0.5, 0.5, 0.2]])
     expected = [[True, True, False], [False, False, False], [True, False, False], [True, True, False]]
     np.testing.assert_array_equal(predict(y_prob, np.array([0.5, 0.5, 0.5])), expected)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_in_two_stages_the_verdict_decides_alone_and_a_category_only_behind_it(seed):
+    margin, scores, _ = made(seed, 20)
+    rule = {"labels": LABELS, "calibration": IN_TWO_STAGES}
+    two = decide(margin, scores, thresholds=thresholds_for(IN_TWO_STAGES), **rule)
+    one = decide(margin, scores, thresholds=Thresholds(labels=IN_TWO_STAGES.thresholds), **rule)
+    np.testing.assert_array_equal(two.y_prob, one.y_prob)  # the stages are of the decision alone
+    np.testing.assert_array_equal(two.y_pred[:, 0], two.y_prob[:, 0] >= 0.3)
+    assert not two.y_pred[~two.y_pred[:, 0], 1:].any()
+    flagged = two.y_pred[:, 0]
+    np.testing.assert_array_equal(two.y_pred[flagged, 1:], one.y_pred[flagged, 1:])
+    assert (two.y_pred <= one.y_pred).all()
+
+
+def test_numbers_given_in_place_of_a_calibration_s_leave_its_stages():
+    for given_ in ({"S1": 0.9}, {"default": 0.3}):
+        assert thresholds_for(IN_TWO_STAGES, given_).two_stage
+    assert not thresholds_for(IN_TWO_STAGES, Thresholds(0.4)).two_stage
+    assert not thresholds_for(CALIBRATION).two_stage
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,9 @@ def test_evaluate_says_what_scikit_learn_says(run, tiny, labelled: Path, table: 
     assert table.truth is not None
     expected = roc_auc_score(table.truth[:, 0], table.unsafe)
     assert verdict["auroc"]["value"] == pytest.approx(expected, rel=1e-6)
-    assert verdict["auroc"]["low"] <= expected <= verdict["auroc"]["high"]
+    assert verdict["auroc"]["why"] == "7 with it, 5 without; an interval takes 10 of each"
+    assert verdict["recall"]["low"] <= verdict["recall"]["value"] <= verdict["recall"]["high"]
+    assert set(found["greedy"]) == {"verdict", "scores_at_its_recall", "scores_at_its_precision"}
     for name in ("conditional", "joint"):
         assert found["estimators"][name]["labels"]["unsafe"]["auroc"] == verdict["auroc"]
     again = run("evaluate", labelled, *tiny, "--draws", 50, "--json")
@@ -323,15 +325,86 @@ def test_evaluate_shows_tables_that_fit(run, tiny, labelled: Path, monkeypatch):
         result = run("evaluate", labelled, *tiny, "--draws", 20)
         assert result.exit_code == 0
         assert max(map(len, result.stdout.splitlines())) <= width
-        for word in ("AUROC", "marginal", "logtoku", "greedy", "best threshold for f1"):
+        for word in ("AUROC", "marginal", "logtoku", "greedy answer", "best threshold for f1"):
             assert word in result.stdout
+        assert "…" not in result.stdout  # no number is cut
+        assert ("No room here for" in result.stdout) == (width == 80)
+    monkeypatch.delenv("COLUMNS")
+    whole = run("evaluate", labelled, *tiny, "--draws", 20).stdout  # a pipe
+    assert "No room here for" not in whole and "macro AUPRC" in whole
+
+
+def test_categories_stand_in_the_order_asked_for(run, tiny, labelled: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def order(*given: str) -> list[str]:
+        result = run("evaluate", labelled, *tiny, "--draws", 0, *given)
+        assert result.exit_code == 0, result.stderr
+        rows = result.stdout.partition("each category")[2].splitlines()
+        return [row.split()[0] for row in rows if row.startswith("S")]
+
+    assert order() == ["S1", "S10", "S2"]
+    assert order("--sort", "records") == ["S2", "S1", "S10"]
+    assert order("--sort", "-label") == ["S2", "S10", "S1"]
+    assert order("--sort", "-auroc") == order("--sort", "auroc")[::-1]
+    wrong = run("evaluate", labelled, *tiny, "--sort", "speed")
+    assert (wrong.exit_code, "is none of label, records" in wrong.stderr) == (2, True)
+
+
+def test_the_page_has_curves_and_needs_no_network(run, tiny, labelled: Path, tmp_path: Path):
+    page = tmp_path / "figures.html"
+    result = run("evaluate", labelled, *tiny, "--draws", 0, "--plot", page, "--plot-labels", "unsafe,S2", "--json")
+    assert result.exit_code == 0, result.stderr
+    html = page.read_text(encoding="utf-8")
+    assert html.count('<svg class="chart"') == 4  # precision and recall, thresholds; 12 records fill no two bins
+    for part in ("threshold 0.5", "No reliability curve: 12 records", "greedy: precision", 'role="img"'):
+        assert part in html
+    assert "<script" not in html and "http://" not in html and "https://" not in html
+    assert "exists already" in run("evaluate", labelled, *tiny, "--plot", page).stderr
+    assert run("evaluate", labelled, *tiny, "--plot", tmp_path / "q.html", "--plot-labels", "S9").exit_code == 2
+    assert run("evaluate", labelled, *tiny, "--plot-labels", "S1").exit_code == 2
+    assert run("evaluate", labelled, *tiny, "--plot", labelled).exit_code == 2  # a file that is read
+
+
+def test_a_page_of_one_class_says_why_it_has_no_curves(run, tiny, tmp_path: Path):
+    path, page = write(tmp_path / "safe.jsonl", [[]] * len(TEXTS)), tmp_path / "p.html"
+    result = run("evaluate", path, *tiny, "--draws", 0, "--plot", page)
+    assert result.exit_code == 0, result.stderr
+    assert "All 12 records are safe" in result.stdout
+    assert "No record has it: there are no curves" in page.read_text(encoding="utf-8")
+    out = run("calibrate", path, *tiny, "-o", tmp_path / "c.json")
+    assert (out.exit_code, "all its records are safe" in out.stderr) == (1, True)
+
+
+def test_a_model_card_takes_the_figures(run, tiny, labelled: Path, tmp_path: Path):
+    card = pytest.importorskip("huggingface_hub").ModelCard
+    to_results = pytest.importorskip("huggingface_hub.repocard_data").model_index_to_eval_results
+    odd = labelled.rename(tmp_path / "odd 'name': \x07é.jsonl")
+    result = run("evaluate", odd, *tiny, "--draws", 0, "--model-index", tmp_path / "m.yml", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    text = (tmp_path / "m.yml").read_text(encoding="utf-8")
+    read = card(f"---\n{text}---\n# A guard\n").data
+    name, results = to_results(found["model-index"])
+    assert (read.model_name, len(read.eval_results)) == (name, len(results)) == (found["guard"], len(results))
+    assert [(r.metric_type, r.metric_value, r.dataset_name) for r in read.eval_results] == [
+        (r.metric_type, r.metric_value, odd.name) for r in results
+    ]
+    f1 = found["estimators"]["marginal"]["labels"]["unsafe"]["f1"]["value"]
+    assert {r.metric_type: r.metric_value for r in results}["f1"] == pytest.approx(f1, abs=1e-4)
+    assert found["results"]["odd-name_verdict"]["f1,none"] == pytest.approx(f1, abs=1e-4)
+    run("evaluate", odd, *tiny, "--draws", 0, "--model-index", tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["model-index"] == found["model-index"]
 
 
 def test_records_of_one_class_have_no_ranking_and_no_made_up_number(run, tiny, tmp_path: Path):
     path = write(tmp_path / "unsafe.jsonl", [["S1"]] * len(TEXTS))
     found = json.loads(run("evaluate", path, *tiny, "--draws", 20, "--json").stdout)
     verdict = found["estimators"]["marginal"]["labels"]["unsafe"]
-    assert verdict["auroc"] == {"value": None, "low": None, "high": None}
+    assert verdict["auroc"] == {"value": None, "low": None, "high": None, "why": "every record has it"}
+    assert found["greedy"] is None
+    (line, *_) = found["notices"]
+    assert line.startswith("All 12 records are unsafe, so there is no AUROC") and "add safe records" in line
     assert verdict["best"] is None
     assert "NaN" not in json.dumps(found)
 
@@ -369,6 +442,29 @@ def test_calibrate_writes_what_score_takes(run, tiny, labelled: Path, tmp_path: 
     assert {n: e["calibrated"] for n, e in figures["estimators"].items()} == {
         "conditional": False, "joint": False, "marginal": True,
     }  # fmt: skip
+
+
+def test_calibrate_in_two_stages_is_what_score_and_evaluate_decide_by(run, tiny, labelled: Path, tmp_path: Path):
+    out = tmp_path / "c.json"
+    goals = ["--threshold-for", "f1", "--threshold-for", "unsafe:fpr=0.4"]
+    result = run("calibrate", labelled, *tiny, "-o", out, "--two-stage", "--method", "platt", *goals)
+    assert result.exit_code == 0, result.stderr
+    assert read_calibration(out).two_stage and read_calibration(out).fitted["stages"] == 2
+    from_ = read_calibration(out).thresholds["unsafe"]
+    rows = [json.loads(line) for line in run("score", labelled, *tiny, "--calibration", out).stdout.splitlines()]
+    for row in rows:
+        assert row["flagged"] == (row["unsafe"] >= from_)
+        assert row["flagged"] or row["categories"] == []
+    found = json.loads(run("evaluate", labelled, *tiny, "--calibration", out, "--draws", 0, "--json").stdout)
+    predicted = {code: one["n_pred"] for code, one in found["estimators"]["marginal"]["labels"].items()}
+    assert predicted == {"unsafe": sum(row["flagged"] for row in rows)} | {
+        code: sum(code in row["categories"] for row in rows) for code in ("S1", "S10", "S2")
+    }
+    assert "in two stages" in run("explain", "Rob", *tiny, "--calibration", out).stdout
+    for wrong in (["--safe-rate", "0.5"], ["--method", "contextual"]):
+        given = [] if "contextual" in wrong else [labelled]
+        again = run("calibrate", *given, *tiny, "-o", tmp_path / "d.json", "--two-stage", *wrong)
+        assert (again.exit_code, "--two-stage" in again.stderr) == (2, True)
 
 
 def test_a_label_without_records_is_left_alone_and_said(run, tiny, tmp_path: Path):

@@ -14,6 +14,7 @@ from edgeguard.calibration.fitting import (
     choose_method,
     cross_validated,
     fit_label,
+    fit_labels,
     fit_map,
 )
 from edgeguard.calibration.maps import logit, sigmoid
@@ -180,6 +181,34 @@ def test_no_threshold_reaches_down_to_more_safe_records_than_allowed(seed, rate,
     found = fit_label("S1", x, p, truth, method="none", goal=goal, safe=safe, safe_rate=rate).threshold
     assert found is not None
     assert (p[safe] >= found.value).sum() <= rate * safe.sum()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([Goal("f1"), Goal("precision", 0.8)]))
+def test_in_two_stages_safe_records_do_not_move_a_category_s_threshold(seed, goal):
+    """It is chosen on the unsafe ones: which others the verdict lets through is another matter."""
+    rng = np.random.default_rng(seed)
+    y_true = np.column_stack([rng.random(60) < 0.6, np.zeros(60, bool)])
+    y_true[:, 1] = y_true[:, 0] & (rng.random(60) < 0.5)
+    y_true[:2] = [[True, True], [True, False]]
+    scores = np.clip(rng.random((60, 2)) + 0.3 * y_true, 0.01, 0.99)
+    moved = scores.copy()
+    moved[~y_true[:, 0], 1] = rng.random((~y_true[:, 0]).sum())
+
+    def threshold(p):
+        rule = {"method": "none", "goals": {"": goal}, "two_stage": True}
+        verdict, category = fit_labels(["unsafe", "S1"], logit(p), p, y_true, **rule)
+        assert verdict.threshold == choose_threshold(y_true[:, 0], p[:, 0], goal)
+        return category.threshold
+
+    inside = y_true[:, 0]
+    assert threshold(scores) == threshold(moved) == choose_threshold(y_true[inside, 1], scores[inside, 1], goal)
+
+
+def test_in_two_stages_a_category_that_all_unsafe_records_have_gets_no_threshold():
+    y_true = np.repeat([[True, True], [False, False]], 10, axis=0)
+    p = np.where(y_true, 0.9, 0.1) + np.arange(20)[:, None] / 1000
+    _, category = fit_labels(["unsafe", "S1"], logit(p), p, y_true, method="platt", two_stage=True)
+    assert category.threshold is None and category.map is not None
 
 
 def test_logit_is_what_fits_take():

@@ -25,6 +25,7 @@ from tiny_gguf import (
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
+from edgeguard.builtin import built_in
 from edgeguard.convert import convert
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
@@ -700,3 +701,39 @@ def flipped(data: bytes, rng: random.Random, n: int) -> bytes:
 def survive(path: Path) -> None:
     with contextlib.suppress(ModelError):
         json.dumps(inspect_model(path).row(tensors=True))
+
+
+# Built-in guards
+
+
+@pytest.mark.smollm2
+def test_a_built_in_guard_is_inspected_by_its_name(run: Run) -> None:
+    """Whatever has been made on this machine: the base and the adapter come as they are."""
+    result = run("inspect", "edgeguard-135m:adapter")
+    assert result.exit_code == 0, result.stderr
+    for part in ("edgeguard-135m, version", "as they were released, by their hashes", "LoRA adapter", "onnx-int8"):
+        assert part in result.stdout
+    assert "not usable" not in result.stdout
+    found = json.loads(run("inspect", "edgeguard-135m:adapter", "--json").stdout)
+    assert found["built_in"]["whole"] and found["model"]["usable"] and found["adapter"]["kind"] == "adapter"
+
+
+def test_a_form_that_is_not_made_yet_says_how_it_is_made(run: Run, tmp_path: Path) -> None:
+    result = run("inspect", "edgeguard-135m:q4_0", env={"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "200"})
+    assert result.exit_code == 0, result.stderr
+    assert f"not made yet; they will be in {tmp_path}" in result.stdout
+    assert "edgeguard score --model edgeguard-135m:q4_0" in result.stdout or "edgeguard models pull" in result.stdout
+    assert list(tmp_path.iterdir()) == []  # nothing was made
+
+
+def test_a_form_whose_files_are_others_is_not_told_for_the_released_one(run: Run, tmp_path: Path) -> None:
+    folder = built_in("edgeguard-135m").form_folder(built_in("edgeguard-135m").form("q8_0")).name
+    (tmp_path / "edgeguard" / folder).mkdir(parents=True)
+    write_tiny_llama(tmp_path / "edgeguard" / folder / "m.gguf")
+    result = run("inspect", "edgeguard-135m:q8_0", env={"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "200"})
+    assert "not those that were released" in result.stdout
+
+
+def test_a_form_that_no_guard_has_is_named(run: Run) -> None:
+    result = run("inspect", "edgeguard-135m:q9")
+    assert (result.exit_code, "has no form 'q9'" in result.stderr) == (1, True)

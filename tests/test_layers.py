@@ -19,7 +19,7 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
-    {"files", "pattern", "process", "tomlfile", "machine", "ahead", "windows"},
+    {"files", "charts", "pattern", "process", "tomlfile", "machine", "ahead", "windows"},
     {"automaton", "backend", "pool", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"fingerprint"},
     {"ray"},
     {"evaluation", "explanation", "selftest"},
-    {"quant", "serve"},
+    {"quant", "explanation_page", "serve"},
     {"cli", "__init__"},
     {"__main__"},
 ]

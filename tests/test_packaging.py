@@ -25,7 +25,7 @@ def test_the_wheel_holds_the_profiles_the_types_and_the_guard_and_nothing_else(t
     forms = ("", "q8_0/", "q4_0/", "onnx-int8/", "onnx-int4/")
     calibrations = {f"{form}calibration-{e}.json" for form in forms for e in estimators}
     assert guard == {"README.md", "adapter.gguf", "guard.toml"} | calibrations
-    assert "edgeguard/quant/page.html.jinja" in names
+    assert {"edgeguard/quant/page.html.jinja", "edgeguard/quant/page.css", "edgeguard/explanation_page.css"} <= names
     page = {n for n in names if n.startswith("edgeguard/serve/") and not n.endswith(".py")}
     files = {f"page/{name}" for name in ("index.html", "page.css", "page.js")} | {"openai.toml"}
     assert page == {f"edgeguard/serve/{name}" for name in files}

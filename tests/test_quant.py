@@ -379,8 +379,7 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_files(study, report):
     assert "url(" not in re.sub(r"url\(#[\w.-]+\)", "", html) and "@import" not in html
     for name in ("copy", "q4_0", "onnx-int8"):
         assert name in html
-    assert "#0b0b0" not in html and "#010101" not in html  # every colour follows the page's
-    assert html.count("<svg") == 4
+    assert html.count('class="chart') == 1  # too few records for the others
     evil = json.loads(json.dumps(report).replace("q4_0", "<script>x</script>"))
     shown = page(evil)
     assert "<script>" not in shown
@@ -399,7 +398,7 @@ def test_a_page_can_be_written_without_labels(run, tiny_model, tiny_profile, rec
     assert result.exit_code == 5, result.stderr  # a loss that cannot be told is not inside a limit, and not outside
     found = json.loads((tmp_path / "study" / "report.json").read_text())
     assert found["unsafe"] is None and "truth" not in found["variants"][0]["estimators"]["marginal"]
-    assert (tmp_path / "study" / "report.html").read_text().count("<svg") == 3
+    assert "Against the labels" not in (tmp_path / "study" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

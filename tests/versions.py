@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "llama,onnx,convert,smollm2,parquet,report,zstd,ray"
+EXTRAS = "llama,onnx,convert,smollm2,parquet,zstd,ray"
 
 
 def named() -> list[str]:

@@ -24,7 +24,7 @@ class Decisions:
 
     labels  "unsafe" and the taxonomy's codes
     y_prob  (n, n_labels) probabilities, calibrated where the calibration has a map
-    y_pred  (n, n_labels) whether a label counts; "unsafe" also where only a category does, as `flagged` is
+    y_pred  (n, n_labels) whether a label counts, as `predict` says; that of "unsafe" is `flagged`
     bounds  (n, n_labels, 2) certified [lower, upper] of y_prob; None where none were given
     """
 
@@ -59,13 +59,20 @@ def decide(
             # The margin and its bounds are rounded apart: the last digit must not put the one outside of the other.
             limits[:, 0, 0] = np.minimum(limits[:, 0, 0], y_prob[:, 0])
             limits[:, 0, 1] = np.maximum(limits[:, 0, 1], y_prob[:, 0])
-    return Decisions(tuple(labels), y_prob, predict(y_prob, thresholds.array(labels)), limits)
+    y_pred = predict(y_prob, thresholds.array(labels), two_stage=thresholds.two_stage)
+    return Decisions(tuple(labels), y_prob, y_pred, limits)
 
 
-def predict(y_prob: Floats, thresholds: Floats) -> Bools:
-    """(n, n_labels) what is at or over its threshold, (n_labels,); "unsafe" also where only a category is."""
+def predict(y_prob: Floats, thresholds: Floats, *, two_stage: bool = False) -> Bools:
+    """(n, n_labels) what is at or over its threshold, (n_labels,); "unsafe" also where only a category is.
+
+    In two stages a category counts only where "unsafe" is at or over its own.
+    """
     y_pred = y_prob >= thresholds
-    y_pred[:, 0] |= y_pred[:, 1:].any(axis=1)
+    if two_stage:
+        y_pred[:, 1:] &= y_pred[:, :1]
+    else:
+        y_pred[:, 0] |= y_pred[:, 1:].any(axis=1)
     return y_pred
 
 

@@ -16,6 +16,7 @@ from edgeguard.files import write_whole
 from edgeguard.formats.bounded_json import read_object
 
 FORMAT = "edgeguard-calibration-1"
+TWO_STAGES = "edgeguard-calibration-2"  # also says "stages": an edgeguard that knows the first alone would misread it
 MAX_BYTES = 16 << 20
 MAX_KNOTS = 100_000
 _PARAMETERS = {
@@ -29,7 +30,8 @@ _PARAMETERS = {
 def write_calibration(calibration: Calibration, path: Path) -> None:
     """As JSON, one label a line; the same calibration gives the same bytes. The whole file, or OSError and nothing."""
     head = {
-        "format": FORMAT,
+        "format": TWO_STAGES if calibration.two_stage else FORMAT,
+        **({"stages": 2} if calibration.two_stage else {}),
         **{key: getattr(calibration, key) for key in ("guard", "profile", "estimator", "model_sha256")},
         "fitted": calibration.fitted,
     }
@@ -49,8 +51,12 @@ def read_calibration(path: str | Path) -> Calibration:
     """A calibration file. Raises CalibrationError, which names the file and the key."""
     path = Path(path)
     value = read_object(path, max_bytes=MAX_BYTES, cure="give a calibration file", error=CalibrationError)
-    if value.get("format") != FORMAT:
-        raise CalibrationError(f"{path}: format is {shown(value.get('format'))}; expected {FORMAT!r}")
+    form = value.get("format")
+    if form not in (FORMAT, TWO_STAGES):
+        raise CalibrationError(f"{path}: format is {shown(form)}; expected {FORMAT!r} or {TWO_STAGES!r}")
+    stages = value.get("stages", 1 if form == FORMAT else None)
+    if stages not in ((1,) if form == FORMAT else (1, 2)) or isinstance(stages, bool):
+        raise CalibrationError(f"{path}: stages is {shown(stages)}; expected 2, or 1 with format {FORMAT!r}")
     names: dict[str, Any] = {key: _text(path, value, key) for key in ("guard", "profile", "estimator", "model_sha256")}
     labels, fitted = value.get("labels"), value.get("fitted", {})
     if not isinstance(labels, dict) or not isinstance(fitted, dict):
@@ -66,7 +72,9 @@ def read_calibration(path: str | Path) -> Calibration:
             thresholds[label] = _number(where, entry, "threshold")
             if not 0 <= thresholds[label] <= 1:
                 raise CalibrationError(f"{where}: threshold is {thresholds[label]}; expected a number in [0, 1]")
-    return Calibration(**names, maps=maps, thresholds=thresholds, fitted=fitted, source=str(path))
+    return Calibration(
+        **names, maps=maps, thresholds=thresholds, fitted=fitted, source=str(path), two_stage=stages == 2
+    )
 
 
 def _map(where: str, entry: Mapping[str, Any]) -> Map:

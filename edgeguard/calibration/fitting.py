@@ -205,12 +205,14 @@ def fit_label(
     goal: Goal,
     safe: Bools | None = None,
     safe_rate: float = 1.0,
+    among: Bools | None = None,
 ) -> LabelFit:
     """Fit a label's map and choose its threshold on what the map gives.
 
     log_odds, scores  (n,) the label's scores, as log-odds and as the probabilities that they are without a map
     method            "auto": chosen by cross-validation; "none": a threshold only
     safe              (n,) records without any label: at most a share `safe_rate` of them may be over the threshold
+    among             (n,) the records that the threshold is chosen on, None for all; the map is fitted on all
 
     A label without records that have it, or of records that all have it, is left alone, as is one that "auto" has too
     few records for.
@@ -232,7 +234,12 @@ def fit_label(
         after = float(cross_validated(log_odds, y_true, [map_.method])[map_.method].mean())  # type: ignore[list-item]
     mapped = scores if map_ is None else map_(log_odds)
     spared = None if safe is None else _all_but(mapped, safe, safe_rate)
-    threshold = choose_threshold(y_true, mapped, goal, spared=spared)
+    if among is None:
+        threshold = choose_threshold(y_true, mapped, goal, spared=spared)
+    elif y_true[among].all() or not y_true[among].any():
+        threshold = None  # among them it says nothing
+    else:
+        threshold = choose_threshold(y_true[among], mapped[among], goal)
     return LabelFit(label, n_true, map_, reason, before, after, threshold)
 
 
@@ -245,11 +252,13 @@ def fit_labels(
     method: Method | Literal["auto", "none"] = "auto",
     goals: Mapping[str, Goal] = MappingProxyType({}),
     safe_rate: float = 1.0,
+    two_stage: bool = False,
 ) -> list[LabelFit]:
     """`fit_label` for each label, a column of the arrays: "unsafe" first. All arrays are (n, n_labels).
 
     goals      by label, "" for those without one of their own; the best F1 for the rest
     safe_rate  the share of safe records that may be over a category's threshold; "unsafe" has none
+    two_stage  a category's threshold is chosen on the unsafe records alone: what it is worth given that they are
     """
     return [
         fit_label(
@@ -261,6 +270,7 @@ def fit_labels(
             goal=goals.get(label) or goals.get("") or Goal("f1"),
             safe=~y_true[:, 0],
             safe_rate=1.0 if label == "unsafe" else safe_rate,
+            among=y_true[:, 0] if two_stage and label != "unsafe" else None,
         )
         for i, label in enumerate(labels)
     ]

@@ -60,6 +60,7 @@ class Calibration:
     """Maps and thresholds by label, "unsafe" and the codes of a taxonomy. A label without a map is left alone.
 
     guard, profile, estimator, model_sha256  what it was fitted on
+    two_stage  whether its thresholds of categories are for records that are unsafe by that of the verdict alone
     fitted   on what, and how: for people, not read by edgeguard
     bound    whether it is refused on another guard
     """
@@ -73,6 +74,7 @@ class Calibration:
     fitted: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     bound: bool = True
+    two_stage: bool = False
 
     def unbound(self) -> Calibration:
         """A copy that no guard refuses: its probabilities need not hold there."""

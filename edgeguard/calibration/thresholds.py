@@ -20,10 +20,14 @@ class Thresholds:
     """From which probability on a label counts: one number, or one for each label that needs another.
 
     Labels are the category codes and "unsafe". Raises ValueError for a number outside [0, 1].
+
+    two_stage  whether a category counts only where "unsafe" does, as an answer has it: first the verdict, then what
+               given that; else each counts by itself, and one that does makes the record unsafe
     """
 
     default: float = 0.5
     labels: Mapping[str, float] = field(default_factory=dict)
+    two_stage: bool = False
 
     def __post_init__(self) -> None:
         for label, value in {"default": self.default, **self.labels}.items():
@@ -39,10 +43,14 @@ class Thresholds:
         return np.array([self.of(label) for label in labels], dtype=np.float64)
 
     def replaced(self, numbers: Mapping[str, float]) -> Thresholds:
-        """These with others in their place, label → number; a "default" replaces all that are not named beside it."""
+        """These with others in their place, label → number; a "default" replaces all that are not named beside it.
+
+        The stages stay: what a number is held against is another matter than the number.
+        """
         if "default" in numbers:
-            return Thresholds(numbers["default"], {k: v for k, v in numbers.items() if k != "default"})
-        return Thresholds(self.default, {**self.labels, **numbers})
+            named = {k: v for k, v in numbers.items() if k != "default"}
+            return Thresholds(numbers["default"], named, self.two_stage)
+        return Thresholds(self.default, {**self.labels, **numbers}, self.two_stage)
 
 
 def thresholds_for(
@@ -54,7 +62,7 @@ def thresholds_for(
     """
     if isinstance(given, Thresholds):
         return given
-    own = Thresholds(labels={} if calibration is None else calibration.thresholds)
+    own = Thresholds() if calibration is None else Thresholds(0.5, calibration.thresholds, calibration.two_stage)
     return own.replaced(given or {})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ _OF_RECORDS = ("labels", "labels_map", "workers")  # options that mean nothing w
     epilog="""\b
 Examples:
   edgeguard calibrate labelled.jsonl --out calibration.json
-  edgeguard calibrate labelled.jsonl --out c.json --threshold-for f1 --threshold-for unsafe:fpr=0.02
+  edgeguard calibrate labelled.jsonl --out c.json --two-stage --threshold-for f1 --threshold-for unsafe:fpr=0.02
   edgeguard score texts.jsonl --no-calibration -o scores.jsonl
   edgeguard calibrate scores.jsonl --labels labelled.jsonl --out c.json --method platt
   edgeguard calibrate --method contextual --out c.json -m guard.gguf"""
@@ -55,6 +55,11 @@ Examples:
     multiple=True,
     metavar="[LABEL:]GOAL",
     help="f1, precision=P, recall=P, fpr=P or cost=N (of a miss, in false alarms), for one label or all [default: f1]",
+)
+@click.option(
+    "--two-stage",
+    is_flag=True,
+    help="The verdict by its threshold alone; categories where that says unsafe, by thresholds chosen for those",
 )
 @click.option(
     "--safe-rate",
@@ -80,6 +85,7 @@ def calibrate(
     overwrite: bool,
     method: str,
     targets: tuple[str, ...],
+    two_stage: bool,
     safe_rate: float,
     as_json: bool,
     estimator: str | None,
@@ -97,6 +103,13 @@ def calibrate(
         raise click.UsageError("give LABELLED records, or --method contextual and none")
     if options["threshold"]:
         raise click.UsageError("--threshold is for decisions; --threshold-for says what thresholds are to reach")
+    if two_stage and (safe_rate < 1 or method == "contextual"):
+        why = (
+            "needs labelled records"
+            if method == "contextual"
+            else "lets no category flag a record: --safe-rate has no use"
+        )
+        raise click.UsageError(f"--two-stage {why}")
     goals = read_goals(targets)
     with reported_errors():
         from edgeguard.calibration.files import write_calibration
@@ -114,9 +127,10 @@ def calibrate(
                 calibration = guard.ask(contextual, estimator or "marginal")
         else:
             assert source is not None
-            calibration, fits = _fit(source, method, goals, safe_rate, estimator, options)
+            rule = {"method": method, "goals": goals, "safe_rate": safe_rate, "two_stage": two_stage}
+            calibration, fits = _fit(source, estimator, options, rule)
             if not calibration.maps and not calibration.thresholds:
-                raise CalibrationError(f"{source} has no label that a calibration could be fitted for")
+                raise CalibrationError(_nothing_to_fit(source, fits))
         try:
             write_calibration(calibration, out)
         except OSError as error:
@@ -134,20 +148,17 @@ def calibrate(
 
 def _fit(
     source: Path,
-    method: str,
-    goals: Mapping[str, Goal],
-    safe_rate: float,
     estimator: str | None,
     options: dict[str, Any],
+    rule: dict[str, Any],
 ) -> tuple[Calibration, list[LabelFit]]:
     from edgeguard.evaluation.calibrate import calibrate
 
-    labelled = labelled_table(source, estimator=estimator, **options)
+    goals = set(rule["goals"]) - {""}
+    labelled = labelled_table(source, estimator=estimator, named={"--threshold-for": goals}, **options)
     table, labels = labelled.table, labelled.table.labels
-    if unknown := set(goals) - {"", *labels}:
-        raise click.BadParameter(f"{sorted(unknown)[0]} is none of {', '.join(labels)}", param_hint="--threshold-for")
     assert table.truth is not None
-    if apart := set(goals) & set(labels[table.truth.shape[1] :]):
+    if apart := goals & set(labels[table.truth.shape[1] :]):
         raise click.BadParameter(
             f"the truth says safe or unsafe alone, and nothing of {sorted(apart)[0]}", param_hint="--threshold-for"
         )
@@ -156,9 +167,17 @@ def _fit(
         estimator or ("marginal" if "marginal" in table.scores else next(iter(table.scores))),
         identity=labelled.identity,
         source=source,
-        method=method,  # type: ignore[arg-type]  # click.Choice has checked it
-        goals=goals,
-        safe_rate=safe_rate,
+        **rule,
+    )
+
+
+def _nothing_to_fit(source: Path, fits: Sequence[LabelFit]) -> str:
+    """Why no label of a file could be fitted, and what would do."""
+    verdict = next((fit.reason for fit in fits if fit.label == "unsafe"), "")
+    one = {"no record has it": "are safe", "every record has it": "are unsafe"}.get(verdict)
+    why = f": all its records {one}" if one else f": unsafe: {verdict}" if verdict else ""
+    return (
+        f"{source} has no label that a calibration could be fitted for{why}; it takes records with a label and without"
     )
 
 

@@ -86,7 +86,8 @@ def convert(
             overwrite=overwrite,
         )
         refuse_read([output] if output is not None else [], {"lora": options.lora, "imatrix": imatrix})
-        done = run(given, output or default_output(named, kind), to=kind, options=options)
+        out = output or default_output(named, kind)
+        done = run(given, out, to=kind, options=options, tell=lambda line: say(f"edgeguard: {printable(line)}"))
         for notice in (*done.notices, *_uncalibrated(built, lora, kind)):
             say(f"edgeguard: {printable(notice)}")
         for made in done.manifest["outputs"]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,8 @@ from edgeguard.errors import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgeguard.builtin import BuiltIn, Form
+    from edgeguard.inspection.built_in import BuiltInInspection
     from edgeguard.inspection.types import Adapter, File, Inspection, ModelShape, Numbers, Provenance, Token, Tokenizer
 
 _KINDS = {"gguf": "model", "onnx": "model", "checkpoint": "Hugging Face checkpoint", "adapter": "LoRA adapter"}
@@ -26,40 +28,100 @@ _SHORTEST_HASH = 12  # characters of a hash in a column that has no room for all
 @click.option("--tensors", is_flag=True, help="Every tensor too: its name, shape, type and bytes")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object")
 def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
-    """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter.
+    """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter, a built-in guard.
 
-    Without MODEL, the model that the built-in guard stands on. Shows its size, quantization, tokenizer, chat template,
-    the profile that fits, how it was made, and whether edgeguard can score with it. The files are read and hashed, no
-    model is loaded. Exit code 1 only if it cannot be read at all.
+    A built-in guard is named NAME or NAME:FORM: then it says too where the form's files are, whether they are those
+    that were released, or how to make them. Without MODEL, the model that the built-in guard stands on.
+
+    Shows its size, quantization, tokenizer, chat template, the profile that fits, how it was made, and whether
+    edgeguard can score with it. The files are read and hashed, no model is loaded. Exit code 1 only if it cannot be
+    read at all.
     """
     with reported_errors():
-        from edgeguard.builtin import base_model
+        from edgeguard.builtin import base_model, find_form
         from edgeguard.inspection import inspect_model
 
+        named = None if model is None else find_form(model)
+        if named is not None:
+            _built_in(*named, tensors=tensors, as_json=as_json)
+            return
         found = inspect_model(base_model() if model is None else model)
         if as_json:
-            import json
-
-            # Escaped beyond what JSON asks for: a terminal obeys some of what a stranger's strings may hold.
-            click.echo(json.dumps(found.row(tensors=tensors)).replace("\x7f", "\\u007f"))
+            _echo_json(found.row(tensors=tensors))
         else:
             _print(found, tensors=tensors)
 
 
-def _print(found: Inspection, *, tensors: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _echo_json(row: dict[str, Any]) -> None:
+    """Escaped beyond what JSON asks for: a terminal obeys some of what a stranger's strings may hold."""
+    import json
 
+    click.echo(json.dumps(row).replace("\x7f", "\\u007f"))
+
+
+def _built_in(guard: BuiltIn, form: str | None, *, tensors: bool, as_json: bool) -> None:
+    """A built-in guard's form: the one that its name stands for, where none is named."""
+    from edgeguard.inspection.built_in import inspect_built_in
+
+    found = inspect_built_in(guard, _form(guard, form))
+    if as_json:
+        _echo_json(found.row(tensors=tensors))
+        return
+    _print_facts([*_built_in_facts(found), *([] if found.model else [("make it", _making(found))])])
+    for part in filter(None, (found.model, found.adapter)):
+        click.echo()
+        _print(part, tensors=tensors)
+
+
+def _form(guard: BuiltIn, name: str | None) -> Form:
+    """As `edgeguard score` opens it; on a machine without a runtime, the first that it would."""
+    from edgeguard.backend import RuntimeOptions
+    from edgeguard.errors import ModelError
+    from edgeguard.forms import chosen
+
+    if name is not None:
+        return guard.form(name)
+    try:
+        return chosen(guard, None, RuntimeOptions())
+    except ModelError:
+        return guard.form(guard.default[0])
+
+
+def _making(found: BuiltInInspection) -> str:
+    """What to type for files that are not there."""
+    from edgeguard.builtin import ADAPTER
+
+    guard, form = found.guard, found.form
+    if found.base is None:
+        return guard.pull_command
+    if form.name == ADAPTER:
+        return "pip install --force-reinstall edgeguard"
+    return f"edgeguard score --model {guard.name}:{form.name} makes it at its first use"
+
+
+def _built_in_facts(found: BuiltInInspection) -> Iterator[tuple[str, str]]:
+    from edgeguard.backends import opener
+
+    guard, form = found.guard, found.form
+    yield "guard", f"{guard.name}, version {guard.version}: {guard.description}"
+    fitted = "calibrated" if guard.calibration(form, "marginal") else "not calibrated"
+    yield (
+        "form",
+        f"{form.name}, for {opener(form.kind).name}, {fitted}; there are {', '.join(f.name for f in guard.forms)}",
+    )
+    if found.model is None:
+        yield "files", f"not made yet; they will be in {found.folder}"
+    elif found.whole:
+        yield "files", "as they were released, by their hashes"
+    else:
+        yield "files", "not those that were released, by their hashes: not used, but made anew"
+
+
+def _print(found: Inspection, *, tensors: bool) -> None:
     from edgeguard.cli.screen.console import plain_console
 
     console = plain_console()
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for label, value in _facts(found):
-        color = {"usable": "green", "not usable": "red", "note": "yellow"}.get(label, "")
-        facts.add_row(Text(label, f"bold {color}"), Text(printable(value), color))
-    console.print(facts)
+    _print_facts(_facts(found))
     if found.quantization.types:
         console.print()
         console.print(_types_table(found))
@@ -69,6 +131,21 @@ def _print(found: Inspection, *, tensors: bool) -> None:
     if tensors:
         console.print()
         console.print(_tensors_table(found))
+
+
+def _print_facts(found: Iterable[tuple[str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgeguard.cli.screen.console import plain_console
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, value in found:
+        color = {"usable": "green", "not usable": "red", "note": "yellow", "make it": "yellow"}.get(label, "")
+        facts.add_row(Text(label, f"bold {color}"), Text(printable(value), color))
+    plain_console().print(facts)
 
 
 # Facts, a label and a line each; a label is not repeated
@@ -194,7 +271,8 @@ def _provenance_facts(made: Provenance) -> Iterator[tuple[str, str]]:
     for source in made.sources:
         yield "", " ".join(filter(None, ("from", source.role, source.file)))
         yield "", f"  {source.sha256}"
-    yield "", "by " + ", ".join(f"{tool} {version}" for tool, version in made.tools.items())
+    if made.tools:
+        yield "", "by " + ", ".join(f"{tool} {version}" for tool, version in made.tools.items())
 
 
 def _size(n_bytes: int) -> str:

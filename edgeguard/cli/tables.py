@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,9 +43,13 @@ def labelled_table(
     estimator: str | None = None,
     evidence: bool = False,
     workers: int | None = None,
+    named: Mapping[str, Iterable[str]] = MappingProxyType({}),
     **options: Any,
 ) -> Labelled:
-    """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError."""
+    """The scores in `source`, or the scores of the records in it, with their truth. Raises InputError.
+
+    named  option → labels that it names: misuse where the guard has none of that name, before anything is scored
+    """
     from edgeguard.errors import InputError
     from edgeguard.evaluation.label_map import read_label_map
     from edgeguard.evaluation.labelled import read_labelled, score_labelled
@@ -57,12 +63,20 @@ def labelled_table(
         total = count_records(source, format=reading.format, encoding=reading.encoding)
         opened = open_guard(**options, workers=workers, records=total, no_calibration=True)
         with opened as guard, _progress(total) as advance:
+            _check_named(named, ("unsafe", *guard.codes))
             return score_labelled(guard, source, reading=reading, evidence=evidence, advance=advance, say=_say, **truth)
     labelled = read_labelled(source, say=_say, **truth)
+    _check_named(named, labelled.table.labels)
     (scored_with,) = labelled.table.scores
     if estimator not in (None, scored_with):
         raise InputError(f"{source} was scored with {scored_with}, --estimator is {estimator}; score it again")
     return labelled
+
+
+def _check_named(named: Mapping[str, Iterable[str]], labels: Sequence[str]) -> None:
+    for option, names in named.items():
+        if unknown := sorted(set(names) - set(labels)):
+            raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(labels)}", param_hint=option)
 
 
 def _say(line: str) -> None:

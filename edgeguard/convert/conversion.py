@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,13 +17,15 @@ from edgeguard.convert.checkpoint import export
 from edgeguard.convert.folder import write_folder
 from edgeguard.convert.graph import Precision
 from edgeguard.convert.merged import write_merged
-from edgeguard.convert.quantize import FILE_TYPES, Quantized, is_float, quantize
+from edgeguard.convert.quantize import FILE_TYPES, Quantized, block_of, is_float, quantize
+from edgeguard.convert.size import Size, checkpoint_size, float_size, gguf_size, in_words, onnx_size
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.manifest import IN_FOLDER, Origin, as_manifest, as_metadata, beside
 from edgeguard.formats.model_file import find_model
 
+Tell = Callable[[str], None]
 ONNX_TYPES: Mapping[str, Precision] = {
     "onnx": "source",
     "onnx-fp32": "fp32",
@@ -34,7 +35,6 @@ ONNX_TYPES: Mapping[str, Precision] = {
 }
 TYPES = (*ONNX_TYPES, *FILE_TYPES)
 _PACKAGES = ("gguf", "numpy", "onnx")
-_BITS = {"f32": 32, "f16": 16, "bf16": 16, "fp32": 32, "fp16": 16, "int8": 9, "int4": 6}
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,17 @@ class Options:
     name: str | None = None
 
 
-def convert(model: str | Path, out: str | Path, *, to: str, options: Options | None = None) -> Converted:
+def convert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    options: Options | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Converted:
     """Write `model` as type `to`: a name of TYPES. The same inputs and tools give the same bytes.
+
+    tell  hears how large the output will be, of which types, before anything is written
 
     "onnx" keeps Q4_0, Q4_1 and Q8_0 blocks as they are and makes the rest float32. An ONNX output is a
     folder, a GGUF output a file and its manifest. Nothing is left of a conversion that fails.
@@ -85,7 +94,7 @@ def convert(model: str | Path, out: str | Path, *, to: str, options: Options | N
     if found.kind == "onnx":
         raise ModelError(f"{found.path} is an ONNX model already; convert from its GGUF file or its checkpoint")
     if found.kind == "checkpoint":
-        return _from_checkpoint(found.path, out, to, options)
+        return _from_checkpoint(found.path, out, to, options, tell)
     if to in ONNX_TYPES and find_spec("onnx") is None:
         raise ModelError(
             "writing ONNX needs the onnx package, which is not installed; pip install 'edgeguard[convert]'"
@@ -94,7 +103,7 @@ def convert(model: str | Path, out: str | Path, *, to: str, options: Options | N
     gguf.check_model(header)
     adapter = read_adapter(options.lora, header, scale=options.lora_scale) if options.lora else None
     weights = Weights(header, adapter)
-    return (_to_onnx if to in ONNX_TYPES else _to_gguf)(weights, out, to, options)
+    return (_to_onnx if to in ONNX_TYPES else _to_gguf)(weights, out, to, options, tell)
 
 
 def default_output(model: Path, to: str) -> Path:
@@ -111,11 +120,13 @@ def default_output(model: Path, to: str) -> Path:
 # GGUF → ONNX
 
 
-def _to_onnx(weights: Weights, out: Path, to: str, options: Options) -> Converted:
+def _to_onnx(weights: Weights, out: Path, to: str, options: Options, tell: Tell) -> Converted:
     header, precision = weights.header, ONNX_TYPES[to]
     origin = _origin(header.path, to, options, _PACKAGES)
     name = options.name or str(header.metadata.get("general.name", "") or header.path.stem)
-    with _staged(out, header.path, to, options, _room(header, precision)) as stage:
+    size = onnx_size(weights, precision)
+    tell(_announced(out, size, header.n_bytes, _smaller(weights, precision, size, header.n_bytes)))
+    with _staged(out, header.path, to, options, size.room) as stage:
         folder = stage / out.name
         folder.mkdir()
         kinds = write_folder(
@@ -137,11 +148,13 @@ def _onnx_notices(weights: Weights, precision: Precision) -> tuple[str, ...]:
 # GGUF → GGUF
 
 
-def _to_gguf(weights: Weights, out: Path, to: str, options: Options) -> Converted:
+def _to_gguf(weights: Weights, out: Path, to: str, options: Options, tell: Tell) -> Converted:
     header = weights.header
     origin = _origin(header.path, to, options, ("gguf", "llama-cpp-python", "numpy"))
     merge = to == "f32" or options.lora is not None or options.name is not None
-    room = _room(header, to) + (_room(header, "f32") if merge and to != "f32" else 0)
+    size = gguf_size(weights, to)
+    room = size.room + (float_size(weights).room if merge and to != "f32" else 0)
+    tell(_announced(out, size, header.n_bytes, _meanwhile(room, size)))
     with _staged(out, header.path, to, options, room) as stage:
         file, given = stage / out.name, header.path
         notices: tuple[str, ...] = ()
@@ -170,16 +183,24 @@ def _to_gguf(weights: Weights, out: Path, to: str, options: Options) -> Converte
 
 
 def _fallbacks(done: Quantized) -> tuple[str, ...]:
-    """What a user of K-quants should know: rows that are no multiple of 256 get another type."""
+    """What a user should know: rows that do not divide into the blocks of the type meant for them get another one.
+
+    Not only with K-quants: every mix means Q6_K, with blocks of 256, for the output layer.
+    """
     if not done.fallbacks:
         return ()
-    kinds = sorted({tensor.type_name for tensor in done.fallbacks})
     n_matrices = sum(n for kind, n in done.types.items() if kind != "F32")
-    widths = sorted({tensor.shape[0] for tensor in done.fallbacks})
-    return (
-        f"{len(done.fallbacks)} of {n_matrices} matrices became {', '.join(kinds)} instead: their rows of "
-        f"{', '.join(map(str, widths))} weights do not divide into the type's blocks",
-    )
+    notices = []
+    for block in sorted({block_of(tensor) for tensor in done.fallbacks}):
+        found = [tensor for tensor in done.fallbacks if block_of(tensor) == block]
+        kinds, widths = sorted({t.type_name for t in found}), sorted({t.shape[0] for t in found})
+        named = f" ({', '.join(t.name for t in found)})" if len(found) <= 2 else ""
+        notices.append(
+            f"{len(found)} of {n_matrices} matrices{named} became {', '.join(kinds)} instead: their rows of "
+            f"{', '.join(map(str, widths))} weights do not divide into blocks of {block}, which the type has that "
+            "llama.cpp means for them"
+        )
+    return tuple(notices)
 
 
 def _requantizing(weights: Weights, to: str) -> tuple[str, ...]:
@@ -196,7 +217,7 @@ def _requantizing(weights: Weights, to: str) -> tuple[str, ...]:
 # Checkpoint → ONNX
 
 
-def _from_checkpoint(folder: Path, out: Path, to: str, options: Options) -> Converted:
+def _from_checkpoint(folder: Path, out: Path, to: str, options: Options, tell: Tell) -> Converted:
     if to not in ONNX_TYPES:
         raise ModelError(
             f"{folder} is a Hugging Face checkpoint; make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, "
@@ -205,8 +226,13 @@ def _from_checkpoint(folder: Path, out: Path, to: str, options: Options) -> Conv
     precision = "fp32" if to == "onnx" else cast(Literal["fp32", "fp16", "int8", "int4"], ONNX_TYPES[to])
     packages = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "peft", "torch", "transformers")
     origin = _origin(folder, to, options, packages)
-    size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    with _staged(out, folder, to, options, 4 * size) as stage:
+    size, full = checkpoint_size(folder, precision), checkpoint_size(folder, "fp32")  # the latter is written first
+    given = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    more = full if precision != "fp32" else Size({})
+    if size.types:  # else `export` says what is missing
+        meanwhile = f"; {in_words(more.n_bytes)} more while it is made" if more.types else ""
+        tell(_announced(out, size, given, meanwhile))
+    with _staged(out, folder, to, options, size.room + more.n_bytes) as stage:
         target = stage / out.name
         target.mkdir()
         export(
@@ -250,12 +276,22 @@ def _origin(model: Path, to: str, options: Options, packages: tuple[str, ...]) -
     return artifact.origin(to, sources, said, packages)
 
 
-def _room(header: gguf.Header, kind: str) -> int:
-    """Bytes that the weights will take at most, with some for the rest."""
-    n_weights = sum(math.prod(t.shape) for t in header.tensors)
-    if kind == "source":
-        return sum(t.n_bytes if t.type_name in CARRIED else 4 * math.prod(t.shape) for t in header.tensors) * 5 // 4
-    return n_weights * _BITS.get(kind, 10) // 8 + (64 << 20)
+def _announced(out: Path, size: Size, given: int, more: str = "") -> str:
+    """What will be written, said before anything is."""
+    return f"{out} will have about {size}, from {in_words(given)}{more}"
+
+
+def _smaller(weights: Weights, precision: Precision, size: Size, given: int) -> str:
+    """Types that stay near the size that was given, where "onnx" makes floats of what MatMulNBits has no blocks for."""
+    if precision != "source" or size.n_bytes < 1.5 * given:
+        return ""
+    others = ", ".join(f"onnx-{kind} about {in_words(onnx_size(weights, kind).n_bytes)}" for kind in ("int8", "int4"))
+    return f": blocks that ONNX Runtime has none of, or that an adapter changes, become float32. Smaller: {others}"
+
+
+def _meanwhile(room: int, size: Size) -> str:
+    more = room - size.room
+    return f"; {in_words(more)} more while it is made, for the merged model" if more else ""
 
 
 def _finish(made_at: Path, out: Path, origin: Origin, notices: tuple[str, ...], **more: Any) -> Converted:

@@ -90,6 +90,20 @@ class Quantized:
     fallbacks: tuple[gguf.TensorInfo, ...]
 
 
+def main_type(to: str) -> str:
+    """The type that most matrices of a file type get: Q4_K for "q4_k_m"."""
+    return _KINDS[to][1]
+
+
+def block_of(tensor: gguf.TensorInfo) -> int:
+    """Of a fallback: the weights a block of the type that was meant for it, which its rows do not divide into.
+
+    That need not be the type that was asked for: every mix means the output layer, and the embedding where it is that
+    too, to have Q6_K, whose blocks hold 256 weights.
+    """
+    return _SMALL if tensor.type_name == "F16" else _LARGE
+
+
 def is_float(header: gguf.Header) -> bool:
     """Whether no weight is quantized yet: quantizing again what is quantized loses more than either step alone."""
     return all(tensor.type_name in _FLOATS for tensor in header.tensors)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.evaluation import metrics
-from edgeguard.evaluation.figures import DRAWS, Figures, label_set_figures
+from edgeguard.evaluation.figures import DRAWS, Figures, label_set_figures, together
 from edgeguard.evaluation.metrics import bootstrap
 from edgeguard.evaluation.table import ScoreTable
 
@@ -26,7 +26,9 @@ def baselines(table: ScoreTable, *, draws: int = DRAWS, seed: int = 0) -> dict[s
         return {}
     y_true = table.truth[:, 1:]
     return {
-        name: bootstrap(partial(label_set_figures, y_true, y_pred), len(y_true), draws=draws, seed=seed)
+        name: together(
+            bootstrap(partial(label_set_figures, y_true, y_pred), len(y_true), draws=draws, seed=seed), y_true, y_pred
+        )
         for name, y_pred in _predictions(table, y_true).items()
     }
 
@@ -46,6 +48,11 @@ def _predictions(table: ScoreTable, y_true: Bools) -> dict[str, Bools]:
 def greedy(table: ScoreTable) -> Bools:
     """(n, n_codes) the labels of the argmax answer inside the grammar: what a user reads who lets the model write."""
     return table.scores["conditional"][:, 1:] > 0
+
+
+def greedy_verdict(table: ScoreTable) -> Bools:
+    """(n,) whether the argmax answer says unsafe: where it names a label, and where unsafe is the likelier verdict."""
+    return np.asarray((table.margin > 0) | greedy(table).any(axis=1))
 
 
 def probability_uncertainty(first: Floats) -> Floats:

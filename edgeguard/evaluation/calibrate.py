@@ -30,6 +30,7 @@ def calibrate(
     method: Method | Literal["auto", "none"] = "auto",
     goals: Mapping[str, Goal] = MappingProxyType({}),
     safe_rate: float = 1.0,
+    two_stage: bool = False,
 ) -> tuple[Calibration, list[LabelFit]]:
     """A map and a threshold for each label that the truth speaks of: "unsafe" alone where it names no categories.
 
@@ -37,6 +38,7 @@ def calibrate(
     source     the file that the records were read from; its name and hash are kept
     goals      what thresholds are for, by label; "" is for those without one of their own
     safe_rate  the share of safe records that may be over a category's threshold
+    two_stage  thresholds of categories are for records that are unsafe, and chosen on those
 
     Thresholds have six digits, as records lie apart.
     """
@@ -49,6 +51,7 @@ def calibrate(
         method=method,
         goals=goals,
         safe_rate=safe_rate,
+        two_stage=two_stage,
     )
     calibration = Calibration(
         guard=identity["guard"],
@@ -63,8 +66,10 @@ def calibrate(
             "records": len(table),
             "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
             "safe_rate": safe_rate,
+            **({"stages": 2} if two_stage else {}),
             "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
         },
+        two_stage=two_stage,
     )
     return calibration, fits
 

@@ -308,11 +308,12 @@ def micro(
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the ends of its interval; nan for ends that the records do not give."""
+    """A figure with the ends of its interval; nan for ends that the records do not give, and why they do not."""
 
     value: float
     low: float
     high: float
+    why: str = ""
 
 
 def bootstrap(

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeguard.calibration.files import write_calibration
 from edgeguard.errors import OutputError
 from edgeguard.files import write_whole
+from edgeguard.quant.page import page
 from edgeguard.quant.report import Report
 
 
@@ -17,7 +18,7 @@ def write_report(report: Report, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "report.json", (json.dumps(report.data, indent=1) + "\n").encode())
         write_repairs(report, folder / "repair")
-        write_whole(folder / "report.html", _page(report).encode())
+        write_whole(folder / "report.html", page(report.data).encode())
     except OSError as error:
         raise not_writable(folder, error) from None
 
@@ -33,15 +34,3 @@ def write_repairs(report: Report, folder: Path) -> None:
     for variant, repairs in report.repairs.items():
         for estimator, calibration in repairs.items():
             write_calibration(calibration, folder / f"{variant}-{estimator}.json")
-
-
-def _page(report: Report) -> str:
-    try:
-        from edgeguard.quant.page import page
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise OutputError(
-            "report.json is written; the page needs matplotlib, which is not installed: pip install 'edgeguard[report]'"
-        ) from None
-    return page(report.data)

@@ -33,7 +33,8 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
     """
     fit_on, told_on = drift.split(len(left), seed=choices.seed)
     goal, before = decided(left, estimator, choices), decided(right, estimator, choices)
-    odds, given = right.log_odds(estimator), thresholds_of(estimator, choices).array(goal.labels)
+    rule = thresholds_of(estimator, choices)
+    odds, given = right.log_odds(estimator), rule.array(goal.labels)
     maps: dict[str, Map] = {}
     after, thresholds = before.y_prob.copy(), given.copy()
     for i, label in enumerate(goal.labels):
@@ -41,10 +42,10 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
         if map_ is not None:
             maps[label] = map_
             after[:, i] = map_(odds[:, i])
-        # The label's own decision: "unsafe" also counts where only a category does.
+        # The label's own decision: what counts depends on other labels too.
         own = goal.y_prob[fit_on, i] >= given[i]
         thresholds[i] = reproducing(own, after[fit_on, i], float(given[i]))
-    y_pred, labels = predict(after, thresholds), {}
+    y_pred, labels = predict(after, thresholds, two_stage=rule.two_stage), {}
     for i, label in enumerate(goal.labels):
         gap, left_gap = (y_prob[told_on, i] - goal.y_prob[told_on, i] for y_prob in (before.y_prob, after))
         labels[label] = {
@@ -62,7 +63,7 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
             for name, y_prob in (("reference", goal.y_prob), ("before", before.y_prob), ("after", after))
         }
     by_label = dict(zip(goal.labels, thresholds.tolist(), strict=True))
-    return found, Calibration("", "", estimator, "", maps=maps, thresholds=by_label)
+    return found, Calibration("", "", estimator, "", maps=maps, thresholds=by_label, two_stage=rule.two_stage)
 
 
 def _nearer(odds: Floats, y_prob: Floats, target: Floats) -> Map | None:

@@ -2,56 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeguard.cli.screen.console import plain_console
+from edgeguard.cli.screen.columns import fitted, sized_console, told_left_out
 from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.calibration.fitting import LabelFit
-    from edgeguard.evaluation.figures import Evaluation
+    from edgeguard.calibration.thresholds import ChosenThreshold
+    from edgeguard.evaluation.figures import LabelEvaluation
     from edgeguard.evaluation.metrics import Interval
-    from edgeguard.evaluation.table import ScoreTable
+    from edgeguard.evaluation.summary import Summary
+
+SORTED_BY = ("label", "records", "auroc", "auprc", "f1", "precision", "recall", "false_positive_rate", "ece")
 
 
-def print_evaluation(
-    table: ScoreTable,
-    evaluations: Mapping[str, Evaluation],
-    others: Mapping[str, Mapping[str, Interval]],
-    calibrated: Mapping[str, bool],
-    goal: str,
-) -> None:
-    """Tables of the verdict, and, where the truth names them, of the categories together and of each."""
-    assert table.truth is not None
-    console = plain_console()
-    unsafe = int(table.truth[:, 0].sum())
-    console.print(f"{len(table)} records, {unsafe} unsafe. In brackets: bootstrap 95 % intervals over records.")
-    first = "marginal" if "marginal" in evaluations else next(iter(evaluations))
-    verdict = evaluations[first].labels["unsafe"]
+def print_evaluation(summary: Summary, *, sort: str | None = None) -> None:
+    """Tables of the verdict, and, where the truth names them, of the categories together and of each.
+
+    sort  one of SORTED_BY, with a "-" before it the other way round; None: the taxonomy's order
+    """
+    console, main = sized_console(), summary.main
+    unsafe = int(summary.truth[:, 0].sum())
+    console.print(f"{len(summary.table)} records, {unsafe} unsafe. Behind a figure: its 95 % interval.")
     console.print()
-    console.print(Text("safe or unsafe" + (" (calibrated)" if calibrated[first] else ""), "bold"))
-    console.print(_grid([("", verdict.figures)], _VERDICT, name=""))
-    if verdict.best is not None:
-        b = verdict.best
-        console.print(
-            f"best threshold for {goal}: {b.value:.4g} (F1 {b.f1:.3f}, precision {b.precision:.3f}, "
-            f"recall {b.recall:.3f}, false positives {b.fpr:.3f}); {verdict.n_distinct} distinct scores"
-        )
-    if table.truth.shape[1] == 1:
-        return
-    console.print()
-    console.print(Text("the categories together", "bold"))
-    rows = [(f"{n} (calibrated)" if calibrated[n] else n, e.overall) for n, e in evaluations.items()]
-    console.print(_grid([*rows, *others.items()], _OVERALL, name="estimator"))
-    console.print()
-    console.print(Text(f"each category, {first}", "bold"))
-    labels = [(f"{label} ({one.n_true})", one.figures) for label, one in evaluations[first].labels.items()]
-    console.print(_grid(labels[1:], _LABEL, name="label (records)"))
+    console.print(Text("safe or unsafe" + (" (calibrated)" if summary.calibrated[main] else ""), "bold"))
+    verdict = summary.evaluations[main].labels["unsafe"]
+    _print_verdict(console, verdict)
+    _print_decisions(console, summary, verdict)
+    if summary.truth.shape[1] > 1:
+        _print_categories(console, summary, sort)
+    if summary.notices:
+        console.print()
+    for line in summary.notices:
+        console.print(Text(printable(line) + ".", "yellow"))
 
 
 _VERDICT = {
@@ -71,58 +61,139 @@ _VERDICT = {
 }
 _OVERALL = {
     "micro_f1": "micro F1",
+    "micro_precision": "precision",
+    "micro_recall": "recall",
     "macro_f1": "macro F1",
-    "hamming_loss": "Hamming",
-    "micro_auroc": "micro AUROC",
     "micro_auprc": "micro AUPRC",
+    "micro_auroc": "micro AUROC",
     "macro_auprc": "macro AUPRC",
+    "hamming_loss": "Hamming",
     "classwise_ece": "class ECE",
     "brier": "Brier",
 }
-_LABEL = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "precision": "precision", "recall": "recall", "ece": "ECE"}
+_LABEL = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "false_positive_rate": "FPR",
+    "ece": "ECE",
+}
 
 
-def _grid(rows: Sequence[tuple[str, Mapping[str, Interval]]], columns: Mapping[str, str], *, name: str) -> Table:
-    """A row each; a lone row stands upright, a figure a line, so that it fits any terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    if len(rows) == 1:
-        table.show_header = False
-        for key, title in columns.items():
-            table.add_row(title, *_interval(rows[0][1].get(key)))
-        return table
-    table.add_column(name, no_wrap=True)
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for row, figures in rows:
-        table.add_row(Text(printable(row)), *("\n".join(_interval(figures.get(key))) for key in columns))
-    return table
+def _print_verdict(console: Console, verdict: LabelEvaluation) -> None:
+    """A figure a line, with its interval, or why there is none."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, title in _VERDICT.items():
+        figure = verdict.figures[key]
+        ends = f"{figure.low:.3f}–{figure.high:.3f}" if not np.isnan(figure.low) else ""
+        said = Text(ends) if ends else Text(printable(figure.why), "dim")
+        table.add_row(title, "" if np.isnan(figure.value) else f"{figure.value:.3f}", said)
+    console.print(table)
+    console.print(Text(f"{verdict.n_distinct} distinct scores", "dim"))
 
 
-def _interval(found: Interval | None) -> tuple[str, str]:
-    if found is None or np.isnan(found.value):
-        return "", ""
-    return f"{found.value:.3f}", "" if np.isnan(found.low) else f"{found.low:.3f}–{found.high:.3f}"
+def _print_decisions(console: Console, summary: Summary, verdict: LabelEvaluation) -> None:
+    """The verdict's decision, the best threshold, and the greedy answer in the same terms."""
+    threshold = summary.thresholds[summary.main].of("unsafe")
+    rows = [("as decided", f"{threshold:.4g}", *_cells(verdict.figures, _DECISION))]
+    if verdict.best is not None:
+        rows.append((f"best threshold for {summary.goal}", *_chosen(verdict.best)))
+    if found := summary.greedy:
+        rows.append(("greedy answer (argmax)", "", *_cells(found.figures, _DECISION)))
+        rows.append(("scores, at its recall", *_chosen(found.at_recall)))
+        rows.append(("scores, at its precision", *_chosen(found.at_precision)))
+    if len(rows) > 1:
+        console.print()
+        _print_fitted(console, ("decisions", "threshold", *_DECISION.values()), rows)
+
+
+_DECISION = {"precision": "precision", "recall": "recall", "f1": "F1", "false_positive_rate": "FPR"}
+
+
+def _chosen(found: ChosenThreshold) -> tuple[str, ...]:
+    numbers = (found.precision, found.recall, found.f1, found.fpr)
+    return (f"{found.value:.4g}", *(f"{x:.3f}" for x in numbers)) if found.met else ("none", *[""] * 4)
+
+
+def _print_categories(console: Console, summary: Summary, sort: str | None) -> None:
+    console.print()
+    console.print(Text("the categories together", "bold"))
+    evaluations = summary.evaluations
+    rows = [(f"{n} (calibrated)" if summary.calibrated[n] else n, e.overall) for n, e in evaluations.items()]
+    told = [(name, *_cells(figures, _OVERALL, ends=True)) for name, figures in [*rows, *summary.others.items()]]
+    _print_fitted(console, ("decided by", *_OVERALL.values()), told)
+    found = {k: v for k, v in evaluations[summary.main].labels.items() if k != "unsafe"}
+    shown = [(label, one) for label, one in in_order(found, sort) if one.n_true or one.n_pred]
+    cells = [(label, str(one.n_true), *_cells(one.figures, _LABEL, ends=True)) for label, one in shown]
+    if cells:
+        console.print()
+        console.print(Text(f"each category, {summary.main}", "bold"))
+        _print_fitted(console, ("label", "records", *_LABEL.values()), cells)
+
+
+def in_order(found: Mapping[str, LabelEvaluation], sort: str | None) -> list[tuple[str, LabelEvaluation]]:
+    """Labels by name, by records (the most first) or by a figure (the worst first); those without it at the end."""
+    pairs = list(found.items())
+    if sort is None:
+        return pairs
+    key, turned = sort.removeprefix("-"), sort.startswith("-")
+    if key == "label":
+        return sorted(pairs, key=lambda pair: pair[0], reverse=turned)
+    losses = ("ece", "false_positive_rate", "records")
+
+    def value(one: LabelEvaluation) -> float:
+        number = one.n_true if key == "records" else one.figures[key].value
+        return number * (-1 if key in losses else 1) * (-1 if turned else 1)
+
+    return sorted(pairs, key=lambda pair: (bool(np.isnan(value(pair[1]))), value(pair[1])))
+
+
+def _print_fitted(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = fitted(console, columns, rows)
+    console.print(table.table)
+    if table.left_out:
+        console.print(told_left_out(table.left_out))
+
+
+def _cells(figures: Mapping[str, Interval], columns: Iterable[str], *, ends: bool = False) -> list[str]:
+    """A figure a cell, below it its interval."""
+    cells = []
+    for key in columns:
+        found = figures.get(key)
+        if found is None or np.isnan(found.value):
+            cells.append("")
+        elif ends and not np.isnan(found.low):
+            cells.append(f"{found.value:.3f}\n{found.low:.3f}–{found.high:.3f}")
+        else:
+            cells.append(f"{found.value:.3f}")
+    return cells
 
 
 def print_fits(fits: Sequence[LabelFit]) -> None:
     """What a calibration does to each label, and what its threshold gave; then what was left alone, and why."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("label", no_wrap=True)
-    table.add_column("records", justify="right", no_wrap=True)
-    table.add_column("map", no_wrap=True)
-    for name in ("log loss", "mapped", "threshold", "prec.", "recall", "FPR", "F1"):
-        table.add_column(name, justify="right", no_wrap=True)
-    console, notes = plain_console(), []
+    console, rows = sized_console(), []
+    reasons: dict[str, list[str]] = {}
     for fit in fits:
         t = fit.threshold
-        numbers = [fit.loss_before, fit.loss_after]
-        numbers += [t.value, t.precision, t.recall, t.fpr, t.f1] if t and t.met else [np.nan] * 5
-        shown = ("" if np.isnan(x) else f"{x:.3f}" for x in numbers)
-        table.add_row(printable(fit.label), str(fit.n_true), fit.map.method if fit.map else "none", *shown)
         if fit.map is None:
-            notes.append(f"{fit.label} has no map: {fit.reason}")
+            reasons.setdefault(f"no map: {fit.reason}", []).append(fit.label)
         if t and not t.met:
-            notes.append(f"{fit.label}: no threshold reaches the goal")
-    console.print(table)
-    for note in notes:
-        console.print(Text(printable(note), "yellow"))
+            reasons.setdefault("no threshold that reaches the goal", []).append(fit.label)
+        if fit.map is None and t is None:
+            continue
+        numbers = [t.value, t.precision, t.recall, t.f1, t.fpr] if t and t.met else [np.nan] * 5
+        numbers += [fit.loss_before, fit.loss_after]
+        shown = ("" if np.isnan(x) else f"{x:.3f}" for x in numbers)
+        rows.append((fit.label, str(fit.n_true), fit.map.method if fit.map else "none", *shown))
+    columns = ("label", "records", "map", "threshold", "precision", "recall", "F1", "FPR", "log loss", "mapped")
+    if rows:
+        _print_fitted(console, columns, rows)
+        console.print(Text("precision to FPR: on the records that the threshold was chosen on", "dim"))
+    for reason, labels in reasons.items():
+        verb = "has" if len(labels) == 1 else "have"
+        console.print(Text(printable(f"{', '.join(labels)} {verb} {reason}"), "yellow"))

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
+from edgeguard.quant.answer import answer
 from edgeguard.quant.reading import VERDICTS, floor_of, interval, limits, number, percent, repaired, verdict
 from edgeguard.quant.report import HEADLINE
 
@@ -19,7 +20,7 @@ _IN_A_PIPE = 200  # columns: nothing is cut there, and nothing broken that need 
 
 def print_quant(report: Mapping[str, Any]) -> None:
     """What to ship, a line a variant, and what it did to the scores."""
-    console, found = _console(), report["recommendation"]
+    console = _console()
     console.print(f"{report['records']:,} records; the reference {printable(report['reference']['name'])}")
     _print_answer(console, report)
     console.print()
@@ -29,9 +30,6 @@ def print_quant(report: Mapping[str, Any]) -> None:
     _print_parts(console, report)
     for one in report["not_told"]:
         console.print(Text(printable(f"not told: {one['what']}: {one['why']}"), "dim"))
-    if within := limits(report):
-        line = f"inside: {within}, at 95 % confidence"
-        console.print(Text(f"{line}; {printable(found['why'])}", "dim"))
 
 
 def _console() -> Console:
@@ -42,15 +40,12 @@ def _console() -> Console:
 
 
 def _print_answer(console: Console, report: Mapping[str, Any]) -> None:
-    found, within = report["recommendation"], limits(report)
-    if not within:
-        rule = found["without_limits"]
-        said = f"ship {rule['ship']}" if rule["ship"] else rule["why"]
-        console.print(Text(printable(f"{said} (no limits were given: {rule['rule']})"), "bold"))
-    elif found["ship"]:
-        console.print(Text(printable(f"ship {found['ship']} ({within})"), "bold green"))
-    else:
-        console.print(Text(printable(found["why"]), "bold red" if found["verdict"] == "breaks" else "bold yellow"))
+    """In the words that the page begins with."""
+    said = answer(report)
+    colour = {"ship": "green", "reference": "red", "too_few": "yellow"}[said.kind]
+    console.print(Text(printable(said.first), f"bold {colour}"))
+    for line in said.further:
+        console.print(Text(printable(line)))
 
 
 def _print_decisions(console: Console, report: Mapping[str, Any]) -> None:
