@@ -148,7 +148,7 @@ def decided_at_end(k: int, n: int, limit: float, made: Design) -> bool | None:
 
 @lru_cache(maxsize=256)
 def ends(n: int, limit: float, made: Design) -> tuple[int, int]:
-    """(most, least): up to `most` of n keep a limit surely at the end, -1: not even none; from `least` on they do not."""
+    """(most, least): at the end up to `most` of n keep a limit surely, -1: not even none; from `least` on none does."""
 
     def first(holds: Callable[[int], bool]) -> int:
         low, high = -1, n + 1  # it does not hold at `low`, and does at `high`
