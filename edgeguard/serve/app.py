@@ -20,12 +20,12 @@ from edgeguard.rows.schema import to_json_line
 from edgeguard.serve import asking, replies
 from edgeguard.serve.gate import TRAIL, Gate, Receive, Scope, Send
 from edgeguard.serve.page_files import page_files
-from edgeguard.serve.policies import Decision, Policy, names_of
+from edgeguard.serve.policies import Policy, PolicyDecision, names_of
 from edgeguard.serve.refusal import Refusal, refused, status_of
 from edgeguard.serve.served import Served, Settled
 from edgeguard.serve.state import OPENAIS, State
 from edgeguard.serve.trail import Trail
-from edgeguard.serve.work import Work
+from edgeguard.serve.work import WorkItem
 
 NDJSON = "application/x-ndjson"
 # What the page may do: its own files, its own server, nothing else.
@@ -98,7 +98,7 @@ class _Routes:
         """Mistral's: a chat, or several."""
         return await self._moderated(request, asking.chat_moderations(asking.read_json(await request.body())))
 
-    async def _moderated(self, request: Request, asked: asking.Asked) -> Response:
+    async def _moderated(self, request: Request, asked: asking.Understood) -> Response:
         served, policy, decision = self._chosen(request, asked)
         several = len(asked.records) > 1
         with self._place(request, asked, served):
@@ -126,7 +126,12 @@ class _Routes:
         return JSONResponse(rows[0], status)
 
     async def _rows(
-        self, request: Request, asked: asking.Asked, served: Served, policy: Policy | None, decision: Decision | None
+        self,
+        request: Request,
+        asked: asking.Understood,
+        served: Served,
+        policy: Policy | None,
+        decision: PolicyDecision | None,
     ) -> AsyncIterator[dict[str, Any]]:
         with self._place(request, asked, served):
             async for scored in self._scored(request, asked, served, policy, decision):
@@ -162,7 +167,7 @@ class _Routes:
     def _meta(self, served: Served, policy: Policy | None) -> dict[str, Any]:
         workers = served.workers
         profile, labels = workers.profile, ("unsafe", *workers.codes)
-        decision = Decision(workers.calibration, workers.thresholds)
+        decision = PolicyDecision(workers.calibration, workers.thresholds)
         bands: dict[str, float | None] = {}
         if policy is not None:
             decision = self._state.decisions[policy.name, served.name]
@@ -200,7 +205,9 @@ class _Routes:
 
     # What the routes share
 
-    def _chosen(self, request: Request, asked: asking.Asked) -> tuple[Served, Policy | None, Decision | None]:
+    def _chosen(
+        self, request: Request, asked: asking.Understood
+    ) -> tuple[Served, Policy | None, PolicyDecision | None]:
         header = request.headers.get("x-edgeguard-policy")
         if header is not None and asked.policy not in (None, header):
             raise Refusal(
@@ -212,7 +219,7 @@ class _Routes:
         trail.model, trail.policy = served.name, None if policy is None else policy.name
         return served, policy, decision
 
-    def _place(self, request: Request, asked: asking.Asked, served: Served) -> Any:
+    def _place(self, request: Request, asked: asking.Understood, served: Served) -> Any:
         most = self._state.options.limits.inputs
         if len(asked.records) > most:
             raise Refusal(
@@ -224,10 +231,15 @@ class _Routes:
         return self._state.queue.place(len(asked.records), served)
 
     async def _scored(
-        self, request: Request, asked: asking.Asked, served: Served, policy: Policy | None, decision: Decision | None
+        self,
+        request: Request,
+        asked: asking.Understood,
+        served: Served,
+        policy: Policy | None,
+        decision: PolicyDecision | None,
     ) -> AsyncIterator[Settled]:
         trail = _trail(request)
-        work = Work(self._state.options.limits.tokens, decision, asked.explain, asked.session is not None)
+        work = WorkItem(self._state.options.limits.tokens, decision, asked.explain, asked.session is not None)
         found = served.score(asked.records, work, asked.session)
         async with aclosing(found):  # type: ignore[type-var]
             number = 0

@@ -12,13 +12,13 @@ from edgeguard.errors import RecordError
 from edgeguard.explanation import considered, explanation
 from edgeguard.guard import Guard, Score
 from edgeguard.rows.record import Record
-from edgeguard.serve.policies import Decision
+from edgeguard.serve.policies import PolicyDecision
 
 NOTHING = Record(())
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkItem:
     """A record to score.
 
     tokens    that its texts may have together
@@ -28,7 +28,7 @@ class Work:
     """
 
     tokens: int
-    decision: Decision | None = None
+    decision: PolicyDecision | None = None
     explain: bool = False
     grows: bool = False
     record: Record = NOTHING
@@ -43,7 +43,7 @@ class Done:
     explanation: Mapping[str, Any] | None = None
 
 
-def score(guard: Guard, work: Work) -> Done:
+def score(guard: Guard, work: WorkItem) -> Done:
     """Raises RecordError."""
     began = time.perf_counter()
     _check_length(guard, work)
@@ -64,7 +64,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_length(guard: Guard, work: Work) -> None:
+def _check_length(guard: Guard, work: WorkItem) -> None:
     texts = [message.content for message in work.record.messages]
     if sum(len(text.encode()) for text in texts) <= work.tokens:  # no text has more tokens than bytes
         return
