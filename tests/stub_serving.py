@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stub_worker import die
 
-from edgeguard.serve.work import Done, score
+from edgeguard.serve.work import Done, WorkItem, score
 
 if TYPE_CHECKING:
     from edgeguard import Guard
