@@ -39,6 +39,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="?", help="[default: 240 texts that are made up]")
+    parser.add_argument("--reference", help="an F32 or F16 model [default: edgeguard-135m]")
+    parser.add_argument("--profile", help="[default: told by the reference]")
     parser.add_argument("--variants", default="q8_0,q4_0")
     parser.add_argument("--limit", type=float, default=0.05, help="of changed decisions")
     parser.add_argument("--floor", type=int, default=40)
@@ -49,6 +51,8 @@ def main() -> None:
         options = StudyOptions(
             records=args.records or made_up(folder / "records.jsonl"),
             folder=folder / "after",
+            reference=args.reference,
+            profile=args.profile,
             variants=args.variants.split(","),
             runtime=RuntimeOptions(threads=1, kv_cache="f32"),
             workers=1,

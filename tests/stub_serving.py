@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from stub_worker import die
 
-from edgeguard.serve.work import Done, WorkItem, score
+from edgeguard.serve.work import Done, RecordWork, score
 
 if TYPE_CHECKING:
     from edgeguard import Guard
 
 
-def score_or_fail(guard: Guard, work: WorkItem) -> Done:
+def score_or_fail(guard: Guard, work: RecordWork) -> Done:
     """ "die", "die once PATH", "wait SECONDS", "note PATH", "bug"; anything else is scored."""
     text = work.record.messages[-1].content
     word, _, rest = text.partition(" ")

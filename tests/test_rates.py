@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeguard.evaluation import rates
@@ -15,11 +15,14 @@ from edgeguard.evaluation.rates import Design, bounds, decided_at_end, design, e
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.decision import Decision, Look, decide, goes_on, looks_of
 
+law = settings(deadline=None)
+
 
 def cdf(k: int, n: int, p: float) -> float:
     return math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
 
 
+@law
 @given(st.integers(1, 60), st.data(), st.sampled_from([0.05, 0.025, 0.2]))
 def test_the_exact_bounds_are_where_a_tail_has_its_share(n, data, alpha):
     k = data.draw(st.integers(0, n))
@@ -29,6 +32,7 @@ def test_the_exact_bounds_are_where_a_tail_has_its_share(n, data, alpha):
     assert low == 0 if k == 0 else 1 - cdf(k - 1, n, low) == pytest.approx(alpha, rel=1e-9)
 
 
+@law
 @given(st.integers(1, 100_000))
 def test_none_of_n_has_the_bound_of_the_rule_of_three(n):
     assert exact_high(0, n) == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-9)
@@ -41,6 +45,7 @@ def test_as_few_records_can_decide_on_a_limit(limit, n):
         assert exact_high(0, n) <= limit < exact_high(0, n - 1)
 
 
+@law
 @given(st.integers(0, 40), st.integers(0, 400), st.floats(0.001, 0.99))
 def test_a_wager_wins_nothing_on_average_at_the_rate_and_loses_above_it(k, more, rate):
     """The martingale: what it is worth after one more record, over what it is worth now."""
@@ -55,6 +60,7 @@ def test_a_wager_wins_nothing_on_average_at_the_rate_and_loses_above_it(k, more,
     assert rates.evidence_below(k, n, rate) <= rates.evidence_below(k, n, rate + (1 - rate) / 10) + 1e-9
 
 
+@law
 @given(st.integers(0, 50), st.integers(0, 500))
 def test_a_watched_bound_is_wider_than_an_exact_one(k, more):
     n = k + more
@@ -132,6 +138,7 @@ def test_simulated_studies_err_as_seldom_as_all_paths_say():
         assert abs(verdicts.count(verdict) / 200 - p) <= 4 * math.sqrt(p * (1 - p) / 200) + 0.01
 
 
+@law
 @given(st.integers(1, 3000), st.sampled_from([0.01, 0.02, 0.05, 0.2]))
 def test_a_design_spends_no_more_than_it_has_and_nothing_on_looks_that_cannot_tell(n, limit):
     made = design(n, limit)
@@ -142,6 +149,7 @@ def test_a_design_spends_no_more_than_it_has_and_nothing_on_looks_that_cannot_te
     assert looks[-1] == n and all(a < b for a, b in pairwise(looks)) and looks[0] == min(n, 100)
 
 
+@law
 @given(st.integers(1, 300), st.data(), st.sampled_from([0.02, 0.05]), st.sampled_from([0.05, 0.025]))
 def test_what_is_decided_at_the_end_is_what_the_exact_bounds_say(n, data, limit, alpha):
     k = data.draw(st.integers(0, n))
@@ -149,6 +157,27 @@ def test_what_is_decided_at_the_end_is_what_the_exact_bounds_say(n, data, limit,
     high, low = exact_high(k, n, alpha), exact_low(k, n, alpha)
     if min(abs(high - limit), abs(low - limit)) > 1e-9:
         assert found is (True if high <= limit else False if low > limit else None)
+
+
+@law
+@given(st.integers(1, 400), st.sampled_from([0.01, 0.05, 0.3]), st.sampled_from([0.05, 0.025]))
+def test_the_ends_are_where_the_verdict_turns(n, limit, alpha):
+    made = Design(n, 0, alpha)
+    most, least = rates.ends(n, limit, made)
+    found = [decided_at_end(k, n, limit, made) for k in range(n + 1)]
+    assert found == [True] * (most + 1) + [None] * (least - most - 1) + [False] * (n + 1 - least)
+
+
+@law
+@given(st.integers(0, 20), st.integers(0, 200), st.integers(0, 60), st.data())
+def test_what_is_foreseen_is_the_average_over_what_the_rate_may_be(k, more_seen, more, data):
+    """Of two steps: one record, then the others; and all that can come has the probability 1."""
+    n, upto = k + more_seen, data.draw(st.integers(0, more))
+    assert rates.foreseen(k, n, more, more) == 1
+    p = (k + 0.5) / (n + 1)
+    if more:
+        stays, comes = rates.foreseen(k, n + 1, more - 1, upto), rates.foreseen(k + 1, n + 1, more - 1, upto - 1)
+        assert rates.foreseen(k, n, more, upto) == pytest.approx((1 - p) * stays + p * comes, abs=1e-9)
 
 
 def decision(changed: int, n: int, limit: float) -> Decision:

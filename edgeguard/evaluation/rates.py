@@ -146,6 +146,40 @@ def decided_at_end(k: int, n: int, limit: float, made: Design) -> bool | None:
     return False if _log_tail(n - k, n, 1 - limit) <= math.log(made.at_end) else None
 
 
+@lru_cache(maxsize=256)
+def ends(n: int, limit: float, made: Design) -> tuple[int, int]:
+    """(most, least): at the end up to `most` of n keep a limit surely, -1: not even none; from `least` on none does."""
+
+    def first(holds: Callable[[int], bool]) -> int:
+        low, high = -1, n + 1  # it does not hold at `low`, and does at `high`
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+    most = first(lambda k: decided_at_end(k, n, limit, made) is not True) - 1
+    return most, first(lambda k: decided_at_end(k, n, limit, made) is False)
+
+
+def foreseen(k: int, n: int, more: int, upto: int) -> float:
+    """Probability of at most `upto` of `more` to come where k of n were seen: beta-binomial, Jeffreys' prior.
+
+    What a study may still become is judged by it (predictive probability: Spiegelhalter, Freedman, Blackburn 1986). No
+    verdict rests on it.
+    """
+    if upto < 0:
+        return 0.0
+    if upto >= more:
+        return 1.0
+    a, b = k + 0.5, n - k + 0.5
+    start = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.lgamma(a + b + more) + math.lgamma(more + 1)
+    terms = [
+        math.lgamma(a + i) + math.lgamma(b + more - i) - math.lgamma(i + 1) - math.lgamma(more - i + 1)
+        for i in range(upto + 1)
+    ]
+    return min(1.0, sum(math.exp(start + term) for term in terms))
+
+
 def fewest(limit: float, alpha: float = ALPHA) -> int | None:
     """Records that keep a limit surely if none changes: 1 - alpha^(1/n) ≤ limit. None: no number does."""
     if limit <= 0:

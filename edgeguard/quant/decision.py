@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgeguard.evaluation import metrics
 from edgeguard.evaluation.metrics import Weight
-from edgeguard.evaluation.rates import ALPHA, Bounds, Design, bounds, decided_at_end, design, needed
+from edgeguard.evaluation.rates import ALPHA, Bounds, Design, bounds, design, ends, foreseen, needed
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.quant.choices import HEADLINE, Choices, decided
 
@@ -22,6 +22,7 @@ Verdict = Literal["keeps", "breaks", "too_few"]
 FEWEST = 10  # records that an interval needs
 FIRST_LOOK = 100  # records that the figures of drift and repair stand on at least, where there are so many
 _STEP = 50  # records between two looks at least; a fifth of what was seen where that is more
+WORTHWHILE = 0.1  # probability of a verdict at the end, under which the way there is not gone
 _DRAWS_BEYOND = 4  # bootstrap draws that lie outside a bound
 
 
@@ -168,27 +169,17 @@ def _certain(found: Bounds, limit: float) -> bool:
 
 
 def goes_on(decision: Decision, planned: int, choices: Choices) -> bool:
-    """Whether further records can change what is said of a variant.
+    """Whether further records are likely to change what is said of a variant.
 
-    They cannot where the verdict is certain. They need not be asked where "keeps" cannot come any more, whatever they
-    say, and "breaks" would not at the rate so far: then too few records it is.
+    They are not where the verdict is certain, nor where it is foreseen that the end would find too few records too.
     """
     look, limit = decision.look, choices.max_flip_rate
-    if look.end or decision.verdict is None:
-        return not look.end
-    if decision.verdict != "too_few":
+    if look.end or (decision.verdict is not None and decision.verdict != "too_few"):
         return False
-    made = design_of(planned, choices)
     if limit is None or decision.rate.high <= limit:
         return True
-    if made.watching and _may_keep_on_the_way(look, planned, limit, made):
-        return True
-    keeps = decided_at_end(look.changed, planned, limit, made) is True
-    breaks = decided_at_end(round(look.changed * planned / max(1, look.n)), planned, limit, made) is False
-    return keeps or breaks
-
-
-def _may_keep_on_the_way(look: Look, planned: int, limit: float, made: Design) -> bool:
-    """If nothing changes any more: is there a look before the end that tells?"""
-    ahead = [n for n in looks_of(planned)[:-1] if n > look.n]
-    return bool(ahead) and bounds([(look.changed, ahead[-1])], Design(planned, *_spent(made))).high <= limit
+    most, least = ends(planned, limit, design_of(planned, choices))
+    more, k = planned - look.n, look.changed
+    keeps = foreseen(k, look.n, more, most - k)
+    breaks = 1 - foreseen(k, look.n, more, least - 1 - k)
+    return keeps >= WORTHWHILE or breaks >= WORTHWHILE

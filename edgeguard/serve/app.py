@@ -20,12 +20,12 @@ from edgeguard.rows.schema import to_json_line
 from edgeguard.serve import asking, replies
 from edgeguard.serve.gate import TRAIL, Gate, Receive, Scope, Send
 from edgeguard.serve.page_files import page_files
-from edgeguard.serve.policies import Policy, PolicyDecision, names_of
+from edgeguard.serve.policies import DecisionRule, Policy, names_of
 from edgeguard.serve.refusal import Refusal, refused, status_of
 from edgeguard.serve.served import Served, Settled
 from edgeguard.serve.state import OPENAIS, State
 from edgeguard.serve.trail import Trail
-from edgeguard.serve.work import WorkItem
+from edgeguard.serve.work import RecordWork
 
 NDJSON = "application/x-ndjson"
 # What the page may do: its own files, its own server, nothing else.
@@ -98,7 +98,7 @@ class _Routes:
         """Mistral's: a chat, or several."""
         return await self._moderated(request, asking.chat_moderations(asking.read_json(await request.body())))
 
-    async def _moderated(self, request: Request, asked: asking.Understood) -> Response:
+    async def _moderated(self, request: Request, asked: asking.AskedRecords) -> Response:
         served, policy, decision = self._chosen(request, asked)
         several = len(asked.records) > 1
         with self._place(request, asked, served):
@@ -128,10 +128,10 @@ class _Routes:
     async def _rows(
         self,
         request: Request,
-        asked: asking.Understood,
+        asked: asking.AskedRecords,
         served: Served,
         policy: Policy | None,
-        decision: PolicyDecision | None,
+        decision: DecisionRule | None,
     ) -> AsyncIterator[dict[str, Any]]:
         with self._place(request, asked, served):
             async for scored in self._scored(request, asked, served, policy, decision):
@@ -167,7 +167,7 @@ class _Routes:
     def _meta(self, served: Served, policy: Policy | None) -> dict[str, Any]:
         workers = served.workers
         profile, labels = workers.profile, ("unsafe", *workers.codes)
-        decision = PolicyDecision(workers.calibration, workers.thresholds)
+        decision = DecisionRule(workers.calibration, workers.thresholds)
         bands: dict[str, float | None] = {}
         if policy is not None:
             decision = self._state.decisions[policy.name, served.name]
@@ -206,8 +206,8 @@ class _Routes:
     # What the routes share
 
     def _chosen(
-        self, request: Request, asked: asking.Understood
-    ) -> tuple[Served, Policy | None, PolicyDecision | None]:
+        self, request: Request, asked: asking.AskedRecords
+    ) -> tuple[Served, Policy | None, DecisionRule | None]:
         header = request.headers.get("x-edgeguard-policy")
         if header is not None and asked.policy not in (None, header):
             raise Refusal(
@@ -219,7 +219,7 @@ class _Routes:
         trail.model, trail.policy = served.name, None if policy is None else policy.name
         return served, policy, decision
 
-    def _place(self, request: Request, asked: asking.Understood, served: Served) -> Any:
+    def _place(self, request: Request, asked: asking.AskedRecords, served: Served) -> Any:
         most = self._state.options.limits.inputs
         if len(asked.records) > most:
             raise Refusal(
@@ -233,13 +233,13 @@ class _Routes:
     async def _scored(
         self,
         request: Request,
-        asked: asking.Understood,
+        asked: asking.AskedRecords,
         served: Served,
         policy: Policy | None,
-        decision: PolicyDecision | None,
+        decision: DecisionRule | None,
     ) -> AsyncIterator[Settled]:
         trail = _trail(request)
-        work = WorkItem(self._state.options.limits.tokens, decision, asked.explain, asked.session is not None)
+        work = RecordWork(self._state.options.limits.tokens, decision, asked.explain, asked.session is not None)
         found = served.score(asked.records, work, asked.session)
         async with aclosing(found):  # type: ignore[type-var]
             number = 0

@@ -25,7 +25,7 @@ _BESIDE = (*_CHOSEN, "explain")
 
 
 @dataclass(frozen=True)
-class Understood:
+class AskedRecords:
     """A request as it was understood.
 
     records  in the order of the answer
@@ -51,7 +51,7 @@ class Checked:
     replace  flagged texts are replaced, and the request goes on without them; else it is blocked
     """
 
-    asked: Understood
+    asked: AskedRecords
     texts: tuple[str, ...]
     replace: bool
 
@@ -86,15 +86,15 @@ def _records(given: Iterable[Input]) -> Records:
 # OpenAI's and Mistral's moderations
 
 
-def moderations(body: Any) -> Understood:
+def moderations(body: Any) -> AskedRecords:
     """`input` of POST /v1/moderations. Raises Refusal."""
     body = _object(body)
     if "input" not in body:
         raise Refusal(400, "missing_field", f"input is missing, expected {_EXPECTED_INPUT}", param="input")
-    return Understood(_records(_inputs(body["input"])), model=_name(body, "model"), policy=_name(body, "policy"))
+    return AskedRecords(_records(_inputs(body["input"])), model=_name(body, "model"), policy=_name(body, "policy"))
 
 
-def chat_moderations(body: Any) -> Understood:
+def chat_moderations(body: Any) -> AskedRecords:
     """`input` of POST /v1/chat/moderations: a chat, or a list of them. Raises Refusal."""
     body = _object(body)
     value, expected = body.get("input"), 'a chat as a list of {"role", "content"}, or a list of chats'
@@ -102,7 +102,7 @@ def chat_moderations(body: Any) -> Understood:
         raise Refusal(400, "invalid_type", f"input is {shown(value)}, expected {expected}", param="input")
     if any(isinstance(one, dict) and "role" not in one and "messages" not in one for one in value):
         raise Refusal(400, "invalid_type", f"a message of input has no role, expected {expected}", param="input")
-    return Understood(_records(_inputs(value)), model=_name(body, "model"), policy=_name(body, "policy"))
+    return AskedRecords(_records(_inputs(value)), model=_name(body, "model"), policy=_name(body, "policy"))
 
 
 def _inputs(value: Any) -> list[Input]:
@@ -167,14 +167,14 @@ def _refuse_other_parts(parts: Sequence[Any], param: str) -> None:
 # edgeguard's own
 
 
-def scores(body: Any) -> Understood:
+def scores(body: Any) -> AskedRecords:
     """The body of POST /v1/score. Raises Refusal.
 
     A record, a list of records, or {"input": a record or a list, "model", "policy", "session", "explain"}. What an
     `input` has beside it may also stand in a lone record.
     """
     if isinstance(body, list):
-        return Understood(_numbered(body, None))
+        return AskedRecords(_numbered(body, None))
     body = _object(body)
     chosen = {key: _name(body, key) for key in _CHOSEN}
     explain = body.get("explain", False)
@@ -182,13 +182,13 @@ def scores(body: Any) -> Understood:
         raise Refusal(400, "invalid_type", f"explain is {shown(explain)}, expected true or false", param="explain")
     if "input" not in body:
         rest = {key: value for key, value in body.items() if key not in _BESIDE}
-        return Understood(_records([rest]), "row", explain=explain, **chosen)
+        return AskedRecords(_records([rest]), "row", explain=explain, **chosen)
     given = body["input"]
     records = _numbered(given, "input") if isinstance(given, list) else _records([given])
     for what, asked in (("session", chosen["session"] is not None), ("explain", explain)):
         if asked and len(records) > 1:
             raise Refusal(400, "several_records", f"{what} is for one record, {len(records)} are given", param=what)
-    return Understood(records, "results", explain=explain, **chosen)
+    return AskedRecords(records, "results", explain=explain, **chosen)
 
 
 def _numbered(given: Sequence[Any], param: str | None) -> Records:
@@ -242,7 +242,7 @@ def guardrail(body: Any) -> Checked:
     before = _conversation_before(body.get("structured_messages")) if kind == "response" else ()
     given = [*texts, *_arguments(body.get("tool_calls"))]
     records = _records(_answer(before, text) for text in given if text.strip())
-    asked = Understood(records, model=_name(options, "model"), policy=_name(options, "policy"))
+    asked = AskedRecords(records, model=_name(options, "model"), policy=_name(options, "policy"))
     return Checked(asked, tuple(texts), options.get("on_flagged") == "replace")
 
 

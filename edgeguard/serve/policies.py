@@ -39,7 +39,7 @@ class Decided(Protocol):
 
 
 @dataclass(frozen=True)
-class PolicyDecision:
+class DecisionRule:
     """What a worker decides by in place of what it was opened with."""
 
     calibration: Calibration | None
@@ -63,13 +63,13 @@ class Policy:
     models: tuple[str, ...] = ()
     source: str = ""
 
-    def decision(self, guard: Decided) -> PolicyDecision:
+    def decision(self, guard: Decided) -> DecisionRule:
         """What the guard decides by. Raises ProfileError or CalibrationError where it does not fit it."""
         if self.calibration is None:
-            found = PolicyDecision(guard.calibration, guard.thresholds.replaced(self.thresholds))
+            found = DecisionRule(guard.calibration, guard.thresholds.replaced(self.thresholds))
         else:
             maps = self.calibration if isinstance(self.calibration, Calibration) else None
-            found = PolicyDecision(maps, thresholds_for(maps, self.thresholds))
+            found = DecisionRule(maps, thresholds_for(maps, self.thresholds))
             if maps is not None:
                 maps.check(profile=guard.profile.name, estimator=guard.estimator, model_sha256=guard.model_sha256)
         labels = ("unsafe", *guard.codes)
@@ -116,7 +116,7 @@ def read_policies(path: str | Path) -> dict[str, Policy]:
 
 def check_policies(
     policies: Mapping[str, Policy], guards: Mapping[str, Decided]
-) -> dict[tuple[str, str], PolicyDecision]:
+) -> dict[tuple[str, str], DecisionRule]:
     """(policy, model) → what is decided by. Raises ProfileError and CalibrationError where one does not fit."""
     found = {}
     for policy in policies.values():

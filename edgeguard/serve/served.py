@@ -18,7 +18,7 @@ from edgeguard.rows.record import Failure, Record
 from edgeguard.selftest import self_test
 from edgeguard.serve.categories import CategoryMap
 from edgeguard.serve.refusal import Refusal, failure_of_server
-from edgeguard.serve.work import Done, WorkItem, score
+from edgeguard.serve.work import Done, RecordWork, score
 from edgeguard.workers import Workers
 
 AHEAD = 2  # records of one request at once for each process: so that requests take turns, and a hang-up wastes few
@@ -61,7 +61,7 @@ class Served:
     in_worker: float = field(default=0.05)  # seconds a record, lately; a guess until there is one
 
     async def score(
-        self, records: Sequence[Record | Failure], work: WorkItem, session: str | None = None
+        self, records: Sequence[Record | Failure], work: RecordWork, session: str | None = None
     ) -> AsyncIterator[Settled]:
         """What becomes of each, in order, as they come. Left early, what has not begun is not done.
 
@@ -85,7 +85,7 @@ class Served:
                 if future is not None and not future.done():
                     future.cancel()
 
-    def _sent(self, record: Record | Failure, work: WorkItem, worker: int | None) -> asyncio.Future[Done] | None:
+    def _sent(self, record: Record | Failure, work: RecordWork, worker: int | None) -> asyncio.Future[Done] | None:
         if isinstance(record, Failure):
             return None
         return asyncio.wrap_future(self.workers.submit(score, replace(work, record=record), worker=worker))

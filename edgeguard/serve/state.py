@@ -13,7 +13,7 @@ from edgeguard.serve.categories import CategoryMap, load_categories
 from edgeguard.serve.keys import Keys, read_keys
 from edgeguard.serve.limits import ServeLimits
 from edgeguard.serve.metrics import Metrics
-from edgeguard.serve.policies import Policy, PolicyDecision, check_policies, read_policies
+from edgeguard.serve.policies import DecisionRule, Policy, check_policies, read_policies
 from edgeguard.serve.refusal import Refusal
 from edgeguard.serve.served import Opening, Queue, Served, open_served
 
@@ -70,7 +70,7 @@ class State:
     phase: Phase = "loading"
     served: dict[str, Served] = field(default_factory=dict)
     policies: Mapping[str, Policy] = field(default_factory=dict)
-    decisions: Mapping[tuple[str, str], PolicyDecision] = field(default_factory=dict)
+    decisions: Mapping[tuple[str, str], DecisionRule] = field(default_factory=dict)
     keys: Keys | None = None
     names: CategoryMap | None = None
     in_hand: int = 0
@@ -117,14 +117,14 @@ class State:
         self.metrics.reloaded("taken")
         self.tell(f"read again: {len(policies)} policies" + ("" if keys is None else f", {len(keys.digests)} keys"))
 
-    def _read_again(self) -> tuple[Keys | None, Mapping[str, Policy], Mapping[tuple[str, str], PolicyDecision]]:
+    def _read_again(self) -> tuple[Keys | None, Mapping[str, Policy], Mapping[tuple[str, str], DecisionRule]]:
         options = self.options
         keys = None if options.api_key_file is None else read_keys(options.api_key_file)
         policies = {} if options.policy_file is None else read_policies(options.policy_file)
         decisions = check_policies(policies, {name: one.workers for name, one in self.served.items()})
         return keys, policies, decisions
 
-    def chosen(self, model: str | None, policy: str | None) -> tuple[Served, Policy | None, PolicyDecision | None]:
+    def chosen(self, model: str | None, policy: str | None) -> tuple[Served, Policy | None, DecisionRule | None]:
         """The model and the policy of a request. Raises Refusal.
 
         model   a name, NAME@POLICY, @POLICY, or one of OpenAI's names, which stand for the default

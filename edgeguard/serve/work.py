@@ -12,13 +12,13 @@ from edgeguard.errors import RecordError
 from edgeguard.explanation import considered, explanation
 from edgeguard.guard import Guard, Score
 from edgeguard.rows.record import Record
-from edgeguard.serve.policies import PolicyDecision
+from edgeguard.serve.policies import DecisionRule
 
 NOTHING = Record(())
 
 
 @dataclass(frozen=True)
-class WorkItem:
+class RecordWork:
     """A record to score.
 
     tokens    that its texts may have together
@@ -28,7 +28,7 @@ class WorkItem:
     """
 
     tokens: int
-    decision: PolicyDecision | None = None
+    decision: DecisionRule | None = None
     explain: bool = False
     grows: bool = False
     record: Record = NOTHING
@@ -43,7 +43,7 @@ class Done:
     explanation: Mapping[str, Any] | None = None
 
 
-def score(guard: Guard, work: WorkItem) -> Done:
+def score(guard: Guard, work: RecordWork) -> Done:
     """Raises RecordError."""
     began = time.perf_counter()
     _check_length(guard, work)
@@ -64,7 +64,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_length(guard: Guard, work: WorkItem) -> None:
+def _check_length(guard: Guard, work: RecordWork) -> None:
     texts = [message.content for message in work.record.messages]
     if sum(len(text.encode()) for text in texts) <= work.tokens:  # no text has more tokens than bytes
         return
