@@ -21,9 +21,12 @@ SMALL, LIMIT = 256, 2048  # llama.cpp's own context comes in steps of 256 tokens
 law = settings(deadline=None, max_examples=15)
 
 
-@pytest.fixture(scope="module", params=["F32", "Q8_0"])
+@pytest.fixture(scope="module", params=["F32", "Q8_0", "gemma2"])
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("room") / "tiny.gguf", ftype=request.param, n_ctx=LIMIT)
+    # Gemma's window of 16 tokens has passed most of what is kept: its context is not one that can grow.
+    gemma = {"arch": "gemma2", "tied": True, "n_layer": 7, "head": 16}
+    more = gemma if request.param == "gemma2" else {"ftype": request.param}
+    return write_tiny_llama(tmp_path_factory.mktemp("room") / "tiny.gguf", n_ctx=LIMIT, **more)
 
 
 def opened(file: Path, first_room: int, **options: int) -> llama.LlamaCpp:
@@ -66,6 +69,9 @@ def test_whatever_came_before_a_record_has_the_bits_of_a_large_context(file: Pat
 
 def test_room_is_taken_when_a_record_needs_it_and_no_more_than_the_context(file: Path):
     model = opened(file, SMALL, context=700)
+    if model._window:
+        assert model._room == model.n_ctx == 700
+        return
     assert model._room == SMALL
     rows(model, [(0, 20, 2)])
     assert model._room == SMALL
