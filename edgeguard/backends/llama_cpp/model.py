@@ -141,8 +141,8 @@ class LlamaCpp:
             self._n_ctx = context_for(self._path, trained=trained, asked=options.context)
             self._threads, self._kv_cache = options.threads or available_cores(), options.kv_cache or "f16"
             self._lora = None if lora is None else self._load_adapter(lora)
-            # Some models turn positions by other factors in a long context. And where a sliding window has passed cells,
-            # llama.cpp writes over those of a memory that was taken over: both have all their room from the beginning.
+            # Some models turn positions by other factors in a long context. And behind a sliding window llama.cpp
+            # writes over the cells of a memory that was taken over. Both have all their room from the beginning.
             by_length = any(tensor.name.startswith("rope_factors_") for tensor in header.tensors)
             whole = by_length or self._window > 0
             self._room = self._n_ctx if whole else min(self._n_ctx, FIRST_ROOM)
