@@ -1,6 +1,6 @@
 """The server over the same guard without it: rates, latencies, what hostile clients and dying workers do to the others.
 
-    python bench/serve.py                                       # about 4 minutes on 2 quiet cores
+    python bench/serve.py                                       # about 10 minutes on 2 quiet cores
     python bench/serve.py --parts attack --requests 10000       # a quarter of an hour
     python bench/serve.py --parts kill --seconds 300
     python bench/serve.py --parts peer --llama-server .venv/llama-server/bin/llama-server
@@ -145,8 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "peer"), default=PARTS)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="[default: cores]")
-    parser.add_argument("--records", type=int, default=48, help="different texts, a round of `rate` [default: 48]")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=16, help="different texts, a round of `rate` [default: 16]")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=600, help="of `attack` [default: 600]")
     parser.add_argument("--seconds", type=float, default=30.0, help="of `kill` [default: 30]")
