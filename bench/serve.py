@@ -1,7 +1,7 @@
 """The server over the same guard without it: rates, latencies, what hostile clients and dying workers do to the others.
 
     python bench/serve.py                                       # about 10 minutes on 2 quiet cores
-    python bench/serve.py --parts attack --requests 10000       # a quarter of an hour
+    python bench/serve.py --parts attack --requests 10000 --tiny  # the tests' model: what it is about is the server
     python bench/serve.py --parts kill --seconds 300
     python bench/serve.py --parts peer --llama-server .venv/llama-server/bin/llama-server
 
@@ -28,6 +28,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -151,13 +152,35 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600, help="of `attack` [default: 600]")
     parser.add_argument("--seconds", type=float, default=30.0, help="of `kill` [default: 30]")
     parser.add_argument("--llama-server", type=Path, default=None, help="the binary, for `peer`")
-    parser.add_argument("--model", default=None, help="[default: the default guard]")
+    parser.add_argument("--tiny", action="store_true", help="the tests' random model in place of the default guard")
     args = parser.parse_args()
+    with made(args.tiny) as subject:
+        measure(args, subject)
+
+
+@contextmanager
+def made(tiny: bool) -> Iterator[dict[str, Any]]:
+    """What a guard is opened with: nothing for the default one."""
+    if not tiny:
+        yield {}
+        return
+    from conftest import BIAS, TINY_PROFILE
+    from tiny_gguf import write_tiny_llama
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_llama(f"{folder}/tiny.gguf", n_ctx=1024, logit_std=1.0, bias=BIAS)
+        Path(folder, "tiny.toml").write_text(TINY_PROFILE, encoding="utf-8")
+        yield {"model": f"{folder}/tiny.gguf", "profile": f"{folder}/tiny.toml"}
+
+
+def measure(args: argparse.Namespace, subject: dict[str, Any]) -> None:
+    """All parts that were asked for."""
     texts = common.texts_between(args.records, 80, 300)
     print(f"{common.machine()}; {args.workers} workers of one thread; texts of 80 to 300 characters")
-    model = [] if args.model is None else ["--model", args.model]
+    model = [word for name, value in subject.items() for word in (f"--{name}", value)]
+    model += ["--skip-self-test"] if subject else []
     options = ["--workers", str(args.workers), *model]
-    with started("rate" in args.parts, *options) as served, guard(args) as workers:
+    with started("rate" in args.parts, *options) as served, Workers(workers=args.workers, **subject) as workers:
         rows = {
             text: json.loads(json.dumps(result.row()))
             for text, result in zip(texts, scored(workers, texts), strict=True)
@@ -177,8 +200,6 @@ def main() -> None:
 
 @contextmanager
 def fresh(*options: str) -> Iterator[Served]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder, closing(Served(Path(folder), *options)) as served:
         yield served
 
@@ -190,12 +211,6 @@ def started(wanted: bool, *options: str) -> Iterator[Served | None]:
         return
     with fresh(*options) as served:
         yield served
-
-
-@contextmanager
-def guard(args: argparse.Namespace) -> Iterator[Workers]:
-    with Workers(args.model, workers=args.workers) as workers:
-        yield workers
 
 
 def scored(workers: Workers, texts: Sequence[str]) -> list[Any]:
