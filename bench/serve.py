@@ -14,7 +14,7 @@ rate     connections that each send the next request when they have an answer; a
          `Workers.score` of the same text, in turns
 attack   --clients, and 1 request in 100 hostile: broken JSON, 10 MB, half a body, hung up, wrong keys
 kill     `kill -9` of a worker every 5 seconds
-grow     a conversation, sentence by sentence, with a session, over the same record from nothing; with --batch 64
+grow     a conversation, sentence by sentence, with a session, over as many tokens from nothing; with --batch 64
 peer     llama-server with as many requests at once, read by a script that makes P(unsafe) of `n_probs`
 """
 
@@ -435,7 +435,7 @@ def kill(served: Served, texts: list[str], rows: dict[str, Any], args: argparse.
 
 
 def grow(served: Served, rounds: int) -> None:
-    """The n-th sentence with a session, over the same record from nothing; the same row both times."""
+    """The n-th sentence with a session, over as many tokens of which nothing is there."""
     client, n = Client(served.port), 24
     ratios: dict[int, list[float]] = {k: [] for k in range(1, n + 1)}
     tokens: dict[int, int] = {}
@@ -443,20 +443,19 @@ def grow(served: Served, rounds: int) -> None:
         answer = ""
         for i in range(1, n + 1):
             answer += SENTENCES[(i + k) % len(SENTENCES)]
-            record = {"prompt": f"How do I bake bread, try {k}?", "response": answer.strip()}
-            session = json.dumps({**record, "session": f"bench {k}"}).encode()
+            record = {"prompt": f"How do I bake bread, try {900 + k}?", "response": answer.strip()}
+            other = {**record, "prompt": f"How do I bake bread, try {100 + n * k + i}?"}  # begins like no other record
             began = time.perf_counter()
-            _, grown = client.ask(session)
+            _, grown = client.ask(json.dumps({**record, "session": f"bench {k}"}).encode())
             cost = time.perf_counter() - began
-            client.ask(body_of("Something else."))
             began = time.perf_counter()
+            client.ask(json.dumps(other).encode())
+            ratios[i].append(cost / (time.perf_counter() - began))
             status, anew = client.ask(json.dumps(record).encode())
-            whole = time.perf_counter() - began
             checked(status, grown, anew, record["response"])
-            ratios[i].append(cost / whole)
             tokens[i] = anew["tokens"]["prompt"]
     client.close()
-    print("a conversation that grows, with --batch 64: the n-th sentence over all of it from nothing, the same bits")
+    print("a conversation that grows, with --batch 64: the n-th sentence over as many tokens from nothing")
     for i in (2, 6, 12, 18, 24):
         print(f"   sentence {i}, {tokens[i]} tokens: {common.spread(ratios[i])}")
 
