@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "llama,onnx,convert,smollm2,parquet,zstd,ray"
+EXTRAS = "llama,onnx,convert,smollm2,parquet,zstd,ray,serve,hub"
 
 
 def named() -> list[str]:
@@ -82,7 +82,20 @@ def main() -> int:
             outcomes[version] = "not on this machine"
             continue
         own = environment(version, python, llama_wheel())
-        command = [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not smollm2"]
+        command = [
+            own,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "2",
+            "--dist",
+            "loadscope",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not smollm2",
+        ]
         done = subprocess.run(command, cwd=ROOT)
         outcomes[version] = "passed" if done.returncode == 0 else "FAILED"
     for version, outcome in outcomes.items():
