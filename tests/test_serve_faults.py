@@ -30,7 +30,7 @@ from stub_serving import process_id, score_or_fail
 from edgeguard import Guard, ModelError
 from edgeguard.errors import EdgeguardError
 from edgeguard.serve import served as served_module
-from edgeguard.serve.server import HttpServer
+from edgeguard.serve.server import HttpServer, _listening
 from edgeguard.serve.state import ServeOptions
 
 
@@ -360,3 +360,11 @@ def test_misuse_of_the_command_is_said_in_a_line(
     ):
         result = run("serve", *options)
         assert result.exit_code == code and says in result.stderr
+
+
+def test_the_listener_is_said_to_be_tcp_so_that_small_answers_are_sent_at_once() -> None:
+    with _listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
+        accepted, _ = listener.accept()
+        with accepted:
+            assert client.fileno() >= 0
+            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio looks at before it sets TCP_NODELAY

@@ -160,7 +160,9 @@ def check_exposure(options: ServeOptions) -> None:
 def _listening(host: str, port: int) -> socket.socket:
     """Raises ModelError where nothing can listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # Named, since asyncio sends small answers at once (TCP_NODELAY) only where a socket says that it is TCP: else the end
+    # of each waits for the client's delayed acknowledgement, some 40 ms.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
