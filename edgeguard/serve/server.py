@@ -160,8 +160,8 @@ def check_exposure(options: ServeOptions) -> None:
 def _listening(host: str, port: int) -> socket.socket:
     """Raises ModelError where nothing can listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, since asyncio sends small answers at once (TCP_NODELAY) only where a socket says that it is TCP: else the end
-    # of each waits for the client's delayed acknowledgement, some 40 ms.
+    # Named, since asyncio sends small answers at once (TCP_NODELAY) only where a socket says that it is TCP: else the
+    # end of each waits for the client's delayed acknowledgement, some 40 ms.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
