@@ -121,7 +121,7 @@ def test_no_name_leads_out_of_its_folder(repo, file, revision):
     except ModelError:
         return
     assert wanted is not None and wanted.file is not None
-    root = Path("/root/folder")
+    root = Path("/base/folder")
     for part in (wanted.repo, wanted.file, wanted.revision or ""):
         assert Path(f"{root}/{part}").resolve().is_relative_to(root)
 
