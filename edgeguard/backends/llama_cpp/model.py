@@ -161,9 +161,8 @@ class LlamaCpp:
         self._held: dict[Prefix, _Held] = {}
         self._tip: dict[int, int] = {}  # sequence → positions taken
         self._cells = 0
-        self._record: tuple[
-            int, ...
-        ] = ()  # of which the cells behind the root hold the keys and values, all or no more
+        # Tokens of the record whose keys and values stand in the cells behind the root, those or none.
+        self._record: tuple[int, ...] = ()
         self._kept = 0  # of the record that is evaluated next: tokens that are there already
         self._growing = False  # whether that record is said to grow
         # (root, tokens of the record) → both, as `_save` has them
