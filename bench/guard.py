@@ -43,7 +43,7 @@ from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_fields, read_records
 from edgeguard.rows.record import Record
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "edgeguard-135m"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "recipe"))
 from calibrate import fit as fit
 from calibrate import scores_of, with_own_truth, with_progress
 
@@ -155,7 +155,7 @@ def zero_shot_table(path: Path, folder: Path) -> ScoreTable:
 def ours(table: ScoreTable, form: Form, estimator: str) -> Predictions:
     """A form of the built-in guard as `edgeguard score` shows it."""
     fitted = GUARD.calibration(form, estimator)
-    assert fitted is not None, f"models/edgeguard-135m/calibrate.py has not fitted {form.name} yet"
+    assert fitted is not None, f"models/recipe/calibrate.py has not fitted {form.name} yet"
     return at(read_calibration(fitted), table, estimator)
 
 

@@ -14,7 +14,7 @@ from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
 
 torch = pytest.importorskip("torch")
-FOLDER = Path(__file__).parents[1] / "models" / "edgeguard-135m"
+FOLDER = Path(__file__).parents[1] / "models" / "recipe"
 sys.path.insert(0, str(FOLDER))
 
 import data  # noqa: E402

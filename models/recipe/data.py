@@ -1,6 +1,6 @@
 """Makes the rows that `train.py` learns, from the collected data and from `synthetic.py`.
 
-    python models/edgeguard-135m/data.py DATA --out ROWS.jsonl
+    python models/recipe/data.py DATA --out ROWS.jsonl
 
 DATA is the folder of the data pack: train.jsonl, train_pairs.jsonl, val.jsonl, eval_public/. The last two are only read
 to keep rows like theirs out. The same arguments give the same bytes.

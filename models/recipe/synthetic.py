@@ -4,7 +4,7 @@ Each family is a function rng → row. They come in contrasts, so that no word d
 harmless and a harmful object, the same group of people in a neutral and in a hateful sentence, the same topic asked
 about and asked for. Harmful rows are bare requests and short statements; none says how anything is done.
 
-    python models/edgeguard-135m/synthetic.py 40      # prints rows of every family, to look at
+    python models/recipe/synthetic.py 40      # prints rows of every family, to look at
 """
 
 from __future__ import annotations

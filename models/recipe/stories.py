@@ -1,6 +1,6 @@
 """Longer harmless texts, written by the base model itself: stories, posts, letters, reviews.
 
-    python models/edgeguard-135m/stories.py --out STORIES.jsonl
+    python models/recipe/stories.py --out STORIES.jsonl
 
 The collected data hold few texts of more than two sentences that ask for nothing. The base model writes such texts at
 once, on everyday topics and on dark ones that it treats as a newspaper would. All are taken for safe. Sampling is

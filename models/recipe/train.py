@@ -1,7 +1,7 @@
 """Trains the adapter: LoRA on every linear layer of the base model, on rows that `data.py` made.
 
-    python models/edgeguard-135m/train.py ROWS.jsonl --val VAL.jsonl --out RUN
-    python models/edgeguard-135m/train.py ROWS.jsonl --val VAL.jsonl --out RUN          # again: goes on where it was
+    python models/recipe/train.py ROWS.jsonl --val VAL.jsonl --out RUN
+    python models/recipe/train.py ROWS.jsonl --val VAL.jsonl --out RUN          # again: goes on where it was
 
 RUN gets log.jsonl, checkpoint.pt (to go on from) and, at the end, adapter.pt for `export.py`.
 """
@@ -31,7 +31,7 @@ from edgeguard.profile import load_profile
 from edgeguard.prompt import Prompter, compile_prompt
 from edgeguard.rows.shapes import make_record
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "edgeguard-135m"
 PAD = 0
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--config", type=Path, default=HERE / "config.toml")
+    parser.add_argument("--config", type=Path, default=FOLDER / "config.toml")
     parser.add_argument("--init", type=Path, help="go on from this run's adapter.pt, as a new run")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--limit", type=int, help="train on the first N rows only, a shortened run")

@@ -1,6 +1,6 @@
 """Makes the forms of the guard and writes what they are into guard.toml: their hashes, and which are the default.
 
-    python models/edgeguard-135m/forms.py
+    python models/recipe/forms.py
 
 The bytes are the same on every machine, so the hashes change only with the adapter, the base or the converter.
 `calibrate.py` fits each form's calibrations, `bench/forms.py` says what the choice of the default rests on.
@@ -13,11 +13,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from edgeguard.builtin import built_in
+from edgeguard.builtin import BuiltIn, built_in
 from edgeguard.convert.built_in import write_form
 from edgeguard.formats.hashes import sha256
 
-HERE = Path(__file__).parent
 FORMS = {"q8_0": "gguf", "q4_0": "gguf", "onnx-int8": "onnx", "onnx-int4": "onnx"}
 # One for each runtime, the first whose runtime is installed: inside the reference's noise in every figure of the card
 # (four bits are not), and of two runtimes the faster one first, as `bench/forms.py` measured them.
@@ -27,16 +26,17 @@ MARK = "# Written by forms.py."
 
 def main() -> None:
     """Command line."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    path = HERE / "guard.toml"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guard", default="edgeguard-135m")
+    guard = built_in(parser.parse_args().guard)
+    path = guard.folder / "guard.toml"
     before = path.read_text(encoding="utf-8").partition(MARK)[0].rstrip()
-    path.write_text(f"{before}\n\n{describe()}", encoding="utf-8")
+    path.write_text(f"{before}\n\n{describe(guard)}", encoding="utf-8")
     print(path.read_text(encoding="utf-8"), end="")
 
 
-def describe() -> str:
+def describe(guard: BuiltIn) -> str:
     """The part of guard.toml that is about forms."""
-    guard = built_in(HERE.name)
     parts = [f"{MARK}\n[forms]\ndefault = {json.dumps(DEFAULT)}\n"]
     for name, kind in FORMS.items():
         with tempfile.TemporaryDirectory() as folder:

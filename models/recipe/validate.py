@@ -1,6 +1,6 @@
 """What a run, or the average of several, is worth on labelled rows: the figures that a choice between them rests on.
 
-    python models/edgeguard-135m/validate.py DATA/val.jsonl RUN/adapter.pt [MORE/adapter.pt …]
+    python models/recipe/validate.py DATA/val.jsonl RUN/adapter.pt [MORE/adapter.pt …]
 
 In torch, before export. The released figures come from `bench/guard.py`, through edgeguard.
 """
