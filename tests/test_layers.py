@@ -27,7 +27,7 @@ LAYERS = [
     {"builtin"},
     {"answers", "backends", "convert", "hub", "pull", "templates"},
     {"tree", "prompt", "inspection", "forms"},
-    {"estimators", "ports", "description"},
+    {"estimators", "ports", "description", "together"},
     {"estimates"},
     {"guard"},
     {"workers"},

@@ -20,7 +20,7 @@ RUNTIME = Runtime(
     module="onnxruntime",
     package="edgeguard[onnx]",
     open=_open,
-    takes=frozenset({"context", "threads", "device"}),
+    takes=frozenset({"context", "threads", "device", "together"}),
     # A graph has one attention kernel, and no company in its calls.
     conditions={"batch": Condition(batch=16)},
 )
