@@ -153,8 +153,8 @@ class RuntimeOptions:
     condition   another way to compute the same, to measure noise with
     runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has
                 forms for each; None is there the first of its defaults whose runtime is installed
-    together    records that go through the model in one batch, 2 to 128; None: each alone. A mode of its own: a record's
-                last digits depend on those beside it. The same records in the same order have the same bits
+    together    records that go through the model in one batch, 2 to 128; None: each alone. A mode of its own: last
+                digits depend on the records beside one. The same records in the same order have the same bits
 
     A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
     """
@@ -211,7 +211,8 @@ class Runtime:
         """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""
         if options.together is not None and not 2 <= options.together <= MOST_TOGETHER:
             raise ModelError(
-                f"{options.together} records together were asked for; expected 2 to {MOST_TOGETHER}, or None for each alone"
+                f"{options.together} records together were asked for; expected 2 to {MOST_TOGETHER}, or None for each "
+                "alone"
             )
         for name, value in options.given().items():
             if name == "runtime" and value != self.short:

@@ -578,9 +578,7 @@ class Guard:
     def _part(self, messages: tuple[Message, ...], window: TextWindow | None = None) -> _Part:
         return _Part(messages, self._prompts(messages), window)
 
-    def _asked_whole_or_in_windows(
-        self, record: str | Mapping[str, Any] | Record
-    ) -> tuple[Record, tuple[_Part, ...]]:
+    def _asked_whole_or_in_windows(self, record: str | Mapping[str, Any] | Record) -> tuple[Record, tuple[_Part, ...]]:
         """A record, and what the model is asked about it. Raises RecordError."""
         record = make_record(record)
         windows = self._windows(record.messages)
@@ -611,9 +609,7 @@ class Guard:
         n_ctx, n_vocab = self.backend.n_ctx, len(self.backend.vocabulary)
         for question in self.questions:
             live = [i for i in range(len(parts)) if i not in errors]
-            steps = [
-                exploring(self._judging(parts[i].messages), parts[i].prompts[question], **self._far) for i in live
-            ]
+            steps = [exploring(self._judging(parts[i].messages), parts[i].prompts[question], **self._far) for i in live]
             for i, tree in zip(live, lockstep(self.backend.logprobs, steps, n_ctx=n_ctx, n_vocab=n_vocab), strict=True):
                 if isinstance(tree, RecordError):
                     errors[i] = tree
@@ -623,7 +619,9 @@ class Guard:
         if evidence and (live := [i for i in range(len(parts)) if i not in errors]):
             ways = [self._way_to_label(parts[i].prompts[None], parts[i].messages) for i in live]
             logits = self.backend.logits(ways)
-            sizes |= {i: float(np.logaddexp.reduce(row.astype(np.float64))) for i, row in zip(live, logits, strict=True)}
+            sizes |= {
+                i: float(np.logaddexp.reduce(row.astype(np.float64))) for i, row in zip(live, logits, strict=True)
+            }
         return [errors[i] if i in errors else (trees[i], sizes[i]) for i in range(len(parts))]
 
     def _score_parts(

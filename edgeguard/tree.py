@@ -168,9 +168,7 @@ def _heaviest(tree: Tree, tolerance: float, width: int) -> list[int]:
     return [int(place) for place in places[: min(enough, width)]]
 
 
-def _look_into(
-    growth: _Growth, places: Sequence[int], worth: float
-) -> Generator[Sequence[Prefix], Rows, None]:
+def _look_into(growth: _Growth, places: Sequence[int], worth: float) -> Generator[Sequence[Prefix], Rows, None]:
     """Expand places in one call to the model; those of at least mass `worth` with the plainest runs after them."""
     nodes: dict[tuple[int, tuple[int, ...]], Prefix] = {}  # (place, tokens after it) → prefix, parents first
     for place in places:

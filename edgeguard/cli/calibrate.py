@@ -16,6 +16,7 @@ from edgeguard.cli.options import (
     reported_errors,
     search_options,
     take_reading,
+    together_option,
     workers_option,
 )
 from edgeguard.cli.say import say
@@ -70,6 +71,7 @@ Examples:
 @truth_options
 @model_options
 @workers_option
+@together_option
 @click.option(
     "--estimator",
     "-e",

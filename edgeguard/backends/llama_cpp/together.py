@@ -101,9 +101,8 @@ class LlamaCppTogether(LlamaCpp):
         for at in held.values():
             tip[at.seq] = max(at.end, tip.get(at.seq, 0))
         for seq, end in self._tip.items():
-            if tip.get(seq) != end:
-                if not lc.llama_memory_seq_rm(self._memory, seq, tip.get(seq, 0), -1):
-                    raise ModelError(f"{self._path}: llama.cpp cannot cut this model's memory; edgeguard needs that")
+            if tip.get(seq) != end and not lc.llama_memory_seq_rm(self._memory, seq, tip.get(seq, 0), -1):
+                raise ModelError(f"{self._path}: llama.cpp cannot cut this model's memory; edgeguard needs that")
         self._held, self._tip = held, tip
         self._cells = sum(len(prefix.tokens) for prefix in held)
 
