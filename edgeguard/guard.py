@@ -618,10 +618,8 @@ class Guard:
         sizes = dict.fromkeys(range(len(parts)), float("nan"))
         if evidence and (live := [i for i in range(len(parts)) if i not in errors]):
             ways = [self._way_to_label(parts[i].prompts[None], parts[i].messages) for i in live]
-            logits = self.backend.logits(ways)
-            sizes |= {
-                i: float(np.logaddexp.reduce(row.astype(np.float64))) for i, row in zip(live, logits, strict=True)
-            }
+            for i, row in zip(live, self.backend.logits(ways), strict=True):
+                sizes[i] = float(np.logaddexp.reduce(row.astype(np.float64)))
         return [errors[i] if i in errors else (trees[i], sizes[i]) for i in range(len(parts))]
 
     def _score_parts(

@@ -15,7 +15,7 @@ ROWS = 1 << 26  # numbers that the rows of one call have together, where the cal
 
 
 def batches(lengths: Sequence[int], *, most: int, room: int) -> Iterator[range]:
-    """Places in `lengths`, in order and in runs: `most` at most, and together no longer than `room`, but for a lone one.
+    """Places in `lengths`, in order and in runs: `most` at most, together no longer than `room`, but for a lone one.
 
     lengths  tokens that a record takes. What is beside it follows from the records alone, never from time or memory
     """

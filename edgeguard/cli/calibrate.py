@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeguard.calibration.thresholds import Goal
 
 
-_OF_RECORDS = ("labels", "labels_map", "workers")  # options that mean nothing where there are no records
+_OF_RECORDS = ("labels", "labels_map", "workers", "together")  # options that mean nothing where there are no records
 
 
 @click.command(

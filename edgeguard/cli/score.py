@@ -261,10 +261,10 @@ def _write(
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done, again = _skip_resumed(records, where, writer, to.path, together=guard.runtime.together)
-            records = chain(again, records)
+            done, begun = _skip_resumed(records, where, writer, to.path, together=guard.runtime.together)
+            records = chain(begun, records)
             judged = guard.judged(records, Guard.score, many=Guard.score_together, where=where)
-            for record, result in islice(judged, len(again), None):
+            for record, result in islice(judged, len(begun), None):
                 row = result.row()
                 writer.write(row, digest_of(record, where))
                 tally.add(row)
@@ -277,7 +277,7 @@ def _write(
         again = f"; run again with --resume to go on from row {writer.rows}" if to.path else ""
         say(f"edgeguard: interrupted after {tally.records} records{again}")
         sys.exit(130)
-    _summarise(tally, time.perf_counter() - began, writer.resumed)
+    _summarise(tally, time.perf_counter() - began, writer.resumed, guard.runtime.together)
     return _with_resumed(tally, done)
 
 
@@ -339,12 +339,13 @@ def _progress(total: int | None, done: int) -> AbstractContextManager[Any]:
     return progress(total, done)
 
 
-def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
+def _summarise(tally: Tally, seconds: float, resumed: int, together: int | None = None) -> None:
     rate = tally.records / seconds if seconds > 0 else 0.0
     parts = [
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
         f"{tally.errors.total()} errors",
+        *([f"{together} together"] if together is not None else []),
         *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
@@ -370,5 +371,5 @@ def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], sou
             text = f"[window {window.number} of {window.of}] {text[window.begin : window.end]}"
         lines.append((printable(text[:200]), result))
     print_scores(lines, {category.code: category.name for category in guard.profile.categories})
-    _summarise(tally, time.perf_counter() - began, 0)
+    _summarise(tally, time.perf_counter() - began, 0, guard.runtime.together)
     return tally

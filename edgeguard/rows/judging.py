@@ -65,8 +65,10 @@ def answered(
             yield record, record
             continue
         result = next(of_records)
-        refused = isinstance(result, RecordError)
-        yield record, failure_of(result, record.id, where=where, line=record.line) if refused else result
+        if isinstance(result, RecordError):
+            yield record, failure_of(result, record.id, where=where, line=record.line)
+        else:
+            yield record, result
 
 
 def understood(given: Input) -> Record | Failure:
