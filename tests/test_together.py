@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,31 +13,46 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_questions import QUESTION_FIRST, TEXT_FIRST, asking
 from tiny_gguf import write_tiny_llama
 
-from edgeguard import Guard, RuntimeOptions, Workers, score_many
+from edgeguard import Guard, RuntimeOptions, Search, Workers, score_many
 from edgeguard.cli import main
+from edgeguard.convert import convert
 from edgeguard.errors import ModelError
 from edgeguard.evaluation.table import score_records
-from edgeguard.rows.record import Failure
+from edgeguard.rows.record import Failure, Record
 from edgeguard.together import batches
 
 llama_cpp = pytest.importorskip("llama_cpp")
 NEAR = 1e-3  # nats: the adapter's tolerance for F32 weights with F32 keys and values
-FLOATS: dict[str, Any] = {"threads": 1, "kv_cache": "f32"}
 TEXTS = [f"Tell me {'more ' * (i % 7)}about number {i}." for i in range(11)]
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {"arch": "gemma2", "tied": True},  # with a sliding window
+    "onnx": {},
+    "onnx gemma2": {"arch": "gemma2", "tied": True},
+}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("together") / "tiny.gguf", n_ctx=512, logit_std=1.0)
+    return written("llama", tmp_path_factory.mktemp("together"))
 
 
-def opened(model: Path, profile: str | Path, *, together: int | None = None, **options: Any) -> Guard:
-    runtime = {name: options.pop(name) for name in ("context", "batch") if name in options}
-    return Guard.load(
-        model, profile=profile, runtime=RuntimeOptions(together=together, **FLOATS, **runtime), **options
-    )
+def written(kind: str, folder: Path) -> Path:
+    path = write_tiny_llama(folder / "tiny.gguf", n_ctx=512, logit_std=1.0, **MODELS[kind])
+    return convert(path, folder / "onnx", to="onnx-fp32").path if kind.startswith("onnx") else path
+
+
+def options_for(model: Path, **more: Any) -> RuntimeOptions:
+    return RuntimeOptions(threads=1, kv_cache="f32" if model.suffix == ".gguf" else None, **more)
+
+
+def opened(model: Path, profile: Any, *, together: int | None = None, **options: Any) -> Guard:
+    return Guard.load(model, profile=profile, runtime=options_for(model, together=together), **options)
 
 
 def rows_of(guard: Guard, records: Sequence[Any]) -> list[dict[str, Any]]:
@@ -55,9 +71,12 @@ def assert_near(rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]])
             assert abs(p - other["category_scores"][code]) < NEAR + other["unexplored"] + row["unexplored"]
 
 
-@pytest.fixture(scope="module")
-def pair(model: Path, tiny_profile: Path) -> Iterator[tuple[Guard, Guard]]:
-    with opened(model, tiny_profile) as alone, opened(model, tiny_profile, together=4) as together:
+@pytest.fixture(scope="module", params=MODELS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_profile: Path
+) -> Iterator[tuple[Guard, Guard]]:
+    path = written(request.param, tmp_path_factory.mktemp("pair"))
+    with opened(path, tiny_profile) as alone, opened(path, tiny_profile, together=4) as together:
         yield alone, together
 
 
@@ -68,13 +87,13 @@ def test_scores_are_near_those_of_each_alone_and_in_the_order_of_the_records(pai
 
 
 def test_the_same_records_in_the_same_order_have_the_same_bits_whatever_came_before(
-    pair: tuple[Guard, Guard], model: Path, tiny_profile: Path
+    pair: tuple[Guard, Guard], tiny_profile: Path
 ) -> None:
     _, together = pair
     expected = rows_of(together, TEXTS)
     rows_of(together, ["Something else. " * 20, {"prompt": "Well?", "response": "No."}, "And this."])
     assert rows_of(together, TEXTS) == expected
-    with opened(model, tiny_profile, together=4) as fresh:
+    with opened(together.backend.info.path, tiny_profile, together=4) as fresh:
         assert rows_of(fresh, TEXTS) == expected
 
 
@@ -96,7 +115,7 @@ def test_a_records_error_stays_its_own(pair: tuple[Guard, Guard]) -> None:
 
 def test_more_than_the_room_holds_are_fewer_at_once(model: Path, tiny_profile: Path) -> None:
     records = ["Long and longer. " * 12, *TEXTS[:3], "Longer and long. " * 12, *TEXTS[3:6]]
-    with opened(model, tiny_profile) as alone, opened(model, tiny_profile, together=2, context=512) as together:
+    with opened(model, tiny_profile) as alone, opened(model, tiny_profile, together=2) as together:
         assert_near(rows_of(together, records), rows_of(alone, records))
 
 
@@ -128,9 +147,7 @@ def test_windows_of_long_texts_go_together(model: Path, tiny_profile: Path) -> N
 def test_tables_of_an_evaluation_are_near(pair: tuple[Guard, Guard]) -> None:
     alone, together = pair
     evidence = alone.lists_codes
-    tables = [
-        score_records(guard, [r for r in map(_record, TEXTS)], evidence=evidence) for guard in (alone, together)
-    ]
+    tables = [score_records(guard, list(map(_record, TEXTS)), evidence=evidence) for guard in (alone, together)]
     for name, scores in tables[0].scores.items():
         np.testing.assert_allclose(tables[1].scores[name], scores, atol=0.02)
     np.testing.assert_allclose(tables[1].margin, tables[0].margin, atol=NEAR)
@@ -145,13 +162,55 @@ def _record(text: str) -> Any:
     return make_record(text)
 
 
-def test_workers_give_the_bits_of_one_process(pair: tuple[Guard, Guard], model: Path, tiny_profile: Path) -> None:
-    _, together = pair
-    runtime = RuntimeOptions(together=4, **FLOATS)
-    with Workers(model, workers=2, profile=tiny_profile, runtime=runtime) as workers:
-        assert [result.row() for result in workers.score_many(TEXTS)] == rows_of(together, TEXTS)
-    many = score_many(TEXTS, model, workers=1, together=4, profile=tiny_profile, runtime=RuntimeOptions(**FLOATS))
-    assert [result.row() for result in many] == rows_of(together, TEXTS)
+def test_workers_give_the_bits_of_one_process(model: Path, tiny_profile: Path) -> None:
+    with opened(model, tiny_profile, together=4) as guard:
+        expected = rows_of(guard, TEXTS)
+    with Workers(model, workers=2, profile=tiny_profile, runtime=options_for(model, together=4)) as workers:
+        assert [result.row() for result in workers.score_many(TEXTS)] == expected
+    many = score_many(TEXTS, model, workers=1, together=4, profile=tiny_profile, runtime=options_for(model))
+    assert [result.row() for result in many] == expected
+
+
+def die_of(guard: Guard, records: Sequence[Record]) -> list[Any]:
+    if any(record.messages[-1].content == "deadly" for record in records):
+        os._exit(1)
+    return guard.score_together(records)
+
+
+def test_a_record_that_ends_the_process_takes_none_of_its_block_along(model: Path, tiny_profile: Path) -> None:
+    texts = [*TEXTS[:2], "deadly", *TEXTS[2:5]]
+    with Workers(model, workers=1, profile=tiny_profile, runtime=options_for(model, together=3)) as workers:
+        rows = [result.row() for _, result in workers.judged(texts, Guard.score, many=die_of)]
+    assert [row.get("error", {}).get("type") for row in rows] == [None, None, "worker_died", None, None, None]
+
+
+@pytest.mark.parametrize("kind", ["llama", "onnx"])
+@pytest.mark.parametrize("prompt", [TEXT_FIRST, QUESTION_FIRST], ids=["text first", "question first"])
+def test_guards_of_several_questions_ask_each_of_all_records_at_once(kind: str, prompt: str, tmp_path: Path) -> None:
+    profile, path = asking(prompt=prompt), written(kind, tmp_path)
+    search = Search(max_nodes=8)
+    with (
+        opened(path, profile, search=search) as alone,
+        opened(path, profile, together=3, search=search) as together,
+    ):
+        expected = rows_of(together, TEXTS)
+        assert_near(expected, rows_of(alone, TEXTS))
+        rows_of(together, TEXTS[5:7])
+        assert rows_of(together, TEXTS) == expected
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20))
+def test_rows_hold_every_record_once_and_are_no_longer_than_the_longest(lengths: list[int]) -> None:
+    pack = pytest.importorskip("edgeguard.backends.onnx_runtime.together").pack
+    rows = pack(lengths)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= max(lengths) for row in rows)
+
+
+def test_a_graph_that_cannot_keep_records_of_a_row_apart_is_refused(genai: Path, tiny_profile: Path) -> None:
+    with pytest.raises(ModelError, match="takes a mask of rows, and records go together in graphs"):
+        opened(genai, tiny_profile, together=4)
 
 
 def test_an_output_that_was_broken_off_is_gone_on_with_to_the_same_bytes_and_in_no_other_mode(

@@ -8,6 +8,10 @@ from edgeguard.backend import Backend, Condition, Runtime, RuntimeOptions
 
 
 def _open(path: Path, options: RuntimeOptions) -> Backend:
+    if options.together is not None:
+        from edgeguard.backends.onnx_runtime.together import OnnxRuntimeTogether
+
+        return OnnxRuntimeTogether(path, options)
     from edgeguard.backends.onnx_runtime.model import OnnxRuntime
 
     return OnnxRuntime(path, options)
