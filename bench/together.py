@@ -85,8 +85,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=None, help="Begin no other way or round after so many")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
+    low, high = args.characters
     counts = args.together or ([2, 4, 8, 16, 32, 64, 128] if on_gpu else [2, 4, 8, 16])
-    texts = common.texts_between(args.records or (512 if on_gpu else 32), *args.characters, args.texts)
+    texts = common.texts_between(args.records or (512 if on_gpu else 32), low, high, args.texts)
     began = time.perf_counter()
 
     def is_over() -> bool:
@@ -95,7 +96,7 @@ def main() -> None:
     describe(args.device, texts, args.characters)
     cpu = cpu_alone(args, texts[: args.cpu_records]) if on_gpu else None
     threads = args.threads or (None if on_gpu else 1)
-    alone = opened(args, "one at a time", threads=threads)
+    alone = opened(args, "one at a time", together=None, threads=threads)
     ways = [way for way in several(args, counts, threads, is_over) if way is not None]
     measure([alone, *ways], texts, args.rounds, time.perf_counter if on_gpu else time.process_time, is_over)
     report(alone, ways, cpu, "records/s" if on_gpu else "records a second of CPU time")
@@ -118,11 +119,12 @@ def describe(device: str, texts: Sequence[str], characters: Sequence[int]) -> No
     print(f"{len(texts)} records of {characters[0]} to {characters[1]} characters")
 
 
-def opened(args: argparse.Namespace, name: str, **options: Any) -> Way:
+def opened(args: argparse.Namespace, name: str, *, workers: int = 1, **options: Any) -> Way:
     """A guard on the device, warm."""
     runtime = RuntimeOptions(device=args.device, runtime=args.runtime, **options)
-    guard = Guard.load(args.model, profile=args.profile, calibration=False, runtime=runtime)
-    for result in guard.score_many(["Warm is what this makes it."] * max(_WARM, options.get("together") or 0)):
+    given: dict[str, Any] = {"profile": args.profile, "calibration": False, "runtime": runtime}
+    guard = Guard.load(args.model, **given) if workers == 1 else Workers(args.model, workers=workers, **given)
+    for result in guard.score_many(["Warm is what this makes it."] * workers * max(_WARM, options["together"] or 0)):
         row_of(result)
     return Way(name, guard)
 
@@ -135,11 +137,16 @@ def several(
     if args.flash:
         kinds.append((", flash", {"condition": Condition(attention="flash")}))
     return [
-        tried(args, f"together {n}{kind}", together=n, threads=threads, **more)
+        tried(args, f"together {n}{named(workers)}{kind}", together=n, workers=workers, threads=threads, **more)
+        for workers in args.workers
         for n in counts
         for kind, more in kinds
         if not is_over()
     ]
+
+
+def named(workers: int) -> str:
+    return "" if workers == 1 else f", {workers} workers"
 
 
 def tried(args: argparse.Namespace, name: str, **options: Any) -> Way | None:

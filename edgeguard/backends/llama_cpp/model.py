@@ -99,7 +99,7 @@ class _Held:
 
 
 @dataclass
-class Entry:
+class BatchToken:
     """One token of a batch. `row` is where its next-token row goes, or -1."""
 
     token: int
@@ -133,7 +133,7 @@ class LlamaCpp:
             gguf.check_adapter(gguf.read_header(lora), header)
         self._digest = Digest([self._path] if lora is None else [self._path, lora])
         self._condition, self._asked_batch = options.condition or Condition(), options.batch
-        self._sequences = sequences_for(options.together)
+        self._n_together, self._sequences = options.together, sequences_for(options.together)
         self._lock = RLock()
         self._model: Any = None
         self._ctx: Any = None  # of `_room` tokens, at most `_n_ctx`
@@ -238,11 +238,20 @@ class LlamaCpp:
         lc.llama_backend_init()
         params = model_params()
         params.n_gpu_layers = gpu_layers
+        if (
+            not gpu_layers
+        ):  # a build for a GPU would multiply large batches there, and keep its memory there, all the same
+            self._no_devices = (ctypes.c_void_p * 1)(None)
+            params.devices = ctypes.cast(self._no_devices, ctypes.c_void_p)
         _last_words.clear()
         self._model = lc.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
             self._model = None
-            raise ModelError(f"{self._path} cannot be loaded by llama.cpp: {_said()}")
+            said, full = _said(), self._on_gpu and "memory" in _said()
+            more = "; the GPU has too little memory free for the layers that are put on it" if full else ""
+            raise ModelError(
+                f"{self._path} cannot be loaded by llama.cpp: {said}{more}", kind="no_room_on_gpu" if full else None
+            )
         if lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model):
             raise gguf.uncuttable(self._path)
         self._window = int(lc.llama_model_n_swa(self._model))  # tokens; 0 for full attention
@@ -270,7 +279,8 @@ class LlamaCpp:
         context = lc.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(
-                f"{self._path}: no context of {room} tokens: {_said()}; give a smaller `context`",
+                f"{self._path}: no context of {room} tokens: {_said()}; give a smaller `context`"
+                + ("" if self._n_together is None else ", or have fewer records `together`"),
                 kind="no_room_for_context",
             )
         if self._lora is not None:
@@ -508,11 +518,11 @@ class LlamaCpp:
     def _decode(self, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows) -> None:
         """Evaluate prefixes, parents first, and write the rows of those wanted."""
         self._make_room(sum(len(prefix.tokens) for prefix in new))
-        entries: dict[Prefix, list[Entry]] = {}
+        entries: dict[Prefix, list[BatchToken]] = {}
         for prefix in new:
             seq, begin = self._place(prefix, entries)
             there = self._kept if self._is_record(prefix) else 0
-            entries[prefix] = [Entry(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens) if i >= there]
+            entries[prefix] = [BatchToken(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens) if i >= there]
             self._hold(prefix, seq, begin)
             if prefix in wanted:
                 if not prefix.tokens:
@@ -529,7 +539,7 @@ class LlamaCpp:
     def _is_record(self, prefix: Prefix) -> bool:
         return prefix.parent is not None and prefix.parent is self._root
 
-    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[Entry]]) -> tuple[int, int]:
+    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[BatchToken]]) -> tuple[int, int]:
         """The sequence and first position of a prefix: behind its parent, or on a copy of its path."""
         if prefix.parent is None:
             return 0, 0
@@ -552,9 +562,9 @@ class LlamaCpp:
     def _free_sequence(self) -> int:
         return len(self._tip)  # they are given out in order and freed all at once
 
-    def _decode_batch(self, entries: Sequence[Entry], rows: Rows) -> None:
+    def _decode_batch(self, entries: Sequence[BatchToken], rows: Rows) -> None:
         batch = self._batch
-        stranger = [Entry(token, i, [self._sequences - 1]) for i, token in enumerate(self._company)]
+        stranger = [BatchToken(token, i, [self._sequences - 1]) for i, token in enumerate(self._company)]
         entries = [*entries, *stranger]
         batch.n_tokens = len(entries)
         for i, entry in enumerate(entries):
@@ -574,7 +584,8 @@ class LlamaCpp:
         if where:
             logits = np.ctypeslib.as_array(lc.llama_get_logits(self._ctx), shape=(len(where), rows.shape[1]))
             rows[where] = logits
-            if np.isnan(logits).any() or np.isposinf(logits).any():
+            highest = logits.max(axis=1)  # NaN where one is NaN; one look at the numbers, of which there are many
+            if np.isnan(highest).any() or np.isposinf(highest).any():
                 raise ModelError(f"{self._path} computes no numbers: its weights are broken, download it again")
 
 
@@ -588,6 +599,12 @@ def _gpu_layers(device: Device, asked: int | None) -> int:
     wanted = asked if asked is not None else {"cpu": 0, "cuda": -1, "auto": -1}[device]
     if not wanted or lc.llama_supports_gpu_offload():
         return wanted
+    if (device == "cuda" or asked) and b"CUDA" in lc.llama_print_system_info():
+        raise ModelError(
+            "llama.cpp was built with CUDA and finds no GPU: is the driver there, and new enough for that CUDA "
+            "(nvidia-smi), and is CUDA_VISIBLE_DEVICES not empty?",
+            kind="cuda_not_started",
+        )
     if device == "cuda" or asked:
         raise ModelError(
             "this llama-cpp-python was built without GPU support; reinstall it: "

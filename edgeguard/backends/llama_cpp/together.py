@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from edgeguard.backend import Prefix, Rows, Stem, by_record, log_softmax_by
-from edgeguard.backends.llama_cpp.model import Entry, LlamaCpp, lc
+from edgeguard.backends.llama_cpp.model import BatchToken, LlamaCpp, lc
 from edgeguard.errors import ContextOverflow, ModelError
 
 Groups = Sequence[tuple[Stem, Mapping[Prefix, int]]]
@@ -124,7 +124,7 @@ class LlamaCppTogether(LlamaCpp):
             ends.add(prefix)
         return n_sequences <= self._n_seq
 
-    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[Entry]]) -> tuple[int, int]:
+    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[BatchToken]]) -> tuple[int, int]:
         return (self._free_sequence(), 0) if prefix.parent is None else super()._place(prefix, entries)
 
     def _free_sequence(self) -> int:

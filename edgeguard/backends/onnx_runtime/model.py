@@ -434,26 +434,28 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
     options.log_severity_level = 4  # its log goes to stderr, in colours; errors are raised
     ort.set_default_logger_severity(4)
     providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
-    if provider == _CUDA:
-        _load_cuda()
+    said = _load_cuda() if provider == _CUDA else ""
     try:
         session = ort.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # the runtime's exceptions have no base of their own
         raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {_first_line(error)}") from None
     if device == "cuda" and session.get_providers()[0] != _CUDA:  # it falls back without a word
         raise ModelError(
-            "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing; "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries",
+            "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing, of "
+            f"CUDA {getattr(ort, 'cuda_version', '') or '(the version that it was built with)'}; "
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries{said and f'. ONNX Runtime says: {said}'}",
             kind="cuda_not_started",
         )
     return session
 
 
-def _load_cuda() -> None:
-    """Load the libraries of the nvidia-* packages. What is missing it prints, and stdout is for scores."""
+def _load_cuda() -> str:
+    """Load the libraries of the nvidia-* packages, and return what it prints of those missing: stdout is for scores."""
+    printed = io.StringIO()
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(printed):
             ort.preload_dlls()
+    return "; ".join(printed.getvalue().split("\n")[:3]).strip("; ")[:500]
 
 
 def _first_line(error: Exception) -> str:
