@@ -70,16 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=None, help="[default: the default guard]")
     parser.add_argument("--profile", default=None)
-    parser.add_argument("--runtime", choices=["llama", "onnx"], default=None)
+    parser.add_argument("--runtime", choices=["llama", "onnx"], nargs="+", default=[None], help="Of a built-in guard")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--together", type=int, nargs="+", default=None, help="[default: 2 … 16, with cuda … 128]")
     parser.add_argument("--records", type=int, default=None, help="[default: 32, with cuda 512]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None, help="[default: 1, with cuda all cores]")
     parser.add_argument("--characters", type=int, nargs=2, default=(20, 400), metavar=("FROM", "TO"))
-    parser.add_argument(
-        "--texts", type=Path, default=None, help="A file of records [default: the examples, lengthened]"
-    )
+    parser.add_argument("--texts", type=Path, default=None, help="File of records [default: the examples, lengthened]")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="With cuda: processes on the GPU")
     parser.add_argument("--flash", action="store_true", help="GGUF: each number with the fused attention kernel too")
     parser.add_argument("--cpu-records", type=int, default=64, help="With cuda: of these each alone on the CPU too")
     parser.add_argument("--seconds", type=float, default=None, help="Begin no other way or round after so many")
@@ -94,12 +93,17 @@ def main() -> None:
         return args.seconds is not None and time.perf_counter() - began > args.seconds
 
     describe(args.device, texts, args.characters)
-    cpu = cpu_alone(args, texts[: args.cpu_records]) if on_gpu else None
-    threads = args.threads or (None if on_gpu else 1)
-    alone = opened(args, "one at a time", together=None, threads=threads)
-    ways = [way for way in several(args, counts, threads, is_over) if way is not None]
-    measure([alone, *ways], texts, args.rounds, time.perf_counter if on_gpu else time.process_time, is_over)
-    report(alone, ways, cpu, "records/s" if on_gpu else "records a second of CPU time")
+    threads, clock = args.threads or (None if on_gpu else 1), time.perf_counter if on_gpu else time.process_time
+    for runtime in args.runtime:
+        args.runtime = runtime
+        cpu = cpu_alone(args, texts[: args.cpu_records]) if on_gpu else None
+        alone = opened(args, "one at a time", together=None, threads=threads)
+        print(f"{alone.guard.name}, {runtime or 'the runtime of its file'}")
+        ways = [way for way in several(args, counts, threads, is_over) if way is not None]
+        measure([alone, *ways], texts, args.rounds, clock, is_over)
+        report(alone, ways, cpu, "records/s" if on_gpu else "records a second of CPU time")
+        for way in (alone, *ways):
+            way.guard.close()
 
 
 def describe(device: str, texts: Sequence[str], characters: Sequence[int]) -> None:

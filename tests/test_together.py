@@ -133,6 +133,18 @@ def test_answers_for_which_there_are_too_few_sequences_are_read_one_after_the_ot
         assert adapter.sequences_for(128) == 256
 
 
+def test_batches_as_long_as_on_a_gpu_are_near_too(
+    model: Path, tiny_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeguard.backends.llama_cpp.together import N_BATCH_GPU, LlamaCppTogether
+
+    monkeypatch.setattr(LlamaCppTogether, "_longest_batch", N_BATCH_GPU)
+    texts = [text * 5 for text in TEXTS * 3]
+    with opened(model, tiny_profile) as alone, opened(model, tiny_profile, together=33) as together:
+        assert_near(rows_of(together, texts), rows_of(alone, texts))
+        assert together.backend._room > N_BATCH_GPU  # type: ignore[attr-defined]
+
+
 def test_windows_of_long_texts_go_together(model: Path, tiny_profile: Path) -> None:
     records = ["First, do this. Then do that! " * 8, "Short.", "One. Two. Three. Four. " * 9]
     with (
