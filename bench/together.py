@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -183,6 +184,7 @@ def measure(
             if i > 0 and is_over():
                 return
             way.score(texts, clock)
+            print(f"{way.name}: {way.rates[-1]:.3g}", file=sys.stderr, flush=True)
 
 
 def report(alone: Way, ways: Sequence[Way], cpu: Way | None, unit: str) -> None:

@@ -17,6 +17,7 @@ from test_questions import QUESTION_FIRST, TEXT_FIRST, asking
 from tiny_gguf import write_tiny_llama
 
 from edgeguard import Guard, RuntimeOptions, Search, Workers, score_many
+from edgeguard.backends import open_backend
 from edgeguard.cli import main
 from edgeguard.convert import convert
 from edgeguard.errors import ModelError
@@ -264,3 +265,11 @@ def test_batches_are_runs_in_order_within_both_limits(lengths: list[int], most: 
         taken = sum(lengths[i] for i in run)
         assert len(run) == 1 or (len(run) <= most and taken <= room)
         assert after is None or len(run) == most or taken + lengths[after.start] > room
+
+
+def test_a_build_for_cuda_that_finds_no_gpu_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CUDA : ARCHS = 900 | ")
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
+    with pytest.raises(ModelError, match="built with CUDA and finds no GPU") as caught:
+        open_backend(model, RuntimeOptions(device="cuda"))
+    assert caught.value.kind == "cuda_not_started"

@@ -108,37 +108,35 @@ class OnnxRuntimeTogether(OnnxRuntime):
     def _evaluate_all(self, root: Prefix, groups: Sequence[tuple[Stem, Wanted]], rows: Rows) -> None:
         """Write the rows of all that is wanted of records on one preamble."""
         wanted = {prefix: row for _, some in groups for prefix, row in some.items()}
-        asked = [prefix for stem, _ in groups if (prefix := stem.question or stem.record) is not None]
+        of = {prefix: [*some] for stem, some in groups if (prefix := stem.question or stem.record) is not None}
         records = list(dict.fromkeys(stem.record for stem, _ in groups if stem.record is not None))
         block, done = self._blocks.get(root), set[Prefix]()
         if block is None or any(p not in block.rows or p in wanted for p in records):
-            alone = [p for p in asked if not p.ask]
-            block, done = self._begin(root, records, alone, wanted, rows)
-        new = [p for p in asked if p.ask]
+            block, done = self._begin(root, [between(p, of.get(p, ())) for p in records], wanted, rows)
+        new = [p for p in of if p.ask]
         if new and any(p not in block.questions or p in wanted for p in new):
-            runs = _by_row(block, [between(p, _on(p, wanted)) for p in new])
+            runs = _by_row(block, [between(p, of[p]) for p in new])
             held = self._extend_rows(block.texts, runs, wanted, rows, keep=True)
             block, done = _Block(block.rows, block.texts, held, frozenset(new)), done | {p for run in runs for p in run}
         self._blocks[root] = block
         left = {prefix: row for prefix, row in wanted.items() if prefix not in done}
         if left:
-            runs = _by_row(block, [between(p, _on(p, left))[1:] for p in asked])
+            runs = _by_row(block, [between(p, [one for one in some if one in left])[1:] for p, some in of.items()])
             self._branch_rows(block.asked, runs, left, rows)
 
     def _begin(
-        self, root: Prefix, records: Sequence[Prefix], alone: Sequence[Prefix], wanted: Wanted, rows: Rows
+        self, root: Prefix, runs: Sequence[Sequence[Prefix]], wanted: Wanted, rows: Rows
     ) -> tuple[_Block, set[Prefix]]:
-        """Evaluate records, and with those that are asked about as they are what is wanted of their answers."""
+        """Evaluate runs of prefixes, each a record and what is wanted of the answer to it."""
         if root not in self._roots:
             self._keep_root(root, {}, rows)
         self._roots.move_to_end(root)
         self._blocks.pop(root, None)  # its memory goes before the next one's comes
-        runs = [between(p, _on(p, wanted) if p in alone else ()) for p in records]
         packed = pack([sum(len(p.tokens) for p in run) for run in runs])
         together = [[p for i in row for p in runs[i]] for row in packed]
         first = _of_root(self._roots[root], len(packed))
         held = self._extend_rows(first, together, wanted, rows, keep=True)
-        where = {records[i]: at for at, row in enumerate(packed) for i in row}
+        where = {runs[i][0]: at for at, row in enumerate(packed) for i in row}
         return _Block(where, held, held, frozenset()), {p for run in together for p in run}
 
     def _branch_rows(self, held: _Held, runs: Sequence[Sequence[Prefix]], wanted: Wanted, rows: Rows) -> None:
@@ -210,11 +208,6 @@ def _by_row(block: _Block, runs: Iterable[Sequence[Prefix]]) -> list[list[Prefix
 def _record(prefix: Prefix) -> Prefix:
     *_, record, _ = prefix.lineage()
     return record
-
-
-def _on(stem: Prefix, wanted: Wanted) -> list[Prefix]:
-    """Those wanted that stand on it, or are it."""
-    return [prefix for prefix in wanted if stem in prefix.lineage()]
 
 
 def _seen(run: Sequence[Prefix], columns: Mapping[Prefix, slice], rows: slice) -> npt.NDArray[np.bool_]:
