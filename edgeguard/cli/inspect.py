@@ -104,6 +104,7 @@ def _making(found: BuiltInInspection) -> str:
 
 def _built_in_facts(found: BuiltInInspection) -> Iterator[tuple[str, str]]:
     from edgeguard.backends import opener
+    from edgeguard.builtin import ADAPTER
 
     guard, form = found.guard, found.form
     yield "guard", f"{guard.name}, {guard.release}: {guard.description}"
@@ -112,7 +113,9 @@ def _built_in_facts(found: BuiltInInspection) -> Iterator[tuple[str, str]]:
         "form",
         f"{form.name}, for {opener(form.kind).name}, {fitted}; there are {', '.join(f.name for f in guard.forms)}",
     )
-    if found.model is None:
+    if found.model is None and form.name == ADAPTER:
+        yield "files", f"the base model, {guard.base_name}, is not on this machine"
+    elif found.model is None:
         yield "files", f"not made yet; they will be in {found.folder}"
     elif found.whole:
         yield "files", "as they were released, by their hashes"
