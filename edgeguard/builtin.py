@@ -392,7 +392,8 @@ def find_form(model: str | Path | None) -> tuple[BuiltIn, str | None] | None:
     names = {guard.name for guard in built_in_guards()}
     if name in names:
         return built_in_form(str(model))
-    if not name.endswith(_MODEL) and (near := did_you_mean(name, names)):
+    is_name = str(Path(model)) == str(model) and not name.endswith(_MODEL)  # "./x" is a path
+    if is_name and (near := did_you_mean(name, names)):
         raise ModelError(
             f"{printable(str(model))} is no file and no built-in guard{near}; give the path of a model file, of a "
             "folder with one, or a name from `edgeguard models`",
