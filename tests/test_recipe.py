@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parents[1] / "models" / "recipe"
 sys.path.insert(0, str(FOLDER))
 
 import data  # noqa: E402
-import network as network_module  # noqa: E402
 import export  # noqa: E402
+import network as network_module  # noqa: E402
 import synthetic  # noqa: E402
 import train  # noqa: E402
 from encoded import Encoded, read, write  # noqa: E402
@@ -42,14 +42,17 @@ def products(pairs: dict) -> dict[str, np.ndarray]:
     return {name: b @ a for name, (a, b) in pairs.items()}
 
 
-def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(base, tmp_path):
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(tmp_path, arch):
+    base = write_tiny_llama(tmp_path / "base.gguf", tied=arch == "llama", arch=arch)
     adapter = adapter_of(1, base)
-    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf")
+    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf", base=base)
     network = Network(base, Adapter(4, 8.0), dtype=torch.float32)
     network.load_state_dict(adapter, strict=False)
     ids = [[5, 20, 7, 90, 33], [60, 61, 2, 8, 9]]
     with torch.no_grad():
         ours = network(torch.tensor(ids), torch.tensor([4, 7])).log_softmax(-1).numpy()
+    np.testing.assert_allclose(ours[0], fused(network, ids[0])[0], atol=1e-3)
     backend = open_backend(base, RuntimeOptions(context=64, threads=1, lora=tmp_path / "adapter.gguf", kv_cache="f32"))
     theirs = backend.logprobs([Prefix(tuple(ids[0])), Prefix(tuple(ids[1][:3]))])
     plain = open_backend(base, RuntimeOptions(context=64, threads=1)).logprobs([Prefix(tuple(ids[0]))])
@@ -58,24 +61,11 @@ def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(base, 
     assert 20 * np.abs(ours - theirs).max() < np.abs(plain[0] - theirs[0]).max()
 
 
-def test_a_qwen2_with_biases_is_what_llama_cpp_computes(tmp_path):
-    base = write_tiny_llama(tmp_path / "base.gguf", arch="qwen2")
-    network = Network(base, Adapter(4, 8.0), dtype=torch.float32)
-    ids = [5, 20, 7, 90, 33]
-    with torch.no_grad():
-        ours = network(torch.tensor([ids]), torch.tensor([4])).log_softmax(-1).numpy()
-        fused = network_fused(network, ids)
-    backend = open_backend(base, RuntimeOptions(context=64, threads=1, kv_cache="f32"))
-    np.testing.assert_allclose(ours, backend.logprobs([Prefix(tuple(ids))]), atol=2e-3)
-    backend.close()
-    np.testing.assert_allclose(ours, fused, atol=1e-4)
-
-
-def network_fused(network: Network, ids: list[int]) -> np.ndarray:
+def fused(network: Network, ids: list[int]) -> np.ndarray:
     """What the network computes by the kernels that it takes on a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("network._attention", network_module._fused_attention)
-        return network(torch.tensor([ids]), torch.tensor([4])).log_softmax(-1).numpy()
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(network_module, "_attention", network_module._fused_attention)
+        return network(torch.tensor([ids]), torch.tensor([len(ids) - 1])).log_softmax(-1).numpy()
 
 
 def test_the_average_of_runs_is_that_of_their_products(base):

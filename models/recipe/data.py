@@ -2,9 +2,9 @@
 
     python models/recipe/data.py DATA --out ROWS.jsonl
 
-DATA is the folder of the data pack: train.jsonl, train_pairs.jsonl, train2.jsonl, val.jsonl, val2.jsonl, eval_public/. The last
-three are only read to keep rows like theirs out. The same arguments give the same bytes. `--held-out FILE` writes rows of the
-sources that `--without` leaves out, to try runs on.
+DATA is the folder of the data pack: train.jsonl, train_pairs.jsonl, train2.jsonl, val.jsonl, val2.jsonl, eval_public/.
+The last three are only read to keep rows like theirs out. The same arguments give the same bytes. `--held-out FILE`
+writes rows of the sources that `--without` leaves out, to try runs on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python models/recipe/encode.py ROWS.jsonl ROWS.npz [--base BASE.gguf] [--longest 1500]
 
-Training then needs torch alone, and no llama.cpp: it may be done on another machine. What a row's answer is worth (`settings` of
-train.py) is decided there; here stands only what the row says.
+Training then needs torch alone, and no llama.cpp: it may be done on another machine. What a row's answer is worth is
+decided there (`Settings` of train.py); here stands only what the row says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from encoded import Encoded, write
-from export import find_base
+from export import DEFAULT, find_base
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import open_backend
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
     parser.add_argument("--longest", type=int, default=1500, help="tokens; of longer rows beginning and end are kept")
     args = parser.parse_args()
-    found = encode(read_rows(args.rows), open_prompter(args.base or find_base()), args.longest)
+    found = encode(read_rows(args.rows), open_prompter(args.base or find_base(DEFAULT)), args.longest)
     write(found, args.out)
     print(f"{args.out}: {len(found)} rows, {len(found.ids)} tokens")
 

@@ -1,7 +1,7 @@
 """The base model in torch, from the very weights of its GGUF file, with LoRA on every linear layer.
 
-Weights stay in the file's layout (a Llama's queries and keys rotate neighbours, a Qwen2's one of each half), so the adapter that
-is trained here is the adapter that llama.cpp applies: no permutation in between.
+Weights stay in the file's layout (a Llama's queries and keys rotate neighbours, a Qwen2's one of each half), so the
+adapter that is trained here is the adapter that llama.cpp applies: no permutation in between.
 """
 
 from __future__ import annotations

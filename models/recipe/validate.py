@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from encoded import read
-from export import find_base, halves, soup
+from export import DEFAULT, find_base, halves, soup
 from network import Adapter, Network
 from train import Settings, by_source, figures_of, label_nll, margins
 
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     saved = [torch.load(path, weights_only=True) for path in args.runs]
     settings, rows = Settings(**saved[0]["settings"]), read(args.rows)
-    network = Network(args.base or find_base(), Adapter(settings.rank, settings.alpha))
+    network = Network(args.base or find_base(DEFAULT), Adapter(settings.rank, settings.alpha))
     pairs = soup([halves(run["adapter"]) for run in saved])
     adapter = {
         f"{module_of(name)}.{half}": torch.tensor(m)
