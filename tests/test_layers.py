@@ -27,7 +27,7 @@ LAYERS = [
     {"builtin"},
     {"answers", "backends", "convert", "hub", "templates"},
     {"tree", "prompt", "inspection", "forms", "pull"},
-    {"estimators", "ports", "description"},
+    {"estimators", "ports", "description", "together"},
     {"estimates"},
     {"guard"},
     {"workers"},

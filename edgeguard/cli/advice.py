@@ -29,6 +29,8 @@ ADVICE = {
     "context_too_long": "lower --context",
     "no_context_length": "pass --context",
     "no_room_for_context": "lower --context",
+    "no_room_on_gpu": "lower --gpu-layers",
+    "not_together": "leave --together out",
     "cuda_not_started": "--device cpu does without",
     "gpu_layers_not_taken": "--device cuda puts all of the model on the GPU",
     "kv_cache_not_taken": "the model's file says the precision of its keys and values",

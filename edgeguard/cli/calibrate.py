@@ -16,6 +16,7 @@ from edgeguard.cli.options import (
     reported_errors,
     search_options,
     take_reading,
+    together_option,
     workers_option,
 )
 from edgeguard.cli.say import say
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgeguard.calibration.thresholds import Goal
 
 
-_OF_RECORDS = ("labels", "labels_map", "workers")  # options that mean nothing where there are no records
+_OF_RECORDS = ("labels", "labels_map", "workers", "together")  # options that mean nothing where there are no records
 
 
 @click.command(
@@ -70,6 +71,7 @@ Examples:
 @truth_options
 @model_options
 @workers_option
+@together_option
 @click.option(
     "--estimator",
     "-e",

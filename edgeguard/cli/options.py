@@ -154,6 +154,13 @@ workers_option = click.option(
     metavar="N",
     help="Processes, of one thread each unless --threads says more [default: by cores, model, records and memory]",
 )
+together_option = click.option(
+    "--together",
+    type=click.IntRange(2, 128),
+    metavar="N",
+    help="N records of the input in one batch: for a GPU. Scores then differ in their last digits from those of each "
+    "record alone, which is the default",
+)
 search_options = _all(_SEARCH_OPTIONS)
 calibration_options = _all(_CALIBRATION_OPTIONS)
 record_options = _all(_RECORD_OPTIONS)
