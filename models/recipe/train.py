@@ -3,8 +3,8 @@
     python models/recipe/train.py ROWS.npz --val VAL.npz --out RUN [--base BASE.gguf] [--device cuda]
     python models/recipe/train.py ROWS.npz --val VAL.npz --out RUN          # again: goes on where it was
 
-RUN gets log.jsonl, checkpoint.pt (to go on from) and, at the end, adapter.pt for `export.py`, and val.npz: the margin of
-each row of VAL.
+RUN gets log.jsonl, checkpoint.pt (to go on from) and, at the end, adapter.pt for `export.py`, and val.npz: the margin
+of each row of VAL.
 """
 
 from __future__ import annotations
