@@ -65,6 +65,8 @@ RELEASES = {
     ),
 }
 
+DEFAULT = RELEASES["edgeguard-135m"]
+
 
 def main() -> None:
     """Command line."""
