@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edgeguard.convert.blocks import CARRIED, SIZE
 from edgeguard.convert.decoder import read_decoder
@@ -74,14 +75,16 @@ def onnx_size(weights: Weights, precision: str) -> Size:
     return Size({**size.types, floats: size.types.get(floats, 0) + turns})
 
 
-def gguf_size(weights: Weights, to: str) -> Size:
-    """About that of a GGUF file of llama.cpp's file type `to`, whose mixes are its own."""
+def gguf_size(weights: Weights, to: str, mixed: Mapping[str, str] = MappingProxyType({})) -> Size:
+    """About that of a GGUF file of llama.cpp's file type `to`, whose mixes are its own; `mixed`: tensor → its type."""
     plain = main_type(to)
     tied = "output.weight" not in weights
 
     def kind(tensor: TensorInfo) -> str:
         if len(tensor.shape) < 2:
             return "F32"
+        if tensor.name in mixed:
+            return mixed[tensor.name]
         wanted = plain
         if tensor.name == "output.weight" or (tied and tensor.name == "token_embd.weight"):
             wanted = plain if plain in ("F32", "F16", "BF16", "Q8_0") else "Q6_K"
