@@ -74,12 +74,42 @@ class Decision:
     needed: int | None
 
 
-def look_at(left: ScoreTable, right: ScoreTable, choices: Choices, *, planned: int, end: bool) -> Look:
-    """The next look at the reference's and a variant's scores of the same records. `planned`: records at the end."""
+def next_look(
+    left: ScoreTable, right: ScoreTable, seen: Sequence[Look], choices: Choices, *, planned: int, end: bool
+) -> Look:
+    """The look after those that were `seen`, with the loss of AUPRC only where it may end the way.
+
+    A bootstrap costs as much as some records. It is not asked while the rate is open and the loss as it stands is
+    inside its limit. Each look has the level of one of all looks: to leave some out spends less, and never more.
+    """
+    look = look_at(left, right, choices, planned=planned, end=end, loss=False)
+    limit = choices.max_flip_rate
+    if choices.max_auprc_loss is None or limit is None or left.truth is None or len(left) < FEWEST or end:
+        return look_at(left, right, choices, planned=planned, end=end)
+    so_far = decide([*seen, look], planned, choices, how_many=False)
+    rate_is_open = so_far.rate.low <= limit < so_far.rate.high
+    if rate_is_open and goes_on(so_far, planned, choices) and not _lost(left, right, choices) > choices.max_auprc_loss:
+        return look
+    return look_at(left, right, choices, planned=planned, end=end)
+
+
+def _lost(left: ScoreTable, right: ScoreTable, choices: Choices) -> float:
+    """AUPRC of the reference minus the variant's; nan for one class."""
+    assert left.truth is not None
+    one, other = (
+        metrics.auprc(left.truth[:, 0], decided(table, HEADLINE, choices).y_prob[:, 0]) for table in (left, right)
+    )
+    return float(one - other)
+
+
+def look_at(
+    left: ScoreTable, right: ScoreTable, choices: Choices, *, planned: int, end: bool, loss: bool = True
+) -> Look:
+    """The reference's and a variant's scores of the same records. `planned`: records at the end; `loss`: bound it."""
     before, after = (decided(table, HEADLINE, choices) for table in (left, right))
     p, q = before.y_pred[:, 0], after.y_pred[:, 0]
     look = Look(len(left), int((p & ~q).sum()), int((~p & q).sum()), end)
-    if choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
+    if not loss or choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
         return look
     y_true, made = left.truth[:, 0], design_of(planned, choices)
     on_the_way = len(looks_of(planned)) - 1
