@@ -11,11 +11,11 @@ from tiny_gguf import write_tiny_llama
 from edgeguard.convert import Options, convert
 from edgeguard.convert.mixed import tensor_types
 from edgeguard.convert.quantize import quantize
-from edgeguard.convert.size import gguf_size
+from edgeguard.convert.size import gguf_size, misfits
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
-from edgeguard.quant.variants import open_variant, wanted_variants
+from edgeguard.quant.variants import misfits_of, open_variant, wanted_variants
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,23 @@ def test_a_variant_of_a_study_may_be_a_mix(model, tmp_path):
     for name, said in (("q4_0+ffn_down", "is not NAME=TYPE"), ("onnx-int4+ffn_down=q8_0", "has one for all")):
         with pytest.raises(ModelError, match=said):
             wanted_variants(reference, [name], tmp_path)
+
+
+@pytest.mark.parametrize("to", ["q4_k_m", "q6_k", "iq4_xs", "q4_0", "q8_0"])
+def test_what_llama_cpp_falls_back_to_is_foreseen_from_the_header(model, tmp_path, to):
+    header, done = gguf.read_header(model), quantize(model, tmp_path / "o.gguf", to=to)
+    said = misfits(header, to)
+    fell_back = [t for t in done.fallbacks if t.name != "output.weight" or to not in ("q4_0", "q8_0")]
+    if not fell_back:
+        assert said == ""
+        return
+    assert said.startswith(f"{len(fell_back)} of {sum(len(t.shape) > 1 for t in header.tensors)} matrices")
+    smallest = min(fell_back, key=lambda t: t.n_bytes / (t.shape[0] * t.shape[1]))
+    assert f"become {smallest.type_name} or larger: their rows of 96 weights" in said
+
+
+def test_a_study_s_plan_says_it(model, tmp_path):
+    reference = open_variant(model)
+    one, other = wanted_variants(reference, ["q4_k_m", "q8_0"], tmp_path)
+    assert "do not divide into blocks of 256" in misfits_of(reference, one)
+    assert misfits_of(reference, other) == ""

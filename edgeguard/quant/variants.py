@@ -14,6 +14,8 @@ from pathlib import Path
 from edgeguard.convert import TYPES, Options, convert
 from edgeguard.convert.blocks import Activations
 from edgeguard.convert.mixed import Named, tensor_types
+from edgeguard.convert.quantize import FILE_TYPES
+from edgeguard.convert.size import misfits
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256_of_all
@@ -137,6 +139,14 @@ def wanted_variants(reference: Variant, wanted: Sequence[str], folder: Path) -> 
     if twice := {name for name in names if names.count(name) > 1}:
         raise ModelError(f"two models are called {sorted(twice)[0]}; rename one of the files")
     return sorted(found, key=lambda one: one.n_bytes)
+
+
+def misfits_of(reference: Variant, one: Wanted) -> str:
+    """What llama.cpp will make of the rows that a type has no blocks for; "" where nothing is to be said."""
+    if one.kind not in FILE_TYPES or one.runtime != "gguf" or reference.runtime != "gguf":
+        return ""
+    header = gguf.read_header(reference.path)
+    return misfits(header, one.kind, tensor_types(header, one.mixed))
 
 
 # Bits a weight, about: of a small guard, part of whose matrices stays in more.
