@@ -129,7 +129,7 @@ def decision_row(n: int, limit: float, rate: float, studies: int, rng: np.random
 def loss_row(n: int, lost: float, times: float, studies: int, rng: np.random.Generator) -> list[str]:
     """The same of a limit that is `times` what very many records lose: under 1 none should keep it, else none break it.
 
-    Without a limit of changed decisions beside it, so that the loss is asked at every look.
+    Without a limit of changed decisions beside it, so that the loss is asked at every look that may ask it.
     """
     choices, looks = Choices(max_auprc_loss=times * lost, draws=DRAWS), looks_of(n)
     verdicts, high, low, scored = {"keeps": 0, "breaks": 0, "too_few": 0}, 0, 0, 0
@@ -138,7 +138,7 @@ def loss_row(n: int, lost: float, times: float, studies: int, rng: np.random.Gen
         drawn, seen = replace(choices, seed=study), []
         for m in looks:
             left, right = (scores_table(one[0][:m], scores[:m]) for scores in one[1:])
-            seen.append(next_look(left, right, seen, drawn, planned=n, end=m == n))
+            seen.append(next_look(left, right, seen, drawn, planned=n, upto=m))
             decision = decide(seen, n, drawn, how_many=False)
             if not goes_on(decision, n, drawn):
                 break

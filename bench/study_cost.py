@@ -7,7 +7,7 @@
 One process of one thread, or --workers of them. Models are made before, and are in neither figure. CPU seconds hold on
 a busy machine too, seconds of the clock on a quiet one alone. "Before" scores every record with every model, FLOOR
 records under each condition and with float activations, and measures speed on 32 records three times; a variant was
-inside if the upper end of Wilson's 95 % interval was.
+inside if the upper end of Wilson's 95 % interval was. Both write the report's figures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import conditions
 from edgeguard.evaluation import drift
 from edgeguard.evaluation.drift import wilson_high
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import HEADLINE, Choices, decided
+from edgeguard.quant.report import Measured, build_report
 from edgeguard.quant.scoring import Setting, measure, score
 from edgeguard.quant.study import StudyOptions, open_reference, setting_of, study
 from edgeguard.quant.variants import Variant, as_float, made_float, make_variants
@@ -113,9 +115,12 @@ def as_it_was(
         if as_float(one) is not None:
             with made_float(one, scores) as made:
                 score(made, setting, scores, upto=options.floor)
-    for _ in range(MEASUREMENTS):
-        for one in every:
-            measure(one, setting, FOR_THE_CLOCK)
+    costs = [[measure(one, setting, FOR_THE_CLOCK) for one in every] for _ in range(MEASUREMENTS)]
+    truth = find_truth(options.records, tables[reference.name].labels)
+    if truth is not None:
+        tables = {name: with_truth(table, truth, same_file=True) for name, table in tables.items()}
+    measured = [Measured(one, tables[one.name], None, [row[i] for row in costs]) for i, one in enumerate(every)]
+    build_report(measured[0], measured[1:], options.choices, {"profile": setting.profile})
     found = {}
     for one in models:
         left, right = drift.shared(tables[reference.name], tables[one.name])

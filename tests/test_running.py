@@ -118,13 +118,14 @@ def test_the_loss_is_bounded_where_it_may_decide_and_at_the_end():
 
         return take(table_, np.arange(n))
 
-    def look(other: ScoreTable, n: int, end: bool = False):
-        return next_look(first(same, n), first(other, n), [], choices, planned=700, end=end)
+    def look(other: ScoreTable, n: int):
+        return next_look(first(same, n), first(other, n), [], choices, planned=700, upto=n)
 
     assert look(near, 100).loss_high is None  # 100 records decide no rate of 2 %, and little is lost
     assert look(near, 300).loss_high is not None  # the rate is decided: now the loss is the question
-    assert look(worse, 100).loss_high is not None  # it may break the limit
-    assert look(near, 700, end=True) == look_at(same, near, choices, planned=700, end=True)
+    assert look(near, 325).loss_high is None  # it is bounded at every second look
+    assert look(worse, 125).loss_high is not None  # so many changed that this look is the last: then it is said
+    assert look(near, 700) == look_at(same, near, choices, planned=700, end=True)
     decision = decide([look(near, 100), look(near, 300)], 700, choices)
     assert decision.loss is not None
     assert decision.loss.high < 0.01

@@ -21,7 +21,8 @@ Verdict = Literal["keeps", "breaks", "too_few"]
 
 FEWEST = 10  # records that an interval needs
 FIRST_LOOK = 100  # records that the figures of drift and repair stand on at least, where there are so many
-_STEP = 50  # records between two looks at least; a fifth of what was seen where that is more
+_STEP = 25  # records between two looks at least; a tenth of what was seen where that is more
+_LOSS_STEP = 50  # records: a look whose number is a multiple may bound the loss of AUPRC
 WORTHWHILE = 0.1  # probability of a verdict at the end, under which the way there is not gone
 _DRAWS_BEYOND = 4  # bootstrap draws that lie outside a bound
 
@@ -31,7 +32,7 @@ def looks_of(n: int) -> list[int]:
     found, here = [], min(n, FIRST_LOOK)
     while here < n:
         found.append(here)
-        here += max(_STEP, here // (5 * _STEP) * _STEP)
+        here += max(_STEP, here // (10 * _STEP) * _STEP)
     return [*found, n]
 
 
@@ -75,22 +76,31 @@ class Decision:
 
 
 def next_look(
-    left: ScoreTable, right: ScoreTable, seen: Sequence[Look], choices: Choices, *, planned: int, end: bool
+    left: ScoreTable, right: ScoreTable, seen: Sequence[Look], choices: Choices, *, planned: int, upto: int
 ) -> Look:
-    """The look after those that were `seen`, with the loss of AUPRC only where it may end the way.
+    """The look after those that were `seen`, at the first `upto` records, with the loss of AUPRC where it may decide.
 
-    A bootstrap costs as much as some records. It is not asked while the rate is open and the loss as it stands is
-    inside its limit. Each look has the level of one of all looks: to leave some out spends less, and never more.
+    A bootstrap costs as much as some records, and each look at the loss makes its bounds wider. So it is bounded at the
+    looks of `loss_looks`, but not while the rate is open and the loss as it stands is inside its limit; and at the look
+    that is the last, whatever the loss is.
     """
+    end, limit = upto == planned, choices.max_flip_rate
     look = look_at(left, right, choices, planned=planned, end=end, loss=False)
-    limit = choices.max_flip_rate
-    if choices.max_auprc_loss is None or limit is None or left.truth is None or len(left) < FEWEST or end:
-        return look_at(left, right, choices, planned=planned, end=end)
-    so_far = decide([*seen, look], planned, choices, how_many=False)
-    rate_is_open = so_far.rate.low <= limit < so_far.rate.high
-    if rate_is_open and goes_on(so_far, planned, choices) and not _lost(left, right, choices) > choices.max_auprc_loss:
+    if choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
         return look
+    so_far = decide([*seen, look], planned, choices, how_many=False)
+    if not end and goes_on(so_far, planned, choices):
+        if upto not in loss_looks(planned):
+            return look
+        rate_is_open = limit is not None and so_far.rate.low <= limit < so_far.rate.high
+        if rate_is_open and not _lost(left, right, choices) > choices.max_auprc_loss:
+            return look
     return look_at(left, right, choices, planned=planned, end=end)
+
+
+def loss_looks(n: int) -> list[int]:
+    """The looks on the way to n at which the loss of AUPRC may be bounded."""
+    return [look for look in looks_of(n)[:-1] if look % _LOSS_STEP == 0]
 
 
 def _lost(left: ScoreTable, right: ScoreTable, choices: Choices) -> float:
@@ -112,8 +122,8 @@ def look_at(
     if not loss or choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
         return look
     y_true, made = left.truth[:, 0], design_of(planned, choices)
-    on_the_way = len(looks_of(planned)) - 1
-    alpha = made.at_end if end else made.watching / max(1, on_the_way)  # Bonferroni: no more is known of a bootstrap
+    # Bonferroni, since no more is known of a bootstrap: over those looks, and the one that may be the last.
+    alpha = made.at_end if end else made.watching / (1 + len(loss_looks(planned)))
     if not alpha or y_true.all() or not y_true.any():
         return look
     low, high = _loss(y_true, before.y_prob[:, 0], after.y_prob[:, 0], alpha, choices)

@@ -103,7 +103,7 @@ def score_all(
             tables[one.name] = work.score(one, upto)
             left, right = drift.shared(base, tables[one.name])
             seen = looks[one.name]
-            seen.append(next_look(left, right, seen, work.choices, planned=work.n, end=upto == work.n))
+            seen.append(next_look(left, right, seen, work.choices, planned=work.n, upto=upto))
             decision = decide(seen, work.n, work.choices, how_many=False)
             if decision.verdict and not goes_on(decision, work.n, work.choices) and watches(work.choices):
                 work.progress.skip(work.n - upto)

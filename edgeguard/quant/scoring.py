@@ -35,8 +35,8 @@ from edgeguard.rows.readers import AS_IT_IS, Reading
 from edgeguard.rows.shapes import Fields
 from edgeguard.workers import Workers, open_guard
 
-_FIRST_EDGES, _STEP = (0, 10, 20, 40, 60, 80, 100), 50  # records after which a file of scores ends
-FORMAT = 4  # of what is kept; another number scores anew
+_FIRST_EDGES, _STEP = (0, 10, 20, 40, 60, 80, 100), 25  # records after which a file of scores ends
+FORMAT = 5  # of what is kept; another number scores anew
 KEPT = 2  # processes that wait: the reference's, and that of the variant at hand
 ROOM = 2 << 30  # bytes that must be free for a process to wait: another model will be opened beside it
 
