@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def main() -> None:
     print(f"importance of {args.importance} others. In brackets: 95 % intervals.")
     for kind in args.types.split(","):
         print(f"\n## {kind}\n")
-        print_type(bench, base, kind)
+        table(HEADS, rows_of(bench, base, kind))
 
 
 def opened(args: argparse.Namespace) -> Bench:
@@ -164,23 +164,20 @@ def kinds_of_tensors(bench: Bench, kind: str) -> list[str]:
     return sorted({name.split(".")[-2] for name in names})
 
 
-def print_type(bench: Bench, base: Measured, kind: str) -> None:
-    """All recipes of one type."""
-    rows: list[list[str]] = []
+def rows_of(bench: Bench, base: Measured, kind: str) -> Iterator[list[str]]:
+    """A row for each recipe of one type, as they come."""
     plain = bench.found(Recipe(kind), base)
-    rows.append(row(plain))
-    rows.append(row(bench.found(Recipe(kind, weighed=True), base)))
+    yield row(plain)
+    yield row(bench.found(Recipe(kind, weighed=True), base))
     gains = []
     for part in kinds_of_tensors(bench, kind):
         found = bench.found(Recipe(kind, (part,)), base)
-        rows.append(row(found))
+        yield row(found)
         gains.append(((moved(plain) - moved(found)) / max(1.0, (found["bytes"] - plain["bytes"]) / 1e6), part))
     best = [part for gain, part in sorted(gains, reverse=True) if gain > 0]
     for n in BEST:
-        if len(best) >= n:
-            for weighed in (False, True):
-                rows.append(row(bench.found(Recipe(kind, tuple(sorted(best[:n])), weighed), base)))
-    table(HEADS, rows)
+        for weighed in (False, True) if len(best) >= n else ():
+            yield row(bench.found(Recipe(kind, tuple(sorted(best[:n])), weighed), base))
 
 
 HEADS = (

@@ -245,7 +245,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A Markdown table, numbers to the right."""
     print(f"| {' | '.join(heads)} |\n|---{'|---:' * (len(heads) - 1)}|")
     for row in rows:
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def limits(report: ReportData) -> str:
