@@ -117,7 +117,7 @@ def _logistic(x: Floats, y: Bools) -> Floats:
 
 
 @dataclass(frozen=True)
-class Parts:
+class NoiseAndBias:
     """What the change of the verdict's log-odds (variant minus reference) is made of, in nats.
 
     rms        root mean square of the change
@@ -135,7 +135,7 @@ class Parts:
     by_noise: float
 
 
-def noise_or_bias(before: Floats, after: Floats, at: float, changed: int) -> Parts | None:
+def noise_or_bias(before: Floats, after: Floats, at: float, changed: int) -> NoiseAndBias | None:
     """Of (n,) log-odds of reference and variant, with the threshold `at`; None for fewer than FEWEST records.
 
     The bias's mean square is what the noise leaves of the whole: a function that explains nothing has none.
@@ -152,7 +152,7 @@ def noise_or_bias(before: Floats, after: Floats, at: float, changed: int) -> Par
         rest[out] = moved[out] - basis[out] @ fitted
     whole, noise = float(np.mean(moved**2)), float(np.mean(rest**2))
     bias = max(0.0, whole - noise)
-    return Parts(n, whole**0.5, bias**0.5, noise**0.5, changed, _would_change(before - at, rest))
+    return NoiseAndBias(n, whole**0.5, bias**0.5, noise**0.5, changed, _would_change(before - at, rest))
 
 
 def _hats(x: Floats) -> Floats:
@@ -175,6 +175,6 @@ def _would_change(distance: Floats, rest: Floats) -> float:
     return float(np.where(distance >= 0, under, 1 - under).sum())
 
 
-def as_data(found: Oracle | Parts | None) -> dict[str, Any] | None:
+def as_data(found: Oracle | NoiseAndBias | None) -> dict[str, Any] | None:
     """As the report has it."""
     return None if found is None else asdict(found)
