@@ -105,11 +105,22 @@ def test_the_report_says_it_in_one_sentence(tmp_path):
     noisy, same = (next(v for v in report["variants"] if v["name"] == name) for name in ("q4_0", "q8_0"))
     found = noisy["repair"]["marginal"]["oracle"]
     assert found["of"] == noisy["repair"]["marginal"]["told_on"]
-    assert mending(noisy, "marginal") == (
-        f"q4_0: of {found['changed']} changed decisions a new threshold could undo "
-        + (f"at most {found['threshold']}; the rest is" if found["threshold"] else "none; it is")
-        + " noise of single records"
+    begins = f"q4_0: of {found['changed']} changed decisions a new threshold could undo "
+    assert mending(noisy, "marginal").startswith(begins)
+
+    def said(**figures: int) -> str:
+        repair = noisy["repair"]["marginal"]
+        own = {"changed": 23, "threshold": 4, "linear_out_of_fold": 2, **figures}
+        return mending({"name": "v", "repair": {"marginal": {**repair, "oracle": own}}}, "marginal")
+
+    begins = "v: of 23 changed decisions a new threshold could undo"
+    assert said() == f"{begins} at most 4; the rest is noise of single records"
+    assert said(threshold=0, linear_out_of_fold=0) == f"{begins} none; it is noise of single records"
+    assert said(linear_out_of_fold=9) == (
+        f"{begins} at most 4, a linear map of all scores 9; the rest is noise of single records"
     )
+    assert said(threshold=23) == f"{begins} all"
+    assert said(changed=1, threshold=1) == "v: of 1 changed decision a new threshold could undo it"
     assert mending(same, "marginal") == ""
     old = {**noisy, "repair": {"marginal": {k: v for k, v in noisy["repair"]["marginal"].items() if k != "oracle"}}}
     assert mending(old, "marginal") == ""

@@ -152,12 +152,13 @@ def mending(variant: ReportData, estimator: str) -> str:
     found = variant["repair"][estimator].get("oracle")
     if not found or not found["changed"]:
         return ""
-    n, undone = found["changed"], found["threshold"]
+    n, undone, more = found["changed"], found["threshold"], found["linear_out_of_fold"] or 0
     said = f"{variant['name']}: of {count(n)} changed decision{'' if n == 1 else 's'} a new threshold could undo "
     if undone == n:
         return f"{said}{'it' if n == 1 else 'all'}"
-    rest = "the rest is noise of single records" if undone else "it is noise of single records"
-    return f"{said}{f'at most {count(undone)}' if undone else 'none'}; {rest}"
+    said += f"at most {count(undone)}" if undone else "none"
+    said += f", a linear map of all scores {count(more)}" if more > undone else ""
+    return f"{said}; {'the rest' if undone or more else 'it'} is noise of single records"
 
 
 # What goes with it
