@@ -226,7 +226,7 @@ _REPAIR = (
 )
 _ORACLE = (
     *("variant", "changed, of the half told on", "the repair undid", "any threshold, at most"),
-    *("a linear map fitted here", "and not here", "RMS, nats", "bias", "noise", "changed, of all", "by noise alone"),
+    *("a linear map fitted here", "not fitted here", "RMS, nats", "bias", "noise", "changed, of all", "by noise alone"),
 )
 _CONDITIONS = ("threads", "batch", "attention", "neighbours")
 _SPLIT = (

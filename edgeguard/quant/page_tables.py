@@ -137,7 +137,14 @@ def mending(report: ReportData, estimator: str) -> Markup | None:
         changed = f"{count(found['changed'])} of {count(found['of'])}"
         rows.append([v["name"], changed, count(undone), count(found["threshold"]), *maps, *nats])
     heads = (
-        *("file", "changed", "repair undid", "a threshold, at most", "a linear map, fitted here", "and not here"),
+        *(
+            "file",
+            "changed",
+            "repair undid",
+            "a threshold, at most",
+            "a linear map, fitted here",
+            "a linear map, not fitted here",
+        ),
         *("bias, nats", "noise, nats", "noise alone changes"),
     )
     return _filled(heads, rows, strong=rule_of(report).ship) if rows else None
