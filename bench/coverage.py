@@ -1,7 +1,7 @@
 """How often the intervals of `bench quant` hold the truth, and how often its decisions err, over simulated studies.
 
-    python bench/coverage.py --studies 1000 > bench/results/coverage.md        # three minutes of one core
-    python bench/coverage.py --studies 10000 > bench/results/coverage.md       # twenty to thirty
+    python bench/coverage.py --studies 1000 > bench/results/coverage.md        # two minutes of one core
+    python bench/coverage.py --studies 10000 > bench/results/coverage.md       # twenty
 
 No model is asked: decisions change by a known rate, scores move by a known law. One-sided 95 % bounds of a count cannot
 hold the truth in just 95 % of all studies, since counts are whole; they hold it in at least so many. Bounds that may be
