@@ -1,11 +1,14 @@
-"""What quantization does to the built-in guard: the study on the data pack, as tables for the docs.
+"""What quantization does to a built-in guard: the study on the data pack, as tables for the docs.
 
     python bench/study.py DATA --out FOLDER > bench/results/quantization_study.md
     python bench/study.py DATA --out FOLDER --val 900 --per-file 120 > …            # samples: an hour, not four
+    python bench/study.py DATA --out FOLDER --guard edgeguard-500m --plan           # what it would do, and how long
 
 DATA is the data pack: val.jsonl and eval_public/. FOLDER keeps models and scores: the same command goes on where it was
-stopped. The reference's calibration is fitted on val.jsonl by the guard's own rule; decisions are taken with it. Also
-written: docs/images/quantization-study.svg, and for each set of records bench quant's page and report in FOLDER.
+stopped. The reference is the F32 of the guard's base and adapter. Its calibration is fitted on val.jsonl by the guard's
+own rule; decisions are taken with it. Also written: a picture of sizes and changes (of the default guard
+docs/images/quantization-study.svg, else docs/images/quantization-study-GUARD.svg), and for each set of records bench
+quant's page and report in FOLDER.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import built_in
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
@@ -27,15 +31,19 @@ from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
 from edgeguard.quant.pictures import size_and_changes, standalone
 from edgeguard.quant.progress import Progress, Step
-from edgeguard.quant.reading import floor_of, interval, number, percent, verdict
+from edgeguard.quant.reading import floor_of, interval, number, percent, plan_lines, verdict
 from edgeguard.quant.report import HEADLINE, ReportData
 from edgeguard.quant.scoring import score
-from edgeguard.quant.study import StudyOptions, open_reference, setting_of, study
+from edgeguard.quant.study import StudyOptions, open_reference, plan_of, setting_of, study
 from edgeguard.quant.variants import Variant
 
 GUARD = "edgeguard-135m"
-VARIANTS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4")
+LEGACY = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4")
 K_TYPES = ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+VARIANTS = {  # of a guard whose rows have room for blocks of 256, K-quants; the others are named in the last table
+    GUARD: LEGACY,
+    "edgeguard-500m": ("q8_0", *K_TYPES[:4], "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4"),
+}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -47,28 +55,65 @@ def main() -> None:
     parser.add_argument("--val", type=int, help="a sample of so many records of val.jsonl [default: all]")
     parser.add_argument("--per-file", type=int, help="of each public file [default: all]; xstest is taken whole")
     parser.add_argument("--floor", type=int, default=200, help="records of the second set, as of bench quant")
+    parser.add_argument("--guard", default=GUARD, help="a built-in guard")
+    parser.add_argument("--variants", help="types, with commas [default: those that the guard's study has]")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
+    parser.add_argument("--together", type=int, help="records in one batch, where this edgeguard has such a mode")
+    parser.add_argument("--workers", type=int, help="processes to score in [default: as bench quant]")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    variants = tuple(args.variants.split(",")) if args.variants else VARIANTS.get(args.guard, LEGACY)
     val = StudyOptions(
         records=sample([args.data / "val.jsonl"], args.val, args.out / "val.jsonl"),
         folder=args.out,
-        reference=GUARD,
-        variants=VARIANTS,
-        profile=built_in(GUARD).profile,
-        command="python bench/study.py DATA --out FOLDER",
+        reference=args.guard,
+        variants=variants,
+        profile=built_in(args.guard).profile,
+        runtime=runtime(args),
+        workers=args.workers,
+        command="python bench/study.py DATA --out FOLDER" + ("" if args.guard == GUARD else f" --guard {args.guard}"),
     )
-    reference = open_reference(val)
-    choices = Choices(calibrations=calibrate(reference, val), max_flip_rate=0.02, max_auprc_loss=0.01)
-    val = replace(val, choices=choices)
+    limits_ = Choices(max_flip_rate=0.02, max_auprc_loss=0.01)
     # Noise is measured on the second set, speed and memory with the first: once is enough.
     files = sorted((args.data / "eval_public").rglob("*.jsonl"))
-    public = replace(val, records=sample(files, args.per_file, args.out / "public.jsonl"))
-    studies = {"val": replace(val, floor=0), "public": replace(public, floor=args.floor, measurements=0)}
-    reports = {name: kept_study(options, args.out / name) for name, options in studies.items()}
-    print_study(reports, k_types(reference, args.out / "k-types"))
-    picture = ROOT / "docs" / "images" / "quantization-study.svg"
+    public = sample(files, args.per_file, args.out / "public.jsonl")
+    studies = {
+        "val": replace(val, floor=0, choices=limits_),
+        "public": replace(val, records=public, floor=args.floor, measurements=0, choices=limits_),
+    }
+    if args.plan:
+        print_plans(studies)
+        return
+    reference = open_reference(val)
+    choices = replace(limits_, calibrations=calibrate(reference, val))
+    reports = {
+        name: kept_study(replace(options, choices=choices), args.out / name) for name, options in studies.items()
+    }
+    k = [] if set(K_TYPES) & set(variants) else k_types(reference, args.out / "k-types")
+    print_study(args.guard, reports, k)
+    own = "" if args.guard == GUARD else f"-{args.guard}"
+    picture = ROOT / "docs" / "images" / f"quantization-study{own}.svg"
     picture.parent.mkdir(exist_ok=True)
     picture.write_text(standalone(size_and_changes(without(reports["public"], "onnx-fp32"))))
+
+
+def runtime(args: argparse.Namespace) -> RuntimeOptions:
+    """The options of all models; a mode that this edgeguard has not is refused by name."""
+    options = RuntimeOptions(kv_cache="f32", device=args.device)
+    if args.together is None:
+        return options
+    if "together" not in {one.name for one in fields(RuntimeOptions)}:
+        raise SystemExit("this edgeguard scores no records together; leave --together out")
+    return replace(options, together=args.together)
+
+
+def print_plans(studies: Mapping[str, StudyOptions]) -> None:
+    """What would be done of each set of records, and what llama.cpp falls back to."""
+    for name, options in studies.items():
+        print(f"{name}:")
+        for line in plan_lines(plan_of(options, tell=say).data()):
+            print(f"  {line}")
 
 
 def sample(files: Sequence[Path], n: int | None, out: Path) -> Path:
@@ -123,10 +168,10 @@ def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[
 # Tables
 
 
-def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
+def print_study(guard: str, reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
     """All of them, as Markdown."""
     first = reports["val"]
-    print(f"Reference: {GUARD} merged to F32, {first['reference']['bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals.")
+    print(f"Reference: {guard} merged to F32, {first['reference']['bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals.")
     for name, report in reports.items():
         what = {"val": "`val.jsonl`", "public": "the public evaluation files"}[name]
         print(
@@ -143,6 +188,8 @@ def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, 
         table(("variant", "total", *_PARTS), [harm_row(v) for v in report["variants"]])
         print("\n### Repair without labels, told on the half that it was not fitted on\n")
         table(_REPAIR, [row for v in report["variants"] for row in repair_rows(v)])
+        print("\n### What a repair could undo at most, and noise against bias: the verdict by `marginal`\n")
+        table(_ORACLE, [row for v in report["variants"] for row in oracle_rows(v)])
     last = reports["public"]
     print(
         "\n## Noise floors: RMS change of the verdict's log-odds, nats, on as many public records as it takes to tell\n"
@@ -156,6 +203,12 @@ def print_study(reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, 
     table(_SPLIT, [split_row(v) for v in last["variants"] if v["weights_or_runtime"]])
     print("\n## Cost, over the reference's\n")
     table(("variant", "MB", "size", "load", "peak memory", "speed (range)"), [cost_row(v) for v in first["variants"]])
+    notices = [f"{v['name']}: {line}" for v in first["variants"] for line in v["notices"]]
+    if notices:
+        print("\n## What `edgeguard convert` says of them\n")
+        print("\n".join(f"- {line}" for line in notices))
+    if not k:
+        return
     print("\n## K-quants of this model\n")
     rows = [(kind, f"{path.stat().st_size / 1e6:.0f}", " ".join(notices) or "–") for kind, path, notices in k]
     table(("type", "MB", "what `edgeguard convert` says"), rows)
@@ -170,6 +223,10 @@ _PARTS = ("emission", "calibration", "resolution", "discrimination")
 _REPAIR = (
     *("variant", "estimator", "P(unsafe): RMS Δp before", "after", "verdicts flipped before", "after"),
     *("codes: RMS Δp before", "after"),
+)
+_ORACLE = (
+    *("variant", "changed, of the half told on", "the repair undid", "any threshold, at most"),
+    *("a linear map fitted here", "not fitted here", "RMS, nats", "bias", "noise", "changed, of all", "by noise alone"),
 )
 _CONDITIONS = ("threads", "batch", "attention", "neighbours")
 _SPLIT = (
@@ -188,7 +245,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A Markdown table, numbers to the right."""
     print(f"| {' | '.join(heads)} |\n|---{'|---:' * (len(heads) - 1)}|")
     for row in rows:
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def limits(report: ReportData) -> str:
@@ -245,6 +302,20 @@ def repair_rows(v: ReportData) -> list[list[str]]:
         rms = [f"{u['rms_before']:.4f}", f"{u['rms_after']:.4f}"]
         found.append([v["name"], name, *rms, *flips, *(f"{s**0.5:.4f}" for s in squares)])
     return found
+
+
+def oracle_rows(v: ReportData) -> list[list[str]]:
+    """A variant's, where a decision changed: no monotone map undoes more than the best threshold for these records."""
+    fix, parts = v["repair"][HEADLINE], v["noise_or_bias"]
+    found, after = fix["oracle"], fix["labels"]["unsafe"]["flips_after"]
+    if parts is None or not parts["changed"]:
+        return []
+    undone = found["changed"] - round(after["n"] * after["rate"])
+    maps = ["–" if found[key] is None else str(found[key]) for key in ("linear", "linear_out_of_fold")]
+    nats = [number(parts[key]) for key in ("rms", "bias", "noise")]
+    told = f"{found['changed']} of {found['of']}"
+    row = [v["name"], told, str(undone), str(found["threshold"]), *maps, *nats]
+    return [[*row, f"{parts['changed']} of {parts['records']}", f"{parts['by_noise']:.1f}"]]
 
 
 def floor_row(v: ReportData) -> list[str]:

@@ -4,9 +4,10 @@
     python bench/study_cost.py RECORDS --variants q8_0,q5_1,q5_0,q4_1,q4_0,iq4_nl,onnx-fp32,onnx-int8,onnx-int4 \\
         --limit 0.02 --floor 100 > bench/results/study_cost.md                     # of a file of records: hours
 
-One process of one thread. Models are made before, and are in neither figure. "Before" scores every record with every
-model, FLOOR records under each condition and with float activations, and measures speed on 32 records three times; a
-variant was inside if the upper end of Wilson's 95 % interval was.
+One process of one thread, or --workers of them. Models are made before, and are in neither figure. CPU seconds hold on
+a busy machine too, seconds of the clock on a quiet one alone. "Before" scores every record with every model, FLOOR
+records under each condition and with float activations, and measures speed on 32 records three times; a variant was
+inside if the upper end of Wilson's 95 % interval was. Both write the report's figures.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +28,9 @@ from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import conditions
 from edgeguard.evaluation import drift
 from edgeguard.evaluation.drift import wilson_high
+from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import HEADLINE, Choices, decided
+from edgeguard.quant.report import Measured, build_report
 from edgeguard.quant.scoring import Setting, measure, score
 from edgeguard.quant.study import StudyOptions, open_reference, setting_of, study
 from edgeguard.quant.variants import Variant, as_float, made_float, make_variants
@@ -43,6 +47,8 @@ def main() -> None:
     parser.add_argument("--profile", help="[default: told by the reference]")
     parser.add_argument("--variants", default="q8_0,q4_0")
     parser.add_argument("--limit", type=float, default=0.05, help="of changed decisions")
+    parser.add_argument("--loss", type=float, help="of AUPRC lost, where RECORDS has labels [default: no such limit]")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread")
     parser.add_argument("--floor", type=int, default=40)
     parser.add_argument("--first", type=int, help="so many records of the file only")
     args = parser.parse_args()
@@ -55,8 +61,8 @@ def main() -> None:
             profile=args.profile,
             variants=args.variants.split(","),
             runtime=RuntimeOptions(threads=1, kv_cache="f32"),
-            workers=1,
-            choices=Choices(max_flip_rate=args.limit),
+            workers=args.workers,
+            choices=Choices(max_flip_rate=args.limit, max_auprc_loss=args.loss),
             floor=args.floor,
             limit=args.first,
         )
@@ -66,7 +72,7 @@ def main() -> None:
         setting = setting_of(reference, options)
         before, rates = spent(lambda: as_it_was(reference, models, setting, options, folder / "before"))
         after, report = spent(lambda: study(options).data)
-        print_costs(before, after, rates, report, args.limit)
+        print_costs(before, after, rates, report, args)
 
 
 def made_up(path: Path) -> Path:
@@ -77,12 +83,20 @@ def made_up(path: Path) -> Path:
     return path
 
 
-def spent(work: Callable[[], T]) -> tuple[float, T]:
-    """CPU seconds of this process and of those that it started and saw end; and what the work gives."""
-    began = os.times()
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of CPU, of this process and of those that it started and saw end; and of the clock."""
+
+    cpu: float
+    wall: float
+
+
+def spent(work: Callable[[], T]) -> tuple[Spent, T]:
+    """What the work took, and what it gives."""
+    began, clock = os.times(), time.perf_counter()
     found = work()
     now = os.times()
-    return sum(now[:4]) - sum(began[:4]), found
+    return Spent(sum(now[:4]) - sum(began[:4]), time.perf_counter() - clock), found
 
 
 def as_it_was(
@@ -101,9 +115,12 @@ def as_it_was(
         if as_float(one) is not None:
             with made_float(one, scores) as made:
                 score(made, setting, scores, upto=options.floor)
-    for _ in range(MEASUREMENTS):
-        for one in every:
-            measure(one, setting, FOR_THE_CLOCK)
+    costs = [[measure(one, setting, FOR_THE_CLOCK) for one in every] for _ in range(MEASUREMENTS)]
+    truth = find_truth(options.records, tables[reference.name].labels)
+    if truth is not None:
+        tables = {name: with_truth(table, truth, same_file=True) for name, table in tables.items()}
+    measured = [Measured(one, tables[one.name], None, [row[i] for row in costs]) for i, one in enumerate(every)]
+    build_report(measured[0], measured[1:], options.choices, {"profile": setting.profile})
     found = {}
     for one in models:
         left, right = drift.shared(tables[reference.name], tables[one.name])
@@ -113,13 +130,20 @@ def as_it_was(
 
 
 def print_costs(
-    before: float, after: float, rates: Mapping[str, tuple[int, int]], report: Mapping[str, object], limit: float
+    before: Spent,
+    after: Spent,
+    rates: Mapping[str, tuple[int, int]],
+    report: Mapping[str, object],
+    args: argparse.Namespace,
 ) -> None:
     """Seconds, and what either way says of each variant."""
-    variants = report["variants"]
+    variants, limit = report["variants"], args.limit
     assert isinstance(variants, list)
-    print(f"{machine()}; {report['planned']} records, a limit of {100 * limit:g} % changed decisions.\n")
-    print(f"CPU seconds: {before:.0f} before, {after:.0f} after: {before / after:.2f} times as many.\n")
+    loss = "" if args.loss is None else f" and {args.loss:g} of AUPRC lost"
+    print(f"{machine()}; {report['planned']} records, limits of {100 * limit:g} % changed decisions{loss}.\n")
+    print(f"{args.workers} process{'' if args.workers == 1 else 'es'}.\n")
+    for what, one, other in (("CPU", before.cpu, after.cpu), ("Clock", before.wall, after.wall)):
+        print(f"{what} seconds: {one:.0f} before, {other:.0f} after: {one / other:.2f} times as many.\n")
     print("| variant | all records: changed | inside | as it is: changed | inside |\n|---|---:|---:|---:|---:|")
     for one in variants:
         k, n = rates[one["name"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn, Self
 
 from edgeguard.errors import printable
 
 _LAST_LINES, _LAST_CHARACTERS = 8, 1000
 _SAID = "edgeguard says: "
+_PATIENCE = 10.0  # seconds that a process that does jobs gets to end after the last
+_DONE = "edgeguard is done, and waits"
 _START = 60.0  # seconds that a process may take until it answers, on the busiest machine
 
 
@@ -42,13 +46,32 @@ def run(
     What the job says with `say` goes to `tell`, line by line, and is none of them. The process is ended when this one
     is interrupted or ends; its stdout is thrown away.
     """
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", code, *sys.path],
-        env={**os.environ, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as child:
+    with Jobs(code, environment) as process:
+        status, last = process.do(job, tell=tell)
+        assert status is not None  # `serve` ends with its job
+        return status, last
+
+
+class Jobs:
+    """A process that runs Python `code`, and does job after job where that calls `serve_jobs`, with `serve` one.
+
+    It is ended when this one is interrupted or ends, and by `close`. For one thread.
+    """
+
+    def __init__(self, code: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-c", code, *sys.path],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def do(
+        self, job: Mapping[str, Any], *, tell: Callable[[str], None] = lambda line: None
+    ) -> tuple[int | None, list[str]]:
+        """Its exit status, None where it waits for the next job, and its last lines on stderr."""
+        child = self._child
         assert child.stdin is not None
         assert child.stderr is not None
         try:
@@ -58,6 +81,8 @@ def run(
             last: deque[str] = deque(maxlen=_LAST_LINES)
             for raw in child.stderr:
                 line = raw.decode(errors="replace").strip()
+                if line == _DONE:
+                    return None, list(last)
                 if line.startswith(_SAID):
                     tell(line.removeprefix(_SAID))
                 elif any(map(str.isalnum, line)):
@@ -66,6 +91,27 @@ def run(
         except BaseException:
             child.kill()
             raise
+
+    def close(self) -> None:
+        """Let the process end, and end it where it does not. Calling it twice is fine."""
+        stdin = self._child.stdin
+        if self._child.poll() is None and stdin is not None and not stdin.closed:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                stdin.write(b"null\n")
+                stdin.flush()
+                self._child.wait(_PATIENCE)
+        self._child.kill()
+        for pipe in (self._child.stdin, self._child.stderr):
+            if pipe is not None:
+                with suppress(OSError):  # what was not sent
+                    pipe.close()
+        self._child.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def last_words(last: Sequence[str]) -> str:
@@ -96,6 +142,37 @@ def serve(work: Callable[[Any], int]) -> NoReturn:
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
     sys.stderr.flush()
     os._exit(code)  # the thread still waits
+
+
+def serve_jobs(work: Callable[[Any], int], end: Callable[[], None]) -> NoReturn:
+    """In the process: do job after job, as they come on stdin; end with the first that fails, or with the parent.
+
+    end  is called where the parent wants no more
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_hear_jobs, args=(jobs,), daemon=True).start()
+    while True:
+        code = 1
+        try:
+            job = json.loads(jobs.get())
+            if job is None:
+                end()
+                os._exit(0)
+            code = work(job)
+        except Exception as error:
+            sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        if code:
+            sys.stderr.flush()
+            os._exit(code)
+        sys.stderr.write(f"\n{_DONE}\n")
+        sys.stderr.flush()
+
+
+def _hear_jobs(jobs: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        jobs.put(line)
+    os._exit(1)  # the other end is closed
 
 
 def _end_with_parent() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   edgeguard convert guard.F16.gguf --to q8_0
+  edgeguard convert guard.F16.gguf --to q4_0 --tensor-type ffn_down=q8_0 --tensor-type attn_v=q8_0
   edgeguard convert guard.Q4_0.gguf --to onnx --output guard-onnx
   edgeguard convert guard.F16.gguf --to onnx-int8 --lora adapter.gguf
   edgeguard convert hf-checkpoint/ --to onnx-fp32 --output guard-fp32"""
@@ -39,6 +40,14 @@ Examples:
 @click.option("--lora-scale", type=float, default=1.0, show_default=True, help="Factor of the adapter")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, for quantized GGUF types")
 @click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="NAME=TYPE",
+    help="Another type for the matrices with NAME in their names, for quantized GGUF types, as of llama-quantize: "
+    "ffn_down=q8_0, token_embd=q8_0; NAME may be a regular expression",
+)
+@click.option(
     "--activations",
     type=click.Choice(["int8", "float"]),
     default="int8",
@@ -54,6 +63,7 @@ def convert(
     lora: Path | None,
     lora_scale: float,
     imatrix: Path | None,
+    tensor_types: tuple[str, ...],
     activations: str,
     threads: int | None,
     overwrite: bool,
@@ -86,6 +96,7 @@ def convert(
             name=None if built is None or lora is not None else built.name,
             lora_scale=lora_scale,
             imatrix=imatrix,
+            mixed=tuple(map(_named, tensor_types)),
             activations=activations,  # type: ignore[arg-type]  # click.Choice has checked it
             threads=threads,
             overwrite=overwrite,
@@ -98,6 +109,14 @@ def convert(
         for made in done.manifest["outputs"]:
             say(f"  {made['n_bytes']:>13,}  {printable(made['file'])}")
         click.echo(done.path)
+
+
+def _named(said: str) -> tuple[str, str]:
+    """NAME=TYPE."""
+    name, _, kind = said.rpartition("=")
+    if not name or not kind:
+        raise click.BadParameter(f"{said!r} is not NAME=TYPE, such as ffn_down=q8_0", param_hint="--tensor-type")
+    return name, kind.strip().lower()
 
 
 def _uncalibrated(built: BuiltIn | None, lora: Path | None, kind: str) -> tuple[str, ...]:

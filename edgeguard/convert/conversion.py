@@ -17,6 +17,7 @@ from edgeguard.convert.checkpoint import export
 from edgeguard.convert.folder import write_folder
 from edgeguard.convert.graph import Precision
 from edgeguard.convert.merged import write_merged
+from edgeguard.convert.mixed import Named, tensor_types
 from edgeguard.convert.quantize import FILE_TYPES, Quantized, block_of, is_float, quantize
 from edgeguard.convert.size import Size, checkpoint_size, float_size, gguf_size, in_words, onnx_size
 from edgeguard.convert.weights import Weights
@@ -53,6 +54,7 @@ class Options:
     lora         an adapter to merge into the model: a GGUF file, or a folder as PEFT writes it
     lora_scale   factor of the adapter
     imatrix      importance matrix, for quantized GGUF types
+    mixed        (pattern of names, type) of tensors that get another type, for GGUF types: ("ffn_down", "q8_0")
     activations  ONNX int8 and int4: what the blocks are multiplied with
     threads      CPU threads for quantizing; no effect on the result
     name         what the output says it is called; None: what the model is called
@@ -61,6 +63,7 @@ class Options:
     lora: Path | None = None
     lora_scale: float = 1.0
     imatrix: Path | None = None
+    mixed: tuple[Named, ...] = ()
     activations: Activations = "int8"
     threads: int | None = None
     overwrite: bool = False
@@ -91,6 +94,8 @@ def convert(
         raise ModelError(
             "an importance matrix is for quantized GGUF types; quantize to GGUF first, then convert that to onnx"
         )
+    if options.mixed and (to in ONNX_TYPES or to == "f32"):
+        raise ModelError(f"types of single tensors are for quantized GGUF types and f16; {to} has one for all of them")
     if found.kind == "onnx":
         raise ModelError(f"{found.path} is an ONNX model already; convert from its GGUF file or its checkpoint")
     if found.kind == "checkpoint":
@@ -152,7 +157,7 @@ def _to_gguf(weights: Weights, out: Path, to: str, options: Options, tell: Tell)
     header = weights.header
     origin = _origin(header.path, to, options, ("gguf", "llama-cpp-python", "numpy"))
     merge = to == "f32" or options.lora is not None or options.name is not None
-    size = gguf_size(weights, to)
+    size = gguf_size(weights, to, tensor_types(header, options.mixed))
     room = size.room + (float_size(weights).room if merge and to != "f32" else 0)
     tell(_announced(out, size, header.n_bytes, _meanwhile(room, size)))
     with _staged(out, header.path, to, options, room) as stage:
@@ -173,6 +178,7 @@ def _to_gguf(weights: Weights, out: Path, to: str, options: Options, tell: Tell)
                 to=to,
                 imatrix=options.imatrix,
                 threads=options.threads,
+                mixed=options.mixed,
                 metadata={} if merge else as_metadata(origin),
             )
             notices += _fallbacks(done)
@@ -271,6 +277,8 @@ def _origin(model: Path, to: str, options: Options, packages: tuple[str, ...]) -
         said["lora_scale"] = f"{options.lora_scale:g}"
     if options.imatrix:
         sources.append(artifact.source("imatrix", options.imatrix))
+    for i, (pattern, kind) in enumerate(options.mixed, 1):  # apart: llama.cpp takes short texts only
+        said[f"tensor_type.{i}"] = f"{pattern}={kind.lower()}"
     if to in ("onnx", "onnx-int8", "onnx-int4"):
         said["activations"] = options.activations
     return artifact.origin(to, sources, said, packages)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from edgeguard import process
 from edgeguard.convert.imatrix import read_imatrix
+from edgeguard.convert.mixed import Named, numbers, tensor_types
 from edgeguard.convert.weights import refuse_parts
 from edgeguard.errors import ModelError, OutputError
 from edgeguard.formats import gguf
@@ -117,6 +119,7 @@ def quantize(
     imatrix: Path | None = None,
     threads: int | None = None,
     pure: bool = False,
+    mixed: Sequence[Named] = (),
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Quantized:
     """Write the model `source` to `out` with weights of file type `to`, one of FILE_TYPES.
@@ -124,12 +127,14 @@ def quantize(
     imatrix   an importance matrix of this very model
     threads   None for all cores there are; the bytes written are the same for any number
     pure      one type for all matrices instead of llama.cpp's mix
+    mixed     types of single tensors, as `mixed.tensor_types` takes them
     metadata  keys to add, texts of at most MAX_TEXT bytes each
 
     Raises ModelError for a model that cannot be quantized, OutputError where `out` cannot be written; `out` is gone
     then, and also when it is interrupted.
     """
     _check(source, out, to=to, imatrix=imatrix, metadata=metadata)
+    own = tensor_types(gguf.read_header(source), mixed)
     job = {
         "source": str(source),
         "out": str(out),
@@ -137,6 +142,7 @@ def quantize(
         "imatrix": None if imatrix is None else str(imatrix),
         "threads": threads or available_cores(),
         "pure": pure,
+        "tensor_types": numbers(own),
         "metadata": dict(metadata),
     }
     try:
@@ -152,7 +158,8 @@ def quantize(
         raise
     types = Counter(tensor.type_name for tensor in result.tensors)
     plain = _KINDS[to][1]
-    return Quantized(out, types, tuple(tensor for tensor in result.tensors if _fell_back(tensor, plain)))
+    fallbacks = (tensor for tensor in result.tensors if tensor.name not in own and _fell_back(tensor, plain))
+    return Quantized(out, types, tuple(fallbacks))
 
 
 def _check(source: Path, out: Path, *, to: str, imatrix: Path | None, metadata: Mapping[str, str]) -> None:
@@ -227,6 +234,9 @@ def _quantize(job: Mapping[str, Any]) -> int:
     if job["imatrix"] is not None:
         entries = _imatrix_entries(lc, job["imatrix"], header)
         params.imatrix = ctypes.cast(entries, type(params.imatrix))
+    if job["tensor_types"]:
+        chosen = _tensor_types(lc, job["tensor_types"])
+        params.tt_overrides = ctypes.cast(chosen, type(params.tt_overrides))
     paths = (os.fsencode(job["source"]), os.fsencode(job["out"]))
     return int(lc.llama_model_quantize(*paths, ctypes.byref(params)))
 
@@ -249,6 +259,14 @@ def _overrides(lc: Any, header: gguf.Header, metadata: Mapping[str, str]) -> Any
         # llama.cpp copies the key, but always aligns the result by 32: its own reader would refuse the file.
         array[-2].tag, array[-2].key = lc.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.alignment"
         array[-2].value.val_i64 = 32
+    return array
+
+
+def _tensor_types(lc: Any, types: Mapping[str, int]) -> Any:
+    """Each tensor's own type: llama.cpp searches its name for a regular expression. A null pattern ends the array."""
+    array = (lc.llama_model_tensor_override * (len(types) + 1))()
+    for entry, (name, number) in zip(array, types.items(), strict=False):
+        entry.pattern, entry.type = f"^{re.escape(name)}$".encode(), number
     return array
 
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edgeguard.convert.blocks import CARRIED, SIZE
 from edgeguard.convert.decoder import read_decoder
 from edgeguard.convert.quantize import main_type
 from edgeguard.convert.weights import Weights
 from edgeguard.errors import ModelError
-from edgeguard.formats.gguf.header import TensorInfo
+from edgeguard.formats.gguf.header import Header, TensorInfo
 from edgeguard.formats.gguf.tables import TENSOR_TYPES
 from edgeguard.formats.safetensors import read_entries, weight_files
 
@@ -74,14 +75,16 @@ def onnx_size(weights: Weights, precision: str) -> Size:
     return Size({**size.types, floats: size.types.get(floats, 0) + turns})
 
 
-def gguf_size(weights: Weights, to: str) -> Size:
-    """About that of a GGUF file of llama.cpp's file type `to`, whose mixes are its own."""
+def gguf_size(weights: Weights, to: str, mixed: Mapping[str, str] = MappingProxyType({})) -> Size:
+    """About that of a GGUF file of llama.cpp's file type `to`, whose mixes are its own; `mixed`: tensor → its type."""
     plain = main_type(to)
     tied = "output.weight" not in weights
 
     def kind(tensor: TensorInfo) -> str:
         if len(tensor.shape) < 2:
             return "F32"
+        if tensor.name in mixed:
+            return mixed[tensor.name]
         wanted = plain
         if tensor.name == "output.weight" or (tied and tensor.name == "token_embd.weight"):
             wanted = plain if plain in ("F32", "F16", "BF16", "Q8_0") else "Q6_K"
@@ -93,6 +96,26 @@ def gguf_size(weights: Weights, to: str) -> Size:
     if to.endswith(("_m", "_l")) or to in ("q4_k", "q5_k", "q3_k"):
         return Size({name: round(n * _MORE_BITS) if name == plain else n for name, n in size.types.items()})
     return size
+
+
+def misfits(header: Header, to: str, mixed: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What llama.cpp will do with matrices whose rows do not divide into blocks of type `to`; "" where all do.
+
+    `mixed` tensors have a type of their own. Known from the header: a mix such as q4_k_m may give some a larger type.
+    """
+    plain = main_type(to)
+    matrices = [t for t in header.tensors if len(t.shape) > 1 and t.name not in mixed]
+    found = [t for t in matrices if t.shape[0] % _BLOCKS[plain][0]]
+    if not found:
+        return ""
+    instead = _SMALLER.get(plain, "IQ4_NL")
+    instead = "F16" if any(t.shape[0] % _BLOCKS[instead][0] for t in found) else instead
+    widths = ", ".join(str(width) for width in sorted({t.shape[0] for t in found}))
+    share = sum(math.prod(t.shape) for t in found) / max(1, sum(math.prod(t.shape) for t in matrices))
+    return (
+        f"{len(found)} of {len(matrices)} matrices, {100 * share:.0f} % of the weights, become {instead} or larger: "
+        f"their rows of {widths} weights do not divide into blocks of {_BLOCKS[plain][0]}"
+    )
 
 
 def float_size(weights: Weights) -> Size:

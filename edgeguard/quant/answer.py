@@ -144,6 +144,23 @@ def speed_of(variant: ReportData) -> str:
     return "as fast" if rounded == "1.0" else f"{rounded} times as fast"
 
 
+def mending(variant: ReportData, estimator: str) -> str:
+    """`q4_0: of 23 changed decisions a new threshold could undo at most 4; the rest is noise of single records`.
+
+    "" where none changed, and of a report that was made before this was told.
+    """
+    found = variant["repair"][estimator].get("oracle")
+    if not found or not found["changed"]:
+        return ""
+    n, undone, more = found["changed"], found["threshold"], found["linear_out_of_fold"] or 0
+    said = f"{variant['name']}: of {count(n)} changed decision{'' if n == 1 else 's'} a new threshold could undo "
+    if undone == n:
+        return f"{said}{'it' if n == 1 else 'all'}"
+    said += f"at most {count(undone)}" if undone else "none"
+    said += f", a linear map of all scores {count(more)}" if more > undone else ""
+    return f"{said}; {'the rest' if undone or more else 'it'} is noise of single records"
+
+
 # What goes with it
 
 

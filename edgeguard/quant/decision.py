@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,8 @@ Verdict = Literal["keeps", "breaks", "too_few"]
 
 FEWEST = 10  # records that an interval needs
 FIRST_LOOK = 100  # records that the figures of drift and repair stand on at least, where there are so many
-_STEP = 50  # records between two looks at least; a fifth of what was seen where that is more
+_STEP = 25  # records between two looks at least; a tenth of what was seen where that is more
+_LOSS_STEP = 50  # records: a look whose number is a multiple may bound the loss of AUPRC
 WORTHWHILE = 0.1  # probability of a verdict at the end, under which the way there is not gone
 _DRAWS_BEYOND = 4  # bootstrap draws that lie outside a bound
 
@@ -31,7 +33,7 @@ def looks_of(n: int) -> list[int]:
     found, here = [], min(n, FIRST_LOOK)
     while here < n:
         found.append(here)
-        here += max(_STEP, here // (5 * _STEP) * _STEP)
+        here += max(_STEP, here // (10 * _STEP) * _STEP)
     return [*found, n]
 
 
@@ -74,16 +76,55 @@ class Decision:
     needed: int | None
 
 
-def look_at(left: ScoreTable, right: ScoreTable, choices: Choices, *, planned: int, end: bool) -> Look:
-    """The next look at the reference's and a variant's scores of the same records. `planned`: records at the end."""
+def next_look(
+    left: ScoreTable, right: ScoreTable, seen: Sequence[Look], choices: Choices, *, planned: int, upto: int
+) -> Look:
+    """The look after those that were `seen`, at the first `upto` records, with the loss of AUPRC where it may decide.
+
+    A bootstrap costs as much as some records, and each look at the loss makes its bounds wider. So it is bounded at the
+    looks of `loss_looks`, but not while the rate is open and the loss as it stands is inside its limit; and at the look
+    that is the last, whatever the loss is.
+    """
+    end, limit = upto == planned, choices.max_flip_rate
+    look = look_at(left, right, choices, planned=planned, end=end, loss=False)
+    if choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
+        return look
+    so_far = decide([*seen, look], planned, choices, how_many=False)
+    if not end and goes_on(so_far, planned, choices):
+        if upto not in loss_looks(planned):
+            return look
+        rate_is_open = limit is not None and so_far.rate.low <= limit < so_far.rate.high
+        if rate_is_open and not _lost(left, right, choices) > choices.max_auprc_loss:
+            return look
+    return look_at(left, right, choices, planned=planned, end=end)
+
+
+def loss_looks(n: int) -> list[int]:
+    """The looks on the way to n at which the loss of AUPRC may be bounded."""
+    return [look for look in looks_of(n)[:-1] if look % _LOSS_STEP == 0]
+
+
+def _lost(left: ScoreTable, right: ScoreTable, choices: Choices) -> float:
+    """AUPRC of the reference minus the variant's; nan for one class."""
+    assert left.truth is not None
+    one, other = (
+        metrics.auprc(left.truth[:, 0], decided(table, HEADLINE, choices).y_prob[:, 0]) for table in (left, right)
+    )
+    return float(one - other)
+
+
+def look_at(
+    left: ScoreTable, right: ScoreTable, choices: Choices, *, planned: int, end: bool, loss: bool = True
+) -> Look:
+    """The reference's and a variant's scores of the same records. `planned`: records at the end; `loss`: bound it."""
     before, after = (decided(table, HEADLINE, choices) for table in (left, right))
     p, q = before.y_pred[:, 0], after.y_pred[:, 0]
     look = Look(len(left), int((p & ~q).sum()), int((~p & q).sum()), end)
-    if choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
+    if not loss or choices.max_auprc_loss is None or left.truth is None or len(left) < FEWEST:
         return look
     y_true, made = left.truth[:, 0], design_of(planned, choices)
-    on_the_way = len(looks_of(planned)) - 1
-    alpha = made.at_end if end else made.watching / max(1, on_the_way)  # Bonferroni: no more is known of a bootstrap
+    # Bonferroni, since no more is known of a bootstrap: over those looks, and the one that may be the last.
+    alpha = made.at_end if end else made.watching / (1 + len(loss_looks(planned)))
     if not alpha or y_true.all() or not y_true.any():
         return look
     low, high = _loss(y_true, before.y_prob[:, 0], after.y_prob[:, 0], alpha, choices)
@@ -92,6 +133,7 @@ def look_at(left: ScoreTable, right: ScoreTable, choices: Choices, *, planned: i
 
 def _loss(y_true: Bools, p: metrics.Floats, q: metrics.Floats, alpha: float, choices: Choices) -> tuple[float, float]:
     """One-sided bounds of the AUPRC lost, by a paired bootstrap with draws enough for so small a tail."""
+    alpha = expanded(alpha, min(int(y_true.sum()), int((~y_true).sum())))
 
     def lost(weight: Weight) -> Mapping[str, metrics.Figure]:
         return {"loss": metrics.auprc(y_true, p, weight) - metrics.auprc(y_true, q, weight)}
@@ -99,6 +141,18 @@ def _loss(y_true: Bools, p: metrics.Floats, q: metrics.Floats, alpha: float, cho
     draws = max(choices.draws, math.ceil(_DRAWS_BEYOND / alpha))
     found = metrics.bootstrap(lost, len(y_true), draws=draws, seed=choices.seed, level=1 - 2 * alpha)["loss"]
     return found.low, found.high
+
+
+def expanded(alpha: float, m: int) -> float:
+    """The tail of a percentile bootstrap of m records that holds what a t interval's would (Hesterberg, 2015).
+
+    Percentiles alone are too near: the draws spread less than the figure does, and as a normal law. Of the two classes
+    the rarer one counts for the AUPRC; of fewer than FEWEST nobody knows the tail, and they are taken for as many.
+    """
+    m, normal = max(m, FEWEST), NormalDist()
+    z, df = normal.inv_cdf(1 - alpha), m - 1
+    t = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)  # of Student's law, by its expansion
+    return normal.cdf(-t * math.sqrt(m / df))
 
 
 def design_of(planned: int, choices: Choices) -> Design:

@@ -14,7 +14,7 @@ from edgeguard.charts.page import document
 from edgeguard.charts.svg import element, joined
 from edgeguard.quant import page_tables as tables
 from edgeguard.quant import pictures
-from edgeguard.quant.answer import answer
+from edgeguard.quant.answer import answer, mending
 from edgeguard.quant.choices import HEADLINE
 from edgeguard.quant.reading import repaired
 from edgeguard.quant.report import ReportData
@@ -50,6 +50,8 @@ def _main(report: ReportData) -> str:
         changed=[(v, tables.changed(v)) for v in variants if v["changed_records"]],
         unchanged=[v["name"] for v in variants if not v["changed_records"]],
         drift=tables.drift(report, HEADLINE),
+        mending=tables.mending(report, HEADLINE),
+        mended=[line for v in variants if (line := mending(v, HEADLINE))],
         by_distance=tables.by_distance(report, HEADLINE),
         one_class=truth and report["unsafe"] in (0, report["records"]),
         quality=tables.quality(report, HEADLINE) if truth else None,

@@ -120,6 +120,36 @@ def drift(report: ReportData, estimator: str) -> Markup:
     return _filled(heads, rows, strong=rule_of(report).ship)
 
 
+def mending(report: ReportData, estimator: str) -> Markup | None:
+    """What a repair undid, and what it could at most; None where nothing changed, or an old report does not say it."""
+    rows: list[list[str]] = []
+    for v in by_size(report):
+        fix = v["repair"][estimator]
+        found, parts = fix.get("oracle"), v.get("noise_or_bias")
+        if not found or not found["changed"]:
+            continue
+        flips = fix["labels"]["unsafe"]["flips_after"]
+        undone = found["changed"] - round(flips["n"] * flips["rate"])
+        nats = ["", "", ""] if parts is None else [number(parts["bias"]), number(parts["noise"])]
+        if parts is not None:
+            nats.append(f"{number(parts['by_noise'])} of {count(parts['changed'])}")
+        maps = ["" if found[key] is None else count(found[key]) for key in ("linear", "linear_out_of_fold")]
+        changed = f"{count(found['changed'])} of {count(found['of'])}"
+        rows.append([v["name"], changed, count(undone), count(found["threshold"]), *maps, *nats])
+    heads = (
+        *(
+            "file",
+            "changed",
+            "repair undid",
+            "a threshold, at most",
+            "a linear map, fitted here",
+            "a linear map, not fitted here",
+        ),
+        *("bias, nats", "noise, nats", "noise alone changes"),
+    )
+    return _filled(heads, rows, strong=rule_of(report).ship) if rows else None
+
+
 def by_distance(report: ReportData, estimator: str) -> Markup | None:
     """Changed decisions by the reference's distance from the threshold; None where none changed."""
     rows, heads = [], ["file"]

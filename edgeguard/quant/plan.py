@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgeguard.evaluation.table import Bools
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.decision import FEWEST, design_of, looks_of
 from edgeguard.quant.scoring import edges
-from edgeguard.quant.variants import Variant, Wanted
+from edgeguard.quant.variants import Variant, Wanted, misfits_of
 
 FOR_THE_CLOCK = 16  # records that speed and memory are measured on
 FIRST_ASKED = 10  # records that the noise, and the part of the activations, are first looked for on
@@ -35,6 +35,7 @@ class StudyPlan:
     to_make        bytes of models to make, about; at_once: and of one that is made for a while
     free           bytes on the disk; None: not known
     decides_from   records after which a limit of changed decisions can be decided at the earliest; None: no such limit
+    misfits        variant → what llama.cpp will make of rows that its type has no blocks for
     """
 
     records: int
@@ -49,6 +50,7 @@ class StudyPlan:
     free: int | None
     decides_from: int | None
     limit: float | None
+    misfits: Mapping[str, str] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """As the report has it. `seconds` are an estimate: as if each model took as long as the reference."""
@@ -72,6 +74,7 @@ class StudyPlan:
             "limit": self.limit,
             "records_for_limit": None if self.limit is None else fewest(self.limit),
             "decides_from": self.decides_from,
+            "misfits": dict(self.misfits),
         }
 
 
@@ -109,6 +112,7 @@ def make_plan(
         free=_free(folder),
         decides_from=_decides_from(n, looks, choices),
         limit=choices.max_flip_rate,
+        misfits={one.name: said for one in variants if (said := misfits_of(reference, one))},
     )
 
 

@@ -63,6 +63,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     free = "" if disk["free"] is None else f" of {disk['free'] / 1e6:,.0f} MB that are free"
     awhile = f", and {disk['for_a_while'] / 1e6:,.0f} MB for a while" if disk["for_a_while"] else ""
     lines.append(f"disk: about {wanted / 1e6:,.0f} MB{awhile}{free}")
+    lines += [f"{name}: {said}" for name, said in plan.get("misfits", {}).items()]
     if plan["limit"] is not None:
         lines.append(_decidable(plan))
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgeguard.errors import CalibrationError
 from edgeguard.evaluation import drift, metrics
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.quant.choices import Choices, decided, thresholds_of
+from edgeguard.quant.oracle import as_data, oracle
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -55,6 +56,8 @@ def repair(left: ScoreTable, right: ScoreTable, estimator: str, choices: Choices
             "flips_after": asdict(drift.flips(goal.y_pred[told_on, i], y_pred[told_on, i])),
         }
     found: dict[str, Any] = {"fitted_on": len(fit_on), "told_on": len(told_on), "labels": labels}
+    told = replace(before, y_prob=before.y_prob[told_on], y_pred=before.y_pred[told_on])
+    found["oracle"] = as_data(oracle(goal.y_pred[told_on, 0], told, odds[told_on], two_stage=rule.two_stage))
     if left.truth is not None:
         y_true = left.truth[told_on, 0]
         found["reliability"] = asdict(metrics.reliability(y_true, after[told_on, 0]))

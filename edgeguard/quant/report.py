@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.calibration.decide import Decisions
-from edgeguard.calibration.maps import Calibration, Map
+from edgeguard.calibration.maps import Calibration, Map, logit
 from edgeguard.evaluation import drift, metrics
 from edgeguard.evaluation.drift import Flips
 from edgeguard.evaluation.metrics import Interval
@@ -19,6 +19,7 @@ from edgeguard.evaluation.table import ScoreTable, take
 from edgeguard.quant.choices import HEADLINE as HEADLINE  # others find it here
 from edgeguard.quant.choices import Choices, decided, thresholds_of
 from edgeguard.quant.decision import Decision, Look, decide, look_at
+from edgeguard.quant.oracle import as_data, noise_or_bias
 from edgeguard.quant.recommendation import recommend
 from edgeguard.quant.repair import repair
 from edgeguard.quant.rounds import Asked
@@ -235,6 +236,7 @@ def compare(reference: Measured, one: Measured, choices: Choices) -> dict[str, A
             label: {"mean": d.mean(), "p99": np.quantile(d, 0.99), "max": d.max()} for label, d in moved.items()
         },
         "off_grammar": {"reference": float(left.off.mean()), "variant": float(right.off.mean())},
+        "noise_or_bias": _noise_or_bias(left, right, choices),
         "estimators": estimators,
         "points": points(left, right),
     }
@@ -376,6 +378,16 @@ def _raw_threshold(map_: Map | None, threshold: float) -> float:
     grid = np.linspace(-20, 20, 8001)
     at = grid[min(len(grid) - 1, int(np.searchsorted(map_(grid), threshold)))]
     return float(1 / (1 + np.exp(-at)))
+
+
+def _noise_or_bias(left: ScoreTable, right: ScoreTable, choices: Choices) -> dict[str, Any] | None:
+    """Of the verdict: what of its change follows the reference's score, and what is each record's own."""
+    p, q = decided(left, HEADLINE, choices), decided(right, HEADLINE, choices)
+    calibration = choices.calibrations.get(HEADLINE)
+    map_ = calibration.maps.get("unsafe") if calibration else None
+    at = float(logit(np.array(_raw_threshold(map_, thresholds_of(HEADLINE, choices).of("unsafe")))))
+    changed = int((p.y_pred[:, 0] != q.y_pred[:, 0]).sum())
+    return as_data(noise_or_bias(left.margin, right.margin, at, changed))
 
 
 def _rms(moved: Floats) -> float:

@@ -14,14 +14,14 @@ from edgeguard.backends import conditions
 from edgeguard.errors import ModelError
 from edgeguard.evaluation import drift
 from edgeguard.evaluation.rates import watched_high, watched_low
-from edgeguard.evaluation.table import ScoreTable
+from edgeguard.evaluation.table import ScoreTable, take
 from edgeguard.evaluation.truth import Truth, join
 from edgeguard.quant.choices import Choices
-from edgeguard.quant.decision import Look, decide, goes_on, look_at
+from edgeguard.quant.decision import Look, decide, goes_on, next_look
 from edgeguard.quant.plan import FIRST_ASKED, watches
 from edgeguard.quant.progress import Progress
 from edgeguard.quant.reading import VERDICTS
-from edgeguard.quant.scoring import Scored, Setting, is_kept, score
+from edgeguard.quant.scoring import Running, Scored, Setting, edges, is_kept, key_of, order_of, score
 from edgeguard.quant.variants import Variant, as_float, made_float
 
 
@@ -43,13 +43,15 @@ class Work:
     looks: Sequence[int]
     floor: int
     progress: Progress
+    running: Running
 
     def score(
         self, model: Variant, upto: int | None, *, setting: Setting | None = None, condition: str = ""
     ) -> ScoreTable:
         """A model's scores of the first records, with their truth; kept, or made now. Raises ModelError."""
         what = f"scoring {model.name}" + (f", other {condition}" if condition else "")
-        found = score(model, setting or self.setting, self.scores, upto=upto, tell=self.progress.counting(what))
+        tell = self.progress.counting(what)
+        found = score(model, setting or self.setting, self.scores, upto=upto, tell=tell, running=self.running)
         return self._with_truth(found.table)
 
     def _with_truth(self, table: ScoreTable) -> ScoreTable:
@@ -61,7 +63,7 @@ class Work:
 
 def open_model(model: Variant, work: Work) -> Scored:
     """What a model is, without a score. Raises ModelError."""
-    return score(model, work.setting, work.scores, upto=0)
+    return score(model, work.setting, work.scores, upto=0, running=work.running)
 
 
 def refuse_strangers(reference: Variant, given: Sequence[Variant], work: Work) -> None:
@@ -87,27 +89,29 @@ def score_all(
 ) -> tuple[ScoreTable, dict[str, ScoreTable], dict[str, list[Look]]]:
     """The reference's scores, each variant's by its name, and what was seen of it on the way.
 
-    Round by round: the reference first, then the variants that are not decided, in their order.
+    Variant by variant, in their order, each until it is decided; the reference as far as the one that goes furthest.
+    So two models are open at a time, and none is opened twice.
     """
     tables: dict[str, ScoreTable] = {}
-    looks: dict[str, list[Look]] = {one.name: [] for one in variants}
-    undecided = list(variants)
-    base = work.score(reference, work.looks[0])
-    for upto in work.looks:
-        if not undecided:
-            work.progress.skip(work.n - len(base) - len(base.failed))
-            break
-        base = work.score(reference, upto)
-        for one in list(undecided):
+    looks: dict[str, list[Look]] = {}
+    base, furthest = work.score(reference, work.looks[0]), work.looks[0]
+    for one in variants:
+        looks[one.name] = []
+        for upto in work.looks:
+            furthest = max(furthest, upto)
+            base = work.score(reference, furthest)
             tables[one.name] = work.score(one, upto)
             left, right = drift.shared(base, tables[one.name])
-            seen, end = looks[one.name], upto == work.n
-            seen.append(look_at(left, right, work.choices, planned=work.n, end=end))
+            seen = looks[one.name]
+            seen.append(next_look(left, right, seen, work.choices, planned=work.n, upto=upto))
             decision = decide(seen, work.n, work.choices, how_many=False)
             if decision.verdict and not goes_on(decision, work.n, work.choices) and watches(work.choices):
-                undecided.remove(one)
                 work.progress.skip(work.n - upto)
-                work.progress.say(f"{one.name}: {VERDICTS[decision.verdict]} after {decision.look.n} records")
+                if upto < work.n:
+                    said = VERDICTS[decision.verdict]
+                    work.progress.say(f"{one.name}: {said} after {decision.look.n} records")
+                break
+    work.progress.skip(work.n - furthest)
     return base, tables, looks
 
 
@@ -146,7 +150,8 @@ def noise_of(model: Variant, own: ScoreTable, base: ScoreTable | None, work: Wor
     """Condition → the scores of the model's first records under it.
 
     The question: is its drift from the reference larger than its own noise, on most records? Of the reference itself,
-    `base` None, there is nothing to ask, and the first few records do.
+    `base` None, there is nothing to ask, and the first few records do. A condition that moves none of the first few by
+    a bit is asked of no more: its noise is nought.
     """
     runtime = work.setting.runtime
     threads = 2 if runtime.threads == 1 else 1
@@ -155,15 +160,24 @@ def noise_of(model: Variant, own: ScoreTable, base: ScoreTable | None, work: Wor
     for name, one in conditions(model.path).items():
         others[name] = replace(work.setting, runtime=replace(runtime, condition=one))
 
-    def ask(upto: int) -> Asked:
-        tables = {name: work.score(model, upto, setting=s, condition=name) for name, s in others.items()}
-        if base is None or not all(map(len, tables.values())):
-            return Asked(tables)
-        left, right, *noisy = _margins(base, own, *tables.values())
-        noise = np.max([np.abs(other - right) for other in noisy], axis=0)
-        return Asked(tables, *_larger(np.abs(right - left), noise))
+    tables: dict[str, ScoreTable] = {}
+    silent: set[str] = set()
 
-    return _until_answered(ask, work, at_least_one=base is None)
+    def ask(upto: int) -> Asked:
+        for name, setting in others.items():
+            if name not in silent:
+                tables[name] = work.score(model, upto, setting=setting, condition=name)
+                before, after = _margins(own, tables[name])
+                if len(after) and np.array_equal(before, after):
+                    silent.add(name)
+        if base is None or not all(map(len, tables.values())):
+            return Asked(dict(tables))
+        noisy = [table for name, table in tables.items() if name not in silent]
+        left, right, *moved = _margins(_first(base, upto, work.n), own, *noisy)
+        noise = np.max([np.zeros(len(right)), *(np.abs(other - right) for other in moved)], axis=0)
+        return Asked(dict(tables), *_larger(np.abs(right - left), noise))
+
+    return _until_answered(ask, edges_to_ask(work, own), at_least_one=base is None)
 
 
 def in_floats_of(model: Variant, own: ScoreTable, base: ScoreTable, work: Work) -> Asked | None:
@@ -183,7 +197,7 @@ def in_floats_of(model: Variant, own: ScoreTable, base: ScoreTable, work: Work) 
         left, right, between = _margins(base, own, table)
         return Asked({named.name: table}, *_larger(np.abs(between - left), np.abs(right - between)))
 
-    kept = edges_to_ask(work)
+    kept = edges_to_ask(work, own)
     if is_kept(named, work.setting, work.scores, upto=kept[0]):
         answers = [ask(upto, named) for upto in kept if is_kept(named, work.setting, work.scores, upto=upto)]
         done = next((one for one in answers if one.answered), None)
@@ -191,25 +205,36 @@ def in_floats_of(model: Variant, own: ScoreTable, base: ScoreTable, work: Work) 
             return done or answers[-1]
     work.progress.say(f"making {named.name} for a while")
     with made_float(model, work.models) as made:
-        return _until_answered(lambda upto: ask(upto, made), work)
+        try:
+            return _until_answered(lambda upto: ask(upto, made), kept)
+        finally:
+            work.running.end(key_of(made, work.setting))  # before its file goes
 
 
-def edges_to_ask(work: Work) -> list[int]:
-    """After how many records a question is looked at: twice as many each time."""
-    found, here, most = [], FIRST_ASKED, min(work.floor, work.n)
+def edges_to_ask(work: Work, own: ScoreTable) -> list[int]:
+    """After how many records a question is looked at: twice as many each time, and none that the model's `own` scores
+    have not.
+    """
+    found, here, most = [], FIRST_ASKED, min(work.floor, work.n, len(own) + len(own.failed))
     while here < most:
         found.append(here)
         here *= 2
     return [*found, most]
 
 
-def _until_answered(ask: Callable[[int], Asked], work: Work, *, at_least_one: bool = False) -> Asked:
+def _until_answered(ask: Callable[[int], Asked], looks: Sequence[int], *, at_least_one: bool = False) -> Asked:
     found = Asked({})
-    for upto in edges_to_ask(work):
+    for upto in looks:
         found = ask(upto)
         if found.answered or at_least_one:
             break
     return found
+
+
+def _first(table: ScoreTable, upto: int, n: int) -> ScoreTable:
+    """Those of the first `upto` of n records, in whole files of scores."""
+    end = next(edge for edge in edges(n) if edge >= min(upto, n))
+    return take(table, np.isin(table.places, order_of(n)[:end]))
 
 
 def _margins(*tables: ScoreTable) -> list[npt.NDArray[np.float64]]:

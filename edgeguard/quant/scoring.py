@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,17 @@ from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.files import write_whole
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard, Search
+from edgeguard.machine import free_memory
 from edgeguard.profile import Profile, load_profile, variant_of
 from edgeguard.quant.variants import Variant
 from edgeguard.rows.readers import AS_IT_IS, Reading
 from edgeguard.rows.shapes import Fields
 from edgeguard.workers import Workers, open_guard
 
-_FIRST_EDGES, _STEP = (0, 10, 20, 40, 60, 80, 100), 50  # records after which a file of scores ends
-FORMAT = 4  # of what is kept; another number scores anew
+_FIRST_EDGES, _STEP = (0, 10, 20, 40, 60, 80, 100), 25  # records after which a file of scores ends
+FORMAT = 5  # of what is kept; another number scores anew
+KEPT = 2  # processes that wait: the reference's, and that of the variant at hand
+ROOM = 2 << 30  # bytes that must be free for a process to wait: another model will be opened beside it
 
 
 def edges(n: int) -> list[int]:
@@ -101,10 +104,12 @@ def score(
     *,
     upto: int | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    running: Running | None = None,
 ) -> Scored:
     """Scores from `folder`, and what is missing from the model. `tell` hears how many of how many records are there.
 
-    upto  score so many records, or some more: whole files of scores; 0: only open the model; None: all
+    upto     score so many records, or some more: whole files of scores; 0: only open the model; None: all
+    running  keeps the model's process for a next call; None: it ends
 
     Raises ModelError with the last words of a process that failed.
     """
@@ -116,8 +121,13 @@ def score(
             done, _, total = line.partition(" ")
             tell(int(done), int(total))
 
-        code, last = process.run(_START, _job(variant, setting, kept, upto), {}, tell=heard)
-        if code != 0:
+        job = _job(variant, setting, kept, upto)
+        if running is None:
+            with process.Jobs(_START) as one:
+                code, last = one.do(job, tell=heard)
+        else:
+            code, last = running.do(kept.name, job, heard)
+        if code is not None:
             raise ModelError(
                 f"{variant.path} could not be scored: {'; '.join(last) or f'its process ended with {code}'}"
             )
@@ -127,6 +137,52 @@ def score(
     table = joined([load_table(_file(kept, begin)) for begin in begins], begins, order_of(said["n"]))
     seconds = said["seconds"] / said["scored"] if said["scored"] else None
     return Scored(table, said["vocabulary"], said["n_vocab"], said["architecture"], said["n"], seconds)
+
+
+class Running:
+    """Models' processes that wait for more records: opening a model costs as much as scoring several. For one thread.
+
+    Use as a context manager. At most KEPT wait, those that were asked last, and none where memory is short.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, process.Jobs] = {}  # the last asked at the end
+
+    def do(self, key: str, job: Mapping[str, Any], tell: Callable[[str], None]) -> tuple[int | None, list[str]]:
+        """As `Jobs.do`, in the process of that key."""
+        one = self._waiting.pop(key, None)
+        if one is None:
+            while len(self._waiting) >= KEPT:
+                self.end(next(iter(self._waiting)))
+            one = process.Jobs(_START)
+        done = False
+        try:
+            found = one.do(job, tell=tell)
+            done = found[0] is None
+        finally:
+            memory = free_memory() if done else 0
+            if not done or (memory is not None and memory < ROOM):
+                one.close()
+            else:
+                self._waiting[key] = one
+        return found
+
+    def end(self, key: str) -> None:
+        """End the process of that key, if one waits."""
+        one = self._waiting.pop(key, None)
+        if one is not None:
+            one.close()
+
+    def end_all(self) -> None:
+        """End all that wait."""
+        for key in list(self._waiting):
+            self.end(key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_all()
 
 
 def is_kept(variant: Variant, setting: Setting, folder: Path, *, upto: int | None = None) -> bool:
@@ -221,8 +277,9 @@ def measure(variant: Variant, setting: Setting, n: int) -> Cost:
     """Score the first n records of the study's order once more, for the clock."""
     heard: list[str] = []
     job = _job(variant, setting, None, n)
-    code, last = process.run(_START, job, {}, tell=heard.append)
-    if code != 0 or not heard:
+    with process.Jobs(_START) as one:
+        code, last = one.do(job, tell=heard.append)
+    if code is not None or not heard:
         raise ModelError(f"{variant.path} could not be measured: {'; '.join(last)}")
     return Cost(**json.loads(heard[-1]))
 
@@ -242,13 +299,39 @@ _START = process.start("edgeguard.quant.scoring")
 
 
 def _child() -> None:
-    process.serve(_work)
+    opened: list[_Opened] = []  # the model of the first job, and of all that come after it
+
+    def work(job: Mapping[str, Any]) -> int:
+        before, began = _peak(), time.perf_counter()
+        if not opened:
+            opened.append(_open(job))
+        model, loaded = opened[0], time.perf_counter() - began
+        if job["out"] is None:
+            records = model.records[: job["upto"]]
+            began = time.perf_counter()
+            score_records(model.guard, records)
+            rate = len(records) / (time.perf_counter() - began)
+            process.say(json.dumps({"load": loaded, "peak": _peak() - before, "rate": rate}))
+        else:
+            _score_chunks(model.guard, model.records, Path(job["out"]), job["upto"])
+        return 0
+
+    def end() -> None:
+        for model in opened:
+            model.guard.close()
+
+    process.serve_jobs(work, end)
 
 
-def _work(job: Mapping[str, Any]) -> int:
+@dataclass(frozen=True)
+class _Opened:
+    guard: Guard | Workers
+    records: Sequence[Any]  # in the study's order
+
+
+def _open(job: Mapping[str, Any]) -> _Opened:
     setting = _setting(job["setting"])
-    before, began = _peak(), time.perf_counter()
-    with open_guard(
+    guard = open_guard(
         job["model"],
         workers=setting.workers,
         profile=setting.profile,
@@ -257,19 +340,9 @@ def _work(job: Mapping[str, Any]) -> int:
         runtime=_taken(setting.runtime, job["model"]),
         search=setting.search,
         calibration=False,
-    ) as guard:
-        loaded = time.perf_counter() - began
-        records = list(setting.reading.records(setting.records, limit=setting.limit))
-        records = [records[place] for place in order_of(len(records))]
-        if job["out"] is None:
-            records = records[: job["upto"]]
-            began = time.perf_counter()
-            score_records(guard, records)
-            rate = len(records) / (time.perf_counter() - began)
-            process.say(json.dumps({"load": loaded, "peak": _peak() - before, "rate": rate}))
-        else:
-            _score_chunks(guard, records, Path(job["out"]), job["upto"])
-    return 0
+    )
+    records = list(setting.reading.records(setting.records, limit=setting.limit))
+    return _Opened(guard, [records[place] for place in order_of(len(records))])
 
 
 def _setting(given: Mapping[str, Any]) -> Setting:

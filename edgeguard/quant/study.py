@@ -29,7 +29,7 @@ from edgeguard.quant.plan import TIMED, StudyPlan, check_disk, check_limits, che
 from edgeguard.quant.progress import Progress, Step, Tell, silent
 from edgeguard.quant.report import Measured, Report, build_report
 from edgeguard.quant.rounds import Work
-from edgeguard.quant.scoring import Setting, kept_records, score
+from edgeguard.quant.scoring import Running, Setting, kept_records, score
 from edgeguard.quant.variants import Variant, Wanted, open_variant, wanted_variants
 from edgeguard.rows.readers import AS_IT_IS, Reading, count_records
 from edgeguard.rows.record import Record
@@ -121,6 +121,7 @@ class _Ready:
     setting: Setting
     truth: Truth | None
     records: tuple[Record | None, ...]
+    running: Running
 
     @property
     def readable(self) -> int:
@@ -141,6 +142,7 @@ class _Ready:
             looks=looks,
             floor=options.floor,
             progress=progress,
+            running=self.running,
         )
 
 
@@ -156,14 +158,15 @@ def study(
     first score.
     """
     progress = Progress(tell, _STAGES)
-    ready = _ready(options, progress)
-    plan = _planned(ready, progress)
-    show(plan)
-    work = ready.work(plan.looks, progress)
-    progress.expect(plan.most, plan.seconds_each)
-    progress.begin("models")
-    models = [_opened(one, ready.reference, progress) for one in plan.variants]
-    measured = _measured(ready.reference, models, work, options)
+    with Running() as running:
+        ready = _ready(options, progress, running)
+        plan = _planned(ready, progress)
+        show(plan)
+        work = ready.work(plan.looks, progress)
+        progress.expect(plan.most, plan.seconds_each)
+        progress.begin("models")
+        models = [_opened(one, ready.reference, progress) for one in plan.variants]
+        measured = _measured(ready.reference, models, work, options)
     return build_report(
         measured[0],
         measured[1:],
@@ -178,10 +181,11 @@ def study(
 def plan_of(options: StudyOptions, *, tell: Tell = silent) -> StudyPlan:
     """What `study` would do; the reference is made and scores its first ten records for it. Raises as `study` does."""
     progress = Progress(tell, ())
-    return _planned(_ready(options, progress), progress)
+    with Running() as running:
+        return _planned(_ready(options, progress, running), progress)
 
 
-def _ready(options: StudyOptions, progress: Progress) -> _Ready:
+def _ready(options: StudyOptions, progress: Progress, running: Running) -> _Ready:
     """Everything that is asked of the inputs. Raises what they decide."""
     options.reading.check(options.records)
     _make_folders(options)
@@ -192,7 +196,7 @@ def _ready(options: StudyOptions, progress: Progress) -> _Ready:
     truth = _truth(setting, options, progress)
     read = options.reading.records(options.records, limit=options.limit)
     records = tuple(record if isinstance(record, Record) else None for record in read)
-    ready = _Ready(options, reference, tuple(wanted), setting, truth, records)
+    ready = _Ready(options, reference, tuple(wanted), setting, truth, records, running)
     check_records(ready.readable, len(records))
     unsafe = _unsafe(ready)
     if unsafe is not None and (unsafe.all() or not unsafe.any()):
@@ -235,7 +239,8 @@ def _planned(ready: _Ready, progress: Progress) -> StudyPlan:
 
     check_disk(plan(None), options.folder)
     heard = progress.counting(f"scoring {ready.reference.name}, for an estimate of the time")
-    return plan(score(ready.reference, ready.setting, options.scores, upto=min(n, TIMED), tell=heard).seconds)
+    first = score(ready.reference, ready.setting, options.scores, upto=min(n, TIMED), tell=heard, running=ready.running)
+    return plan(first.seconds)
 
 
 def _kept(ready: _Ready) -> dict[str, int]:
@@ -357,6 +362,7 @@ def _measured(reference: Variant, models: Sequence[Variant], work: Work, options
             floats[one.name] = rounds.in_floats_of(one, tables[one.name], base, work)
     progress.begin("clock")
     timed = _for_the_clock(work.setting, options)
+    work.running.end_all()  # speed and memory are measured alone
     costs = kept_costs([reference, *models], timed, options.folder)
     if options.measurements:
         costs = costs_of([reference, *models], timed, options.measurements, options.folder, progress)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeguard.convert import TYPES, Options, convert
+from edgeguard.convert.blocks import Activations
+from edgeguard.convert.mixed import Named, tensor_types
+from edgeguard.convert.quantize import FILE_TYPES
+from edgeguard.convert.size import misfits
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256_of_all
@@ -63,6 +69,7 @@ class Wanted:
 
     path     where it is or will be; made: whether it is made of the reference
     kind     the type of `edgeguard convert`; "" for a file that was given
+    mixed    tensors of it that get another type
     n_bytes  of its files; about, where it is not there yet
     """
 
@@ -71,6 +78,7 @@ class Wanted:
     kind: str
     runtime: str
     n_bytes: int
+    mixed: tuple[Named, ...] = ()
 
     @property
     def made(self) -> bool:
@@ -92,7 +100,8 @@ class Wanted:
             return open_variant(self.path)
         if not self.is_there:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            options = Options(activations="float" if self.name.endswith(FLOAT) else "int8", overwrite=True)
+            activations: Activations = "float" if self.name.endswith(FLOAT) else "int8"
+            options = Options(mixed=self.mixed, activations=activations, overwrite=True)
             done = convert(reference.path, self.path, to=self.kind, options=options)
             self._noted.write_text("\n".join(done.notices), encoding="utf-8")
         notices = [n for n in self._noted.read_text(encoding="utf-8").split("\n") if n]
@@ -102,17 +111,21 @@ class Wanted:
 def wanted_variants(reference: Variant, wanted: Sequence[str], folder: Path) -> list[Wanted]:
     """Each of `wanted`, the smallest first: a model file, or a type of `edgeguard convert`, to be kept in `folder`.
 
-    "onnx-int8-float" and "onnx-int4-float" have float activations. Nothing is made yet. Raises ModelError.
+    "onnx-int8-float" and "onnx-int4-float" have float activations. "q4_0+ffn_down=q8_0+attn_v=q8_0" is q4_0 whose
+    matrices with these names have another type. Nothing is made yet. Raises ModelError.
     """
     found, kept = [], folder / f"{reference.name}-{reference.sha256[:12]}"
     for name in wanted:
-        kind = name.lower().removesuffix(FLOAT)
+        kind, *parts = name.lower().removesuffix(FLOAT).split("+")
         if Path(name).exists():
             given = open_variant(Path(name))
             found.append(Wanted(given.name, Path(name), "", given.runtime, given.n_bytes))
             continue
         if kind not in TYPES or (name.lower().endswith(FLOAT) and kind not in ("onnx-int8", "onnx-int4")):
             raise ModelError(f"{name!r} is no file, and none of {', '.join(TYPES)}, onnx-int8-float, onnx-int4-float")
+        mixed = tuple(_named(part, name) for part in parts)
+        if mixed and (kind == "f32" or kind.startswith("onnx")):
+            raise ModelError(f"{name}: types of single tensors are for quantized GGUF types; {kind} has one for all")
         if reference.runtime != "gguf":
             raise ModelError(
                 f"{name} cannot be made of {reference.path}, which is ONNX; give the GGUF file it was made from"
@@ -120,7 +133,7 @@ def wanted_variants(reference: Variant, wanted: Sequence[str], folder: Path) -> 
         onnx = kind.startswith("onnx")
         path = kept / (name.lower() if onnx else f"{name.lower()}.gguf")
         runtime = "onnx" if onnx else "gguf"
-        one = Wanted(name.lower(), path, kind, runtime, _about_bytes(reference, kind))
+        one = Wanted(name.lower(), path, kind, runtime, _about_bytes(reference, kind, mixed), mixed)
         found.append(replace(one, n_bytes=one.open(reference).n_bytes) if one.is_there else one)
     names = [reference.name, *(one.name for one in found)]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -128,16 +141,44 @@ def wanted_variants(reference: Variant, wanted: Sequence[str], folder: Path) -> 
     return sorted(found, key=lambda one: one.n_bytes)
 
 
+def misfits_of(reference: Variant, one: Wanted) -> str:
+    """What llama.cpp will make of the rows that a type has no blocks for; "" where nothing is to be said."""
+    if one.kind not in FILE_TYPES or one.runtime != "gguf" or reference.runtime != "gguf":
+        return ""
+    header = gguf.read_header(reference.path)
+    return misfits(header, one.kind, tensor_types(header, one.mixed))
+
+
 # Bits a weight, about: of a small guard, part of whose matrices stays in more.
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.6, "q6_k": 8, "q5": 6.7, "q4": 5.8, "iq4": 5.5, "q3": 5, "q2": 4}
 _ONNX_BITS = {"onnx": 32, "onnx-fp32": 32, "onnx-fp16": 16, "onnx-int8": 9.2, "onnx-int4": 6.0}
 
 
-def _about_bytes(reference: Variant, kind: str) -> int:
-    """About how large a type will be."""
-    bits = _ONNX_BITS.get(kind) or next((b for name, b in _BITS.items() if kind.startswith(name)), 32)
+def _about_bytes(reference: Variant, kind: str, mixed: Sequence[Named] = ()) -> int:
+    """About how large a type will be. Raises ModelError for tensors that the reference has not."""
+    bits = _ONNX_BITS.get(kind) or _bits(kind)
     own = 16 if "16" in reference.quantization else 32
-    return int(reference.n_bytes * bits / own)
+    more = 0.0
+    if mixed:
+        header = gguf.read_header(reference.path)
+        weights = {tensor.name: math.prod(tensor.shape) for tensor in header.tensors}
+        more = sum(weights[name] * (_bits(its.lower()) - bits) for name, its in tensor_types(header, mixed).items()) / 8
+    return int(reference.n_bytes * bits / own + more)
+
+
+def _bits(kind: str) -> float:
+    return next((b for name, b in _BITS.items() if kind.startswith(name)), 32)
+
+
+_PART = re.compile(r"([\w.-]+)=(\w+)")
+
+
+def _named(part: str, whole: str) -> Named:
+    """`ffn_down=q8_0`, in a variant's name: the names of files have no regular expressions."""
+    found = _PART.fullmatch(part)
+    if found is None:
+        raise ModelError(f"{whole!r}: {part!r} is not NAME=TYPE, such as ffn_down=q8_0, with a part of tensors' names")
+    return re.escape(found[1]), found[2]
 
 
 def make_variants(

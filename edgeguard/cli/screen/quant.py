@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
-from edgeguard.quant.answer import answer
+from edgeguard.quant.answer import answer, mending
 from edgeguard.quant.reading import VERDICTS, floor_of, interval, limits, number, percent, repaired, verdict
 from edgeguard.quant.report import HEADLINE
 
@@ -28,6 +28,7 @@ def print_quant(report: Mapping[str, Any]) -> None:
     console.print()
     _print_scores(console, report)
     _print_parts(console, report)
+    _print_mending(console, report)
     for one in report["not_told"]:
         console.print(Text(printable(f"not told: {one['what']}: {one['why']}"), "dim"))
 
@@ -102,6 +103,18 @@ def _print_parts(console: Console, report: Mapping[str, Any]) -> None:
         table.add_row(Text(printable(variant["name"])), str(found["records"]), *figures)
     console.print()
     console.print(table)
+
+
+def _print_mending(console: Console, report: Mapping[str, Any]) -> None:
+    """What no repair undoes, in the words of the page."""
+    lines = [line for variant in report["variants"] if (line := mending(variant, HEADLINE))]
+    if not lines:
+        return
+    console.print()
+    for line in lines:
+        console.print(Text(printable(line)))
+    said = "on the half that repairs are not fitted on, by the best threshold for these very records: an upper limit"
+    console.print(Text(said, "dim"))
 
 
 def _table(first: str, *names: str) -> Table:
