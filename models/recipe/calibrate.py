@@ -64,19 +64,36 @@ def scores_of(
 ) -> ScoreTable:
     """A form's scores of a file, with the file's labels; from the folder where they are there, else kept in it.
 
-    They do not depend on the number of threads, as the study of quantization found; on a `condition` they do.
+    They do not depend on the number of threads, as the study of quantization found; on a `condition` they do, and on
+    all else that `runtime` says, such as the device: a table's name says it too. So a table that was made on another
+    machine is found by the same options.
     """
-    said = f"{guard.form(form).model_sha256} {guard.profile} {sha256(path)} {runtime.condition or Condition()}"
+    model, special = guard.form(form).model_sha256, _special(runtime)
+    said = " ".join([f"{model} {guard.profile} {sha256(path)} {runtime.condition or Condition()}", *special])
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    kept = None if folder is None else folder / f"{form}-{path.stem}-{key}.npz"
+    name = "-".join([form, *(one.partition("=")[2] for one in special), path.stem, key])
+    kept = None if folder is None else folder / f"{name}.npz"
     if kept is not None and kept.exists():
         return with_own_truth(load_table(kept), path)
     with Guard.load(f"{guard.name}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
+        if loaded.model_sha256 != model:
+            raise SystemExit(f"{guard.name}:{form} opened a model of sha256 {loaded.model_sha256}; expected {model}")
         table = with_progress(loaded, path, form)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_table(table, kept)
     return with_own_truth(table, path)
+
+
+def how_made(runtime: RuntimeOptions) -> str:
+    """How scores are made, in words: `on the CPU`, or the options that are not the default."""
+    special = _special(runtime)
+    return "on the CPU" if not special else f"with {', '.join(special)}"
+
+
+def _special(runtime: RuntimeOptions) -> list[str]:
+    """`name=value` of each option that may move a score and is not at its default, but for the condition."""
+    return [f"{name}={value}" for name, value in runtime.given().items() if name not in ("threads", "condition")]
 
 
 def with_progress(guard: Guard, path: Path, name: str) -> ScoreTable:
