@@ -110,9 +110,9 @@ guard-figures: .venv/test.done
 	$(BIN)/python bench/guard.py $(DATA) $(GUARD:%=--guard %) $(BESIDE:%=--guard %) --scores .venv/scores --out bench/results $(OPTIONS)
 	$(BIN)/python docs/generate.py
 
-# Long texts: a quarter of an hour a guard on a quiet machine.
+# Long texts: twenty minutes a guard on a quiet machine.
 window-figures: .venv/test.done
-	$(BIN)/python bench/window.py $(DATA)/val.jsonl --model $(GUARD) $(BESIDE) > bench/results/window.txt
+	$(BIN)/python bench/window.py $(DATA)/val.jsonl --model $(GUARD) $(BESIDE) --tokens 250 1000 --speed-tokens 500 > bench/results/window.txt
 	$(BIN)/python docs/generate.py
 
 # 10 minutes on a quiet machine; `--parts attack --requests 10000` takes a quarter of an hour more.

@@ -14,7 +14,7 @@ of the others are beside it on the same records. Besides:
 tf-idf     logistic regression on word and character n-grams, trained on the collected rows
 zero-shot  the guard's base model, with the policy in the prompt: several times as slow, so of N records a file
 
-Both are calibrated, and their thresholds chosen, on val.jsonl by the guard's own rule. Differences are paired: the
+Both have thresholds chosen on val.jsonl by the guard's own rule; neither is calibrated. Differences are paired: the
 same draws of records. With --out: guard-NAME.md, which the card shows, guard-NAME-details.md and guard-NAME-length.md;
 else all on stdout.
 """
@@ -158,16 +158,17 @@ def _guard(
     return ours(asked.guard, asked.form, tables[one.path], "marginal"), np.arange(len(own))
 
 
-def calibrated(on_val: ScoreTable, val: Path) -> Callable[[ScoreTable], Predictions]:
-    """A baseline's tables → its predictions, with maps and thresholds as a guard's are fitted on val.jsonl."""
+def at_thresholds(on_val: ScoreTable, val: Path) -> Callable[[ScoreTable], Predictions]:
+    """A baseline's tables → its predictions, at thresholds chosen as the guard's are. No maps: of a category that it
+    ranks worse than chance it has none."""
     identity = {"guard": "baseline", "profile": "baseline", "model_sha256": "baseline"}
-    calibration = fit(on_val, identity, val)["marginal"]
+    calibration = fit(on_val, identity, val, method="none")["marginal"]
     return lambda table: at(calibration, table, "marginal")
 
 
 def tf_idf(baseline: baselines.TfIdf, val: records.Records, like: ScoreTable) -> System:
     """The bag of words on all records."""
-    predict = calibrated(baseline.scores(val.path, like), val.path)
+    predict = at_thresholds(baseline.scores(val.path, like), val.path)
     return lambda one, own: (predict(baseline.scores(one.path, own)), np.arange(len(own)))
 
 
@@ -177,7 +178,7 @@ def zero_shot(guard: BuiltIn, n: int, folder: Path, val: records.Records, runtim
     def table(one: records.Records) -> ScoreTable:
         return baselines.zero_shot(guard, baselines.sampled(one.path, n, folder), folder, runtime)
 
-    predict = calibrated(table(val), val.path)
+    predict = at_thresholds(table(val), val.path)
 
     def system(one: records.Records, own: ScoreTable) -> tuple[Predictions, np.ndarray]:
         sample = table(one)

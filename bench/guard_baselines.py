@@ -1,5 +1,5 @@
 """What a guard must beat: its own base model, asked zero-shot, and a bag of words. Each gives a table of scores, so
-that calibration and thresholds are fitted to them as to the guard's. Tables are kept, by what they are made of."""
+that thresholds are chosen for them as for the guard's. Tables are kept, by what they are made of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sklearn.pipeline import make_union
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import BuiltIn
-from edgeguard.calibration.maps import logit
+from edgeguard.calibration.maps import logit, sigmoid
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
@@ -33,14 +34,17 @@ def key(*said: str) -> str:
 
 
 def zero_shot(guard: BuiltIn, path: Path, folder: Path, runtime: RuntimeOptions) -> ScoreTable:
-    """The base model's scores of a file, the policy in its prompt."""
+    """The base model's scores of a file, the policy in its prompt; P(unsafe) of what is on the grammar, as it often
+    answers beside it."""
     from calibrate import with_own_truth, with_progress
 
     kept = folder / f"zero-shot-{path.stem}-{key(sha256(guard.base_path), 'instruct', sha256(path))}.npz"
     if not kept.exists():
         with Guard.load(guard.base_path, profile="instruct", calibration=False, runtime=runtime) as loaded:
             save_table(with_progress(loaded, path, "zero-shot"), kept)
-    return with_own_truth(load_table(kept), path)
+    table = with_own_truth(load_table(kept), path)
+    scores = np.column_stack([sigmoid(table.margin), table.scores["marginal"][:, 1:]])
+    return replace(table, scores={"marginal": scores})
 
 
 def sampled(path: Path, n: int, folder: Path) -> Path:

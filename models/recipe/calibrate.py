@@ -14,6 +14,7 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.builtin import ADAPTER, BuiltIn, built_in
@@ -53,9 +54,11 @@ def main() -> None:
             write_calibration(calibration, out / f"calibration-{estimator}.json")
 
 
-def fit(table: ScoreTable, identity: Mapping[str, str], val: Path) -> dict[str, Calibration]:
+def fit(
+    table: ScoreTable, identity: Mapping[str, str], val: Path, *, method: Literal["platt", "none"] = "platt"
+) -> dict[str, Calibration]:
     """Estimator → calibration, by the guard's own rule, of a guard's scores on the validation set."""
-    rule = {"method": "platt", "goals": GOALS, "safe_rate": SAFE_RATE}
+    rule = {"method": method, "goals": GOALS, "safe_rate": SAFE_RATE}
     return {name: calibrate(table, name, identity=identity, source=val, **rule)[0] for name in table.scores}
 
 
