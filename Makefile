@@ -103,7 +103,7 @@ shape-figures: .venv/test.done
 
 # Half an hour on a quiet machine and a guard. DATA: the data pack, a folder with val.jsonl, val2.jsonl and eval_public/.
 # GUARD: whose card it is; BESIDE: guards to stand beside it, such as edgeguard-135m@1. Scores made on another machine,
-# with the same options, are found in .venv/scores; OPTIONS are of bench/guard.py, such as --device cuda.
+# with the same options, are found in .venv/scores; OPTIONS are of bench/guard.py, such as --option device=cuda.
 .PHONY: guard-figures window-figures
 GUARD ?= edgeguard-135m
 guard-figures: .venv/test.done

@@ -2,7 +2,7 @@
 
     python bench/guard.py DATA --scores FOLDER --out bench/results
     python bench/guard.py DATA --scores FOLDER --guard edgeguard-135m --guard edgeguard-135m@1
-    python bench/guard.py DATA --scores FOLDER --device cuda --only-score     # on a machine that has a GPU
+    python bench/guard.py DATA --scores FOLDER --option device=cuda --only-score     # on a machine that has a GPU
 
 DATA is the data pack: val.jsonl, val2.jsonl, eval_public/, and for the baseline the training files. All scores come
 from edgeguard itself. FOLDER keeps them, by model, file and how they were made: a second run scores nothing again, and
@@ -26,7 +26,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def main() -> None:
     """Command line."""
     args = _arguments()
     args.scores.mkdir(parents=True, exist_ok=True)
-    runtime = RuntimeOptions(threads=args.threads, device=args.device)
+    runtime = replace(RuntimeOptions(**dict(map(option, args.option))), threads=args.threads)
     files = [records.read(path) for path in records.files_of(args.data)]
     asked = titled([ask(name, args.form) for name in args.guard or [DEFAULT]])
     tables = [
@@ -113,13 +113,24 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--form", help="of all guards that name none [default: each guard's own]")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[default: %(default)s]")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of RuntimeOptions, such as device=cuda"
+    )
     parser.add_argument("--only-score", action="store_true", help="fill FOLDER, print nothing")
     parser.add_argument("--tf-idf", nargs="*", default=TRAINING, metavar="FILE", help="in DATA [default: %(default)s]")
     parser.add_argument("--zero-shot", type=int, metavar="N", help="the base model too, on N records of each file")
     parser.add_argument("--out", type=Path, help="folder for the pages")
     parser.add_argument("--json", type=Path, help="all figures, as JSON")
     return parser.parse_args()
+
+
+def option(text: str) -> tuple[str, str | int]:
+    """An option of the runtime, from `NAME=VALUE`. SystemExit for one that there is not."""
+    name, _, value = text.partition("=")
+    names = [field.name for field in fields(RuntimeOptions) if field.name not in ("threads", "condition")]
+    if name not in names or not value:
+        raise SystemExit(f"--option {text}: expected NAME=VALUE, of {', '.join(names)}")
+    return name, int(value) if value.isdecimal() else value
 
 
 def ask(text: str, form: str | None) -> Asked:

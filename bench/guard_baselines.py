@@ -41,7 +41,7 @@ def zero_shot(guard: BuiltIn, path: Path, folder: Path, runtime: RuntimeOptions)
     kept = folder / f"zero-shot-{path.stem}-{key(sha256(guard.base_path), 'instruct', sha256(path))}.npz"
     if not kept.exists():
         with Guard.load(guard.base_path, profile="instruct", calibration=False, runtime=runtime) as loaded:
-            save_table(with_progress(loaded, path, "zero-shot"), kept)
+            with_progress(loaded, path, kept)
     table = with_own_truth(load_table(kept), path)
     scores = np.column_stack([sigmoid(table.margin), table.scores["marginal"][:, 1:]])
     return replace(table, scores={"marginal": scores})

@@ -18,8 +18,9 @@ from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import built_in
 from edgeguard.calibration.maps import logit
 from edgeguard.evaluation.baselines import greedy
-from edgeguard.evaluation.table import ScoreTable
+from edgeguard.evaluation.table import ScoreTable, take
 from edgeguard.evaluation.truth import find_truth, with_truth
+from edgeguard.rows.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "models" / "recipe")]
@@ -155,16 +156,10 @@ def test_records_of_sources_that_are_left_out_do_not_count(data: Path):
 
 def test_guards_are_compared_on_the_records_that_all_of_them_scored(data: Path):
     table = made_table(data / "val.jsonl")
-    fewer = measures_take(table, [0, 2, 3, 7])
-    others = measures_take(table, [2, 3, 4, 7])
+    fewer = take(table, np.array([0, 2, 3, 7]))
+    others = take(table, np.array([2, 3, 4, 7]))
     for one in records.on_the_same([table, fewer, others]):
         assert one.places.tolist() == [2, 3, 7]
-
-
-def measures_take(table: ScoreTable, places: list[int]) -> ScoreTable:
-    from edgeguard.evaluation.table import take
-
-    return take(table, np.array(places))
 
 
 def test_targets_are_reached_or_missed_by_what_was_found():
@@ -201,7 +196,18 @@ def test_the_pages_have_every_file_and_every_guard(data: Path, tmp_path: Path, m
     out = tmp_path / "out"
     out.mkdir()
     argv = [data, "--scores", tmp_path / "scores", "--guard", "edgeguard-135m", "--guard", "edgeguard-135m:q4_0"]
-    argv += ["--tf-idf", "train.jsonl", "--device", "cuda", "--threads", 1, "--out", out, "--json", tmp_path / "x.json"]
+    argv += [
+        "--tf-idf",
+        "train.jsonl",
+        "--option",
+        "device=cuda",
+        "--threads",
+        1,
+        "--out",
+        out,
+        "--json",
+        tmp_path / "x.json",
+    ]
     monkeypatch.setattr(sys, "argv", ["guard.py", *map(str, argv)])
     bench.main()
     assert {form for form, _ in asked} == {"q8_0", "q4_0"}
@@ -219,6 +225,12 @@ def test_the_pages_have_every_file_and_every_guard(data: Path, tmp_path: Path, m
     whole = json.loads((tmp_path / "x.json").read_text())
     assert whole["val"]["greedy"]["micro F1"][0] <= 1 and "tf-idf" in whole["xstest"]
     assert len(list((tmp_path / "scores").glob("tf-idf-*.npz"))) == 5  # a second run trains nothing
+
+
+def test_an_option_of_the_runtime_is_one_that_there_is():
+    assert dict(map(bench.option, ["device=cuda", "batch=64"])) == {"device": "cuda", "batch": 64}
+    with pytest.raises(SystemExit, match="--option devise=cuda: expected NAME=VALUE, of context, device"):
+        bench.option("devise=cuda")
 
 
 def test_a_guard_is_named_once():
@@ -247,8 +259,15 @@ class Loaded(SimpleNamespace):
 def recipe(data: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The recipe's calibrate.py, with made-up scores for those of the built-in guard's Q8_0."""
     model = built_in("edgeguard-135m").form("q8_0").model_sha256
-    monkeypatch.setattr(calibrate.Guard, "load", lambda *_, **__: Loaded(model_sha256=model))
-    monkeypatch.setattr(calibrate, "with_progress", lambda loaded, path, name: made_table(path))
+    table = made_table(data / "val.jsonl")
+
+    def score_records(guard: object, part: list[Record]) -> ScoreTable:
+        places = np.array([table.ids.index(record.id) for record in part])
+        return replace(take(table, places), places=np.arange(len(part)), truth=None)
+
+    monkeypatch.setattr(calibrate.Guard, "load", lambda *_, **__: Loaded(model_sha256=model, name="made"))
+    monkeypatch.setattr(calibrate, "score_records", score_records)
+    monkeypatch.setattr(calibrate, "PART", 50)
     return calibrate
 
 
@@ -262,13 +281,32 @@ def test_scores_say_how_they_were_made_and_are_found_by_the_same_options(
     there, other = sorted(one.name for one in folder.iterdir())
     assert there.startswith("q8_0-cuda-val-") and other.startswith("q8_0-val-")
     assert (recipe.how_made(plain), recipe.how_made(cuda)) == ("on the CPU", "with device=cuda")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("it is scored again")
-
     monkeypatch.setattr(recipe.Guard, "load", refuse)
     for runtime in (plain, replace(plain, threads=None), cuda):
         assert len(recipe.scores_of(guard, "q8_0", path, folder, runtime)) == 120
+
+
+def test_scoring_that_was_stopped_goes_on_and_comes_to_the_same(
+    recipe: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    guard, path, whole = built_in("edgeguard-135m"), data / "val.jsonl", recipe.score_records
+    at_once, asked = recipe.scores_of(guard, "q8_0", path, None), []
+
+    def stopped(loaded: object, part: list[Record]) -> ScoreTable:
+        asked.append(part[0].id)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return whole(loaded, part)
+
+    monkeypatch.setattr(recipe, "score_records", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.scores_of(guard, "q8_0", path, tmp_path / "kept")
+    after = recipe.scores_of(guard, "q8_0", path, tmp_path / "kept")
+    assert asked == ["r0", "r50", "r100", "r100"]
+    assert after.ids == at_once.ids and after.places.tolist() == list(range(120))
+    np.testing.assert_array_equal(after.scores["marginal"], at_once.scores["marginal"])
+    np.testing.assert_array_equal(after.truth, at_once.truth)
+    assert [one.suffix for one in (tmp_path / "kept").iterdir()] == [".npz"]  # and no parts
 
 
 def test_scores_of_another_model_than_the_form_s_are_refused(
@@ -277,3 +315,7 @@ def test_scores_of_another_model_than_the_form_s_are_refused(
     monkeypatch.setattr(recipe.Guard, "load", lambda *_, **__: Loaded(model_sha256="other"))
     with pytest.raises(SystemExit, match="opened a model of sha256 other; expected"):
         recipe.scores_of(built_in("edgeguard-135m"), "q8_0", data / "val.jsonl", None)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("it is scored again")

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.builtin import ADAPTER, BuiltIn, built_in
@@ -27,9 +30,11 @@ from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
+from edgeguard.quant.scoring import joined
 from edgeguard.rows.readers import read_records
 
 GOALS = {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}
+PART = 128  # records whose scores a stopped run may lose
 SAFE_RATE = 0.01  # of the safe records, over a category's threshold
 
 
@@ -69,7 +74,7 @@ def scores_of(
 
     They do not depend on the number of threads, as the study of quantization found; on a `condition` they do, and on
     all else that `runtime` says, such as the device: a table's name says it too. So a table that was made on another
-    machine is found by the same options.
+    machine is found by the same options. A run that was stopped goes on from the last PART records.
     """
     model, special = guard.form(form).model_sha256, _special(runtime)
     said = " ".join([f"{model} {guard.profile} {sha256(path)} {runtime.condition or Condition()}", *special])
@@ -81,10 +86,7 @@ def scores_of(
     with Guard.load(f"{guard.name}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
         if loaded.model_sha256 != model:
             raise SystemExit(f"{guard.name}:{form} opened a model of sha256 {loaded.model_sha256}; expected {model}")
-        table = with_progress(loaded, path, form)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        save_table(table, kept)
+        table = with_progress(loaded, path, kept)
     return with_own_truth(table, path)
 
 
@@ -99,17 +101,25 @@ def _special(runtime: RuntimeOptions) -> list[str]:
     return [f"{name}={value}" for name, value in runtime.given().items() if name not in ("threads", "condition")]
 
 
-def with_progress(guard: Guard, path: Path, name: str) -> ScoreTable:
-    """Score a file, and say on stderr how far it is."""
-    records, done = list(read_records(path)), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if done % 100 == 0:
-            print(f"{name} {path.name} {done} of {len(records)}", file=sys.stderr)
-
-    return score_records(guard, records, advance=advance)
+def with_progress(guard: Guard, path: Path, kept: Path | None) -> ScoreTable:
+    """Score a file, say on stderr how far it is, and keep the table as `kept`; until then its parts in a folder."""
+    records, parts = list(read_records(path)), None if kept is None else kept.with_suffix("")
+    begins, tables = range(0, len(records), PART), []
+    for begin in begins:
+        file = None if parts is None else parts / f"{begin:06d}.npz"
+        if file is not None and file.exists():
+            tables.append(load_table(file))
+            continue
+        tables.append(score_records(guard, records[begin : begin + PART]))
+        print(f"{guard.name} {path.name} {min(begin + PART, len(records))} of {len(records)}", file=sys.stderr)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_table(tables[-1], file)
+    table = joined(tables, begins, np.arange(len(records)))
+    if kept is not None and parts is not None:
+        save_table(table, kept)
+        shutil.rmtree(parts)
+    return table
 
 
 def with_own_truth(table: ScoreTable, path: Path) -> ScoreTable:
