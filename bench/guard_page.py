@@ -70,6 +70,7 @@ def card(head: str, outcomes: Sequence[Outcome], files: Sequence[FileFigures]) -
         + "; ".join(_worst(one) for one in files if one.is_mixed)
         + ". Few records overstate an ECE."
     ]
+    parts += [_hardest(one) for one in files if one.is_mixed]
     parts += ["### By length", lengths([one for one in files if one.is_mixed])]
     if any(one.over for one in files):
         parts += ["### Over others", _over(files)]
@@ -139,6 +140,21 @@ def _worst(one: FileFigures) -> str:
     group = worst_calibrated(one.sources)
     assert group is not None
     return f"`{group.name}` of {one.records.name} (ECE {_shown(group.ece)}, {group.n} records)"
+
+
+def _hardest(one: FileFigures) -> str:
+    """The sources with the largest shares of false alarms and of misses."""
+    said = []
+    for name, shares in {
+        "False alarms": {group.name: group.false_alarms for group in one.sources},
+        "Misses": {group.name: group.misses for group in one.sources},
+    }.items():
+        known = {source: share for source, share in shares.items() if share.n >= FEW}
+        largest = sorted(known, key=lambda source: -known[source].interval.value)[:3]
+        if largest:
+            shown = (f"`{source}` {known[source].hits} of {known[source].n}" for source in largest)
+            said.append(f"{name} in {one.records.name}, most of all: {', '.join(shown)}.")
+    return " ".join(said)
 
 
 def _decisions(files: Sequence[FileFigures]) -> str:

@@ -219,6 +219,7 @@ def test_the_pages_have_every_file_and_every_guard(data: Path, tmp_path: Path, m
         assert f"\n| {name} | " in card and f"\n## {name}.jsonl: " in details
     assert "strangers.jsonl (non-commercial licence: for evaluation only)" in details and "\n| strangers\\* |" in card
     assert f"| val2 | edgeguard-135m@{version}:q4_0 | +" in card and "| val2 | tf-idf | " in card
+    assert "\nFalse alarms in val2, most of all: `" in card
     assert "val2: decision over greedy" in details and "| news | " in details
     assert "measuring-hate-speech" not in details
     assert "over 150" in (out / "guard-edgeguard-135m-length.md").read_text()
