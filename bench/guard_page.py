@@ -63,14 +63,15 @@ class FileFigures:
 
 
 def card(head: str, outcomes: Sequence[Outcome], files: Sequence[FileFigures]) -> str:
-    """What the card shows: what was to be reached, what it gets right and wrong, beside others."""
-    parts = [head, _targets(outcomes), "### What it gets right and wrong", _short(files)]
+    """What the card shows: what it gets right and wrong, what was to be reached, beside others."""
+    parts = [_short(files), head]
     parts += [
         f"Worst calibrated source, of those with {FEW} records or more: "
         + "; ".join(_worst(one) for one in files if one.is_mixed)
         + ". Few records overstate an ECE."
     ]
     parts += [_hardest(one) for one in files if one.is_mixed]
+    parts += ["### What was to be reached", _targets(outcomes)]
     parts += ["### By length", lengths([one for one in files if one.is_mixed])]
     if any(one.over for one in files):
         parts += ["### Over others", _over(files)]

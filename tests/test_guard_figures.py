@@ -214,7 +214,7 @@ def test_the_pages_have_every_file_and_every_guard(data: Path, tmp_path: Path, m
     card = (out / "guard-edgeguard-135m.md").read_text()
     details = (out / "guard-edgeguard-135m-details.md").read_text()
     version = built_in("edgeguard-135m").version
-    assert card.startswith(f"edgeguard-135m@{version}, form q8_0;") and "with device=cuda" in card.splitlines()[0]
+    assert f"\nedgeguard-135m@{version}, form q8_0; scores made with device=cuda. " in card
     for name in ("val", "val2", "xstest", "jailbreakbench"):
         assert f"\n| {name} | " in card and f"\n## {name}.jsonl: " in details
     assert "strangers.jsonl (non-commercial licence: for evaluation only)" in details and "\n| strangers\\* |" in card
