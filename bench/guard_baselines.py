@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from sklearn.pipeline import make_union
 from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import BuiltIn
 from edgeguard.calibration.maps import logit, sigmoid
-from edgeguard.evaluation.table import ScoreTable
+from edgeguard.evaluation.table import ScoreTable, take
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
@@ -75,22 +75,22 @@ class TfIdf:
         self.made_of = key(*map(sha256, files), *sorted(LEFT_OUT))
 
     def scores(self, path: Path, like: ScoreTable) -> ScoreTable:
-        """Its table of a file, with the labels and all the records of the guard's own table, `like`."""
+        """Its table of those records of a file that the guard's own table, `like`, has."""
         kept = self.folder / f"tf-idf-{path.stem}-{key(self.made_of, sha256(path), *like.labels)}.npz"
         if not kept.exists():
-            save_table(self._table(path, like), kept)
-        return load_table(kept)
+            save_table(self._table(path, like.labels), kept)
+        return replace(take(load_table(kept), like.places), truth=like.truth)
 
-    def _table(self, path: Path, like: ScoreTable) -> ScoreTable:
-        texts = [text_of(record) for record in read_records(path)]
-        x = self._features.transform([texts[place] for place in like.places])
-        y_prob = np.zeros((len(like), len(like.labels)))
+    def _table(self, path: Path, labels: Sequence[str]) -> ScoreTable:
+        records = [record for record in read_records(path) if isinstance(record, Record)]
+        x = self._features.transform([text_of(record) for record in records])
+        y_prob = np.zeros((len(records), len(labels)))
         for label, model in self._models.items():
-            y_prob[:, like.labels.index(label)] = model.predict_proba(x)[:, 1]
+            y_prob[:, labels.index(label)] = model.predict_proba(x)[:, 1]
+        ids, places = tuple(record.id for record in records), np.arange(len(records))
         return ScoreTable(
-            like.labels, like.ids, like.places, logit(y_prob[:, 0]), {"marginal": y_prob}, None, np.zeros(len(like)),
-            truth=like.truth,
-        )  # fmt: skip
+            tuple(labels), ids, places, logit(y_prob[:, 0]), {"marginal": y_prob}, None, np.zeros(len(records))
+        )
 
     @cached_property
     def _rows(self) -> list[tuple[str, Sequence[str]]]:
@@ -98,6 +98,7 @@ class TfIdf:
         rows = []
         for file in self.files:
             for record, (_, fields) in zip(read_records(file), read_fields(file), strict=True):
+                assert isinstance(record, Record) and isinstance(fields, Mapping), f"{file} has a record amiss"
                 if fields.get("source") not in LEFT_OUT and not fields.get("insult"):
                     rows.append((text_of(record), fields["labels"]))
         return rows
@@ -121,7 +122,6 @@ class TfIdf:
         }
 
 
-def text_of(record: object) -> str:
+def text_of(record: Record) -> str:
     """What a bag of words sees."""
-    assert isinstance(record, Record)
     return "\n".join(message.content for message in record.messages)

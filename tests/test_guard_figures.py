@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
@@ -84,6 +84,7 @@ def predictions(n: int, rng: np.random.Generator) -> tuple[measures.Predictions,
     return measures.Predictions(y_prob >= 0.5, y_prob, y_prob[:, 0]), y_true
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_figures_of_a_file_are_those_of_scikit_learn(seed):
     said, y_true = predictions(40, np.random.default_rng(seed))
