@@ -127,7 +127,7 @@ def _arguments() -> argparse.Namespace:
 def option(text: str) -> tuple[str, str | int]:
     """An option of the runtime, from `NAME=VALUE`. SystemExit for one that there is not."""
     name, _, value = text.partition("=")
-    names = [field.name for field in fields(RuntimeOptions) if field.name not in ("threads", "condition")]
+    names = [field.name for field in fields(RuntimeOptions) if field.name not in ("threads", "condition", "lora")]
     if name not in names or not value:
         raise SystemExit(f"--option {text}: expected NAME=VALUE, of {', '.join(names)}")
     return name, int(value) if value.isdecimal() else value
