@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeguard.convert import ONNX_TYPES, TYPES, Options, convert
-from edgeguard.convert.size import gguf_size, onnx_size
-from edgeguard.convert.weights import Weights
+from edgeguard.convert import TYPES, Options, convert
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
 from edgeguard.formats.hashes import sha256_of_all
@@ -130,10 +128,16 @@ def wanted_variants(reference: Variant, wanted: Sequence[str], folder: Path) -> 
     return sorted(found, key=lambda one: one.n_bytes)
 
 
+# Bits a weight, about: of a small guard, part of whose matrices stays in more.
+_BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.6, "q6_k": 8, "q5": 6.7, "q4": 5.8, "iq4": 5.5, "q3": 5, "q2": 4}
+_ONNX_BITS = {"onnx": 32, "onnx-fp32": 32, "onnx-fp16": 16, "onnx-int8": 9.2, "onnx-int4": 6.0}
+
+
 def _about_bytes(reference: Variant, kind: str) -> int:
-    """About how large a type will be, from the reference's header. Raises ModelError for one that cannot be made."""
-    weights = Weights(gguf.read_header(reference.path))
-    return (onnx_size(weights, ONNX_TYPES[kind]) if kind in ONNX_TYPES else gguf_size(weights, kind)).n_bytes
+    """About how large a type will be."""
+    bits = _ONNX_BITS.get(kind) or next((b for name, b in _BITS.items() if kind.startswith(name)), 32)
+    own = 16 if "16" in reference.quantization else 32
+    return int(reference.n_bytes * bits / own)
 
 
 def make_variants(
