@@ -112,7 +112,7 @@ def print_speed(guard: BuiltIn, val: Path, n: int, threads: int | None) -> None:
     with ExitStack() as opened:
         runtime = RuntimeOptions(threads=threads)
         loaded = {
-            form.name: opened.enter_context(Guard.load(f"{guard.name}:{form.name}", runtime=runtime))
+            form.name: opened.enter_context(Guard.load(f"{guard.called}:{form.name}", runtime=runtime))
             for form in guard.forms
         }
         texts = texts_of([val], n, loaded[ADAPTER].backend.vocabulary)

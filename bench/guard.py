@@ -62,12 +62,7 @@ class Asked:
     @property
     def version(self) -> str:
         """`NAME@VERSION`, whether or not that was asked for."""
-        return f"{self.family}@{self.guard.version}"
-
-    @property
-    def family(self) -> str:
-        """The name without a version."""
-        return self.guard.name.partition("@")[0]
+        return f"{self.guard.name}@{self.guard.version}"
 
 
 System = Callable[[records.Records, ScoreTable], tuple[Predictions, np.ndarray]]
@@ -159,7 +154,7 @@ def ours(guard: BuiltIn, form: Form, table: ScoreTable, estimator: str) -> Predi
     """A form of a built-in guard as `edgeguard score` shows it. SystemExit where it has no calibration."""
     fitted = guard.calibration(form, estimator)
     if fitted is None:
-        raise SystemExit(f"{guard.name}:{form.name} has no calibration for {estimator}; run models/recipe/calibrate.py")
+        raise SystemExit(f"{guard.called}:{form.name} has no calibration for {estimator}; run models/recipe/calibrate.py")
     return at(read_calibration(fitted), table, estimator)
 
 
@@ -238,7 +233,7 @@ def targets(asked: Asked, found: Sequence[page.FileFigures]) -> list[Outcome]:
     for one in found:
         for name, drawn in [*one.systems.items()][1:]:
             others.setdefault(name, {})[one.records.name] = drawn
-    return outcomes(asked.family, asked.version, own, others)
+    return outcomes(asked.guard.name, asked.version, own, others)
 
 
 def write(

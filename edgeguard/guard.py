@@ -263,9 +263,9 @@ class Guard:
 
         `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
-        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
-                     "edgeguard-135m:q4_0"; "hf:org/repo:file@revision" for a hub's, which `edgeguard.hub` fetches once;
-                     None for the default guard. With a `profile` that is not the default
+        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, with one of its versions and
+                     forms perhaps: "edgeguard-135m@1:q4_0"; "hf:org/repo:file@revision" for a hub's, which
+                     `edgeguard.hub` fetches once; None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
@@ -299,7 +299,7 @@ class Guard:
                 thresholds=thresholds,
                 window=window,
                 runtime=runtime,
-                name=None if opened.built is None else opened.built.name,
+                name=None if opened.built is None else opened.built.called,
             )
         except BaseException:
             backend.close()
@@ -716,8 +716,8 @@ class _Opened:
         found = self.built.calibration(self.form, estimator)
         if found is None:
             tell(
-                f"no calibration of {estimator} was fitted for {self.built.name}:{self.form.name}; its scores are the "
-                "model's own probabilities"
+                f"no calibration of {estimator} was fitted for {self.built.called}:{self.form.name}; its scores are "
+                "the model's own probabilities"
             )
         return found or False
 
@@ -760,7 +760,7 @@ def prepared(
     assert asked.built is not None
     form = prepare(asked.built, asked.form, runtime, tell=tell)
     if form.name == ADAPTER:
-        return f"{asked.built.name}:{ADAPTER}", asked.built.base_path
+        return f"{asked.built.called}:{ADAPTER}", asked.built.base_path
     return model, asked.built.form_folder(form)
 
 

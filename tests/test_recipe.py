@@ -42,7 +42,7 @@ def products(pairs: dict) -> dict[str, np.ndarray]:
 
 def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(base, tmp_path):
     adapter = adapter_of(1, base)
-    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf")
+    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf", base=base)
     network = Network(base, rank=4, alpha=8.0, dtype=torch.float32)
     network.load_state_dict(adapter, strict=False)
     ids = [[5, 20, 7, 90, 33], [60, 61, 2, 8, 9]]

