@@ -154,7 +154,8 @@ def ours(guard: BuiltIn, form: Form, table: ScoreTable, estimator: str) -> Predi
     """A form of a built-in guard as `edgeguard score` shows it. SystemExit where it has no calibration."""
     fitted = guard.calibration(form, estimator)
     if fitted is None:
-        raise SystemExit(f"{guard.called}:{form.name} has no calibration for {estimator}; run models/recipe/calibrate.py")
+        called = f"{guard.called}:{form.name}"
+        raise SystemExit(f"{called} has no calibration for {estimator}; run models/recipe/calibrate.py")
     return at(read_calibration(fitted), table, estimator)
 
 
