@@ -49,7 +49,6 @@ figures: .venv/test.done
 	$(BIN)/python bench/parity.py examples/messages.jsonl $(TEXTS) --variants $(VARIANTS) > bench/results/parity.txt
 	$(BIN)/python bench/workers.py > bench/results/workers.txt
 	$(BIN)/python bench/memory.py > bench/results/memory.txt
-	$(BIN)/python bench/window.py $(TEXTS) > bench/results/window.txt
 	$(BIN)/python bench/questions.py --texts 5 --policies 13 4 > bench/results/questions.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
@@ -102,10 +101,18 @@ shape-figures: .venv/test.done
 	$(BIN)/python bench/shapes.py --model $(CHAT) --records 5 > bench/results/shapes.txt
 	$(BIN)/python docs/generate.py
 
-# Half an hour on a quiet machine. DATA: the data pack, a folder with val.jsonl and eval_public/.
-.PHONY: guard-figures
+# Half an hour on a quiet machine and a guard. DATA: the data pack, a folder with val.jsonl, val2.jsonl and eval_public/.
+# GUARD: whose card it is; BESIDE: guards to stand beside it, such as edgeguard-135m@1. Scores made on another machine,
+# with the same options, are found in .venv/scores; OPTIONS are of bench/guard.py, such as --option device=cuda.
+.PHONY: guard-figures window-figures
+GUARD ?= edgeguard-135m
 guard-figures: .venv/test.done
-	$(BIN)/python bench/guard.py $(DATA) --scores .venv/scores --zero-shot 100 > bench/results/guard.md
+	$(BIN)/python bench/guard.py $(DATA) $(GUARD:%=--guard %) $(BESIDE:%=--guard %) --scores .venv/scores --out bench/results $(OPTIONS)
+	$(BIN)/python docs/generate.py
+
+# Long texts: twenty minutes a guard on a quiet machine.
+window-figures: .venv/test.done
+	$(BIN)/python bench/window.py $(DATA)/val.jsonl --model $(GUARD) $(BESIDE) --tokens 250 1000 --speed-tokens 500 > bench/results/window.txt
 	$(BIN)/python docs/generate.py
 
 # 10 minutes on a quiet machine; `--parts attack --requests 10000` takes a quarter of an hour more.

@@ -24,66 +24,69 @@ from pathlib import Path
 
 import numpy as np
 from common import spread, texts_of
-from guard import CODES, GUARD, VERDICT, at, draw, fit, interval, ours, scores_of
+from guard import ask, fit, ours, scores_of
+from guard_measures import Drawn, at, draw, interval
+from guard_page import CODES, VERDICT
 
 from edgeguard.backend import RuntimeOptions
 from edgeguard.backends import opener
-from edgeguard.builtin import ADAPTER
+from edgeguard.builtin import ADAPTER, BuiltIn
 from edgeguard.evaluation.drift import flips
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.guard import Guard
 
 LOSSES = ("false positives", "Brier", "Brier raw", "ECE", "ECE raw", "Hamming loss")  # the lower the better
 FIGURES = {"marginal": (*VERDICT, *CODES), "joint": CODES, "conditional": CODES}
-Draws = Mapping[str, np.ndarray]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("val", type=Path)
+    parser.add_argument("--guard", default="edgeguard-135m", help="[default: %(default)s]")
     parser.add_argument("--scores", type=Path, required=True, help="folder to keep scores in")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--speed", type=int, default=60, metavar="N", help="texts to time [default: 60; 0: none]")
     args = parser.parse_args()
     runtime = RuntimeOptions(threads=args.threads)
-    reference = GUARD.form(ADAPTER)
-    tables = {form.name: scores_of(GUARD, form.name, args.val, args.scores, runtime) for form in GUARD.forms}
+    guard = ask(args.guard, ADAPTER).guard
+    reference = guard.form(ADAPTER)
+    tables = {form.name: scores_of(guard, form.name, args.val, args.scores, runtime) for form in guard.forms}
     # The other conditions move nothing: docs/quantization-study.md.
     condition = opener(reference.kind).conditions["attention"]
-    other = scores_of(GUARD, ADAPTER, args.val, args.scores, replace(runtime, condition=condition))
+    other = scores_of(guard, ADAPTER, args.val, args.scores, replace(runtime, condition=condition))
     truth = tables[ADAPTER].truth
     assert truth is not None
-    print_scores(tables, other)
-    identity = {"guard": GUARD.name, "profile": GUARD.profile, "model_sha256": reference.model_sha256}
+    print_scores(guard, tables, other)
+    identity = {"guard": guard.name, "profile": guard.profile, "model_sha256": reference.model_sha256}
     fitted = fit(other, identity, args.val)
     for estimator, keys in FIGURES.items():
-        drawn = {form.name: draw(ours(tables[form.name], form, estimator), truth) for form in GUARD.forms}
+        drawn = {form.name: draw(ours(guard, form, tables[form.name], estimator), truth) for form in guard.forms}
         print_figures(estimator, keys, drawn, draw(at(fitted[estimator], other, estimator), truth))
     if args.speed:
-        print_speed(args.val, args.speed, args.threads)
+        print_speed(guard, args.val, args.speed, args.threads)
 
 
-def print_scores(tables: Mapping[str, ScoreTable], noisy: ScoreTable) -> None:
+def print_scores(guard: BuiltIn, tables: Mapping[str, ScoreTable], noisy: ScoreTable) -> None:
     """How far the scores themselves move from the reference's."""
     base = tables[ADAPTER]
-    verdicts = unsafe_at(base, ADAPTER)
+    verdicts = unsafe_at(guard, base, ADAPTER)
     print(f"{len(base.margin)} records. Reference: {ADAPTER}.\n")
     print("| scores against the reference's | RMS of the margin, nats | verdicts flipped (at most) |\n|---|---:|---:|")
     others = {name: (table, name) for name, table in tables.items() if name != ADAPTER}
     others[f"{ADAPTER}, other attention kernel"] = (noisy, ADAPTER)
     for name, (table, form) in others.items():
-        found = flips(verdicts, unsafe_at(table, form))
+        found = flips(verdicts, unsafe_at(guard, table, form))
         rms = float(np.sqrt(np.mean((table.margin - base.margin) ** 2)))
         print(f"| {name} | {rms:.3g} | {100 * found.rate:.2f} % ({100 * found.high:.2f} %) |")
 
 
-def unsafe_at(table: ScoreTable, form: str) -> np.ndarray:
+def unsafe_at(guard: BuiltIn, table: ScoreTable, form: str) -> np.ndarray:
     """(n,) verdicts at a form's own calibration and threshold."""
-    return ours(table, GUARD.form(form), "marginal").y_pred[:, 0]
+    return ours(guard, guard.form(form), table, "marginal").y_pred[:, 0]
 
 
-def print_figures(estimator: str, keys: Sequence[str], drawn: Mapping[str, Draws], noisy: Draws) -> None:
+def print_figures(estimator: str, keys: Sequence[str], drawn: Mapping[str, Drawn], noisy: Drawn) -> None:
     """A row a figure: the reference's, its noise, what each form changes; bold where it is worse by more than that."""
     base, others = drawn[ADAPTER], [name for name in drawn if name != ADAPTER]
     print(f"\n| {estimator} | {ADAPTER} | noise | {' | '.join(others)} |\n|---{'|---:' * (2 + len(others))}|")
@@ -104,22 +107,22 @@ def print_figures(estimator: str, keys: Sequence[str], drawn: Mapping[str, Draws
         print(f"- {name}: {'within the noise in every figure' if not figures else 'worse in ' + ', '.join(figures)}")
 
 
-def print_speed(val: Path, n: int, threads: int | None) -> None:
+def print_speed(guard: BuiltIn, val: Path, n: int, threads: int | None) -> None:
     """Records a second of each form over the reference's on the same text, in turn."""
     with ExitStack() as opened:
         runtime = RuntimeOptions(threads=threads)
-        guards = {
-            form.name: opened.enter_context(Guard.load(f"{GUARD.name}:{form.name}", runtime=runtime))
-            for form in GUARD.forms
+        loaded = {
+            form.name: opened.enter_context(Guard.load(f"{guard.called}:{form.name}", runtime=runtime))
+            for form in guard.forms
         }
-        texts = texts_of([val], n, guards[ADAPTER].backend.vocabulary)
-        took: dict[str, list[float]] = {name: [] for name in guards}
-        for guard in guards.values():
-            guard.score(texts[0])  # the first record of a model pays for its pages
+        texts = texts_of([val], n, loaded[ADAPTER].backend.vocabulary)
+        took: dict[str, list[float]] = {name: [] for name in loaded}
+        for one in loaded.values():
+            one.score(texts[0])  # the first record of a model pays for its pages
         for text in texts:
-            for name, guard in guards.items():
+            for name, one in loaded.items():
                 began = time.perf_counter()
-                guard.score(text)
+                one.score(text)
                 took[name].append(time.perf_counter() - began)
     print(f"\n| form | records/s, {len(texts)} texts in turn | over {ADAPTER} on the same text |\n|---|---:|---:|")
     for name, seconds in took.items():

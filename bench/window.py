@@ -2,13 +2,15 @@
 
     python bench/window.py                                        # about 15 minutes on 2 quiet cores
     python bench/window.py labelled.jsonl --texts 50 --window 512
+    python bench/window.py labelled.jsonl --model edgeguard-135m edgeguard-135m@1
     python bench/window.py --speed-only --model guard.gguf --profile llama-guard-3
 
-Prints, within one run: (1) for texts of some lengths, the time in which the engine reads the tokens of the prompt and
-nothing else, over the time that `score` takes; (2) what share of long texts is flagged that are made of harmless lines
-alone, and of those with one harmful line in the middle; each text whole, and in windows. Lines are those of a JSONL
-file: harmless with `labels` that are empty, harmful with others; without `labels` the guard's own verdict on the line
-alone decides, so that what differs is the length.
+Prints for each model, within one run and on the same texts: (1) for texts of some lengths, the time in which the
+engine reads the tokens of the prompt and nothing else, over the time that `score` takes; (2) what share of long texts
+is flagged that are made of harmless lines alone, and of those with one harmful line in the middle; each text whole,
+and in windows. Lines are those of a JSONL file: harmless with `labels` that are empty, harmful with others; without
+`labels` the guard's own verdict on the line alone decides, so that what differs is the length. In brackets: 95 %
+intervals (Wilson).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import common
 
 from edgeguard import Guard, RuntimeOptions
 from edgeguard.backend import Prefix
+from edgeguard.evaluation.intervals import wilson
 from edgeguard.rows.jsonl import rows
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "messages.jsonl"
@@ -42,7 +45,7 @@ class Lines:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("lines", type=Path, nargs="?", default=EXAMPLES)
-    parser.add_argument("--model", default=None, help="[default: the default guard]")
+    parser.add_argument("--model", nargs="+", default=[None], help="[default: the default guard]")
     parser.add_argument("--profile", default=None)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--texts", type=int, default=20, help="of each kind and length")
@@ -52,11 +55,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--speed-only", action="store_true")
     args = parser.parse_args()
-    with Guard.load(args.model, profile=args.profile, runtime=RuntimeOptions(threads=args.threads)) as guard:
-        print(f"{guard.name}, context {guard.backend.n_ctx} tokens")
-        compare_speed(guard, args.speed_tokens, args.rounds)
-        if not args.speed_only:
-            compare_verdicts(guard, lines_of(args.lines, guard), args.tokens, args.window, args.texts)
+    for model in args.model:
+        with Guard.load(model, profile=args.profile, runtime=RuntimeOptions(threads=args.threads)) as guard:
+            print(f"{model or guard.name}: {guard.backend.info.path.name}, context {guard.backend.n_ctx} tokens")
+            compare_speed(guard, args.speed_tokens, args.rounds)
+            if not args.speed_only:
+                compare_verdicts(guard, lines_of(args.lines, guard), args.tokens, args.window, args.texts)
 
 
 def compare_speed(guard: Guard, lengths: Sequence[int], rounds: int) -> None:
@@ -127,10 +131,11 @@ def long_text(guard: Guard, lines: Sequence[str], length: int, draw: random.Rand
 
 
 def share(guard: Guard, texts: Sequence[str]) -> tuple[str, float]:
-    """The share of texts that are flagged, and records a second."""
+    """The share of texts that are flagged, with its interval, and records a second."""
     flagged: list[bool] = []
     taken = common.seconds(lambda: flagged.extend(guard.score(text).flagged for text in texts))
-    return f"{sum(flagged) / len(texts):.0%}", len(texts) / taken
+    low, high = wilson(sum(flagged), len(texts))
+    return f"{sum(flagged) / len(texts):.0%} [{low:.0%}, {high:.0%}]", len(texts) / taken
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python docs/generate.py --examples  # and the README's example output, from the 
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shlex
@@ -71,7 +72,22 @@ def results() -> dict[str, str]:
     printed = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(kept.glob("*.*"))}
     plain = {path.stem for path in kept.glob("*.txt")}
     blocks = {name: f"```text\n{text}\n```\n" if name in plain else f"{text}\n" for name, text in printed.items()}
-    return {**blocks, "ratios": headlines({name: printed[name] for name in sorted(plain)})}
+    ratios = headlines({name: printed[name] for name in sorted(plain)})
+    return {**blocks, **pictures(), "ratios": ratios}
+
+
+def pictures() -> dict[str, str]:
+    """The pictures in docs/images/, by name, each with the caption that it says itself."""
+    drawn = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "images").glob("*.svg"))}
+    return {path.stem: f"![{caption(svg)}](images/{path.name})\n" for path, svg in drawn.items()}
+
+
+def caption(svg: str) -> str:
+    """A picture's title, else its label; and whether it shows a limit."""
+    title = re.search(r"<title[^>]*>(.*?)</title>", svg) or re.search(r'aria-label="(.*?)"', svg)
+    if title is None:
+        raise SystemExit("a picture in docs/images/ has neither a <title> nor an aria-label; it needs one")
+    return html.unescape(title[1]) + (", with the limit" if "The limit is " in svg else "")
 
 
 HEADLINES = {  # what a bench calls it → what the README does

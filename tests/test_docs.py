@@ -9,11 +9,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from made_studies import Made, made_study
 
 import edgeguard
 from edgeguard.backend import RuntimeOptions
 from edgeguard.pattern import Field, Label, parse_pattern
 from edgeguard.profile import list_profiles
+from edgeguard.quant.pictures import size_and_changes, standalone
 from edgeguard.selftest import self_test
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,15 @@ def test_generated_parts_are_up_to_date():
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     for path, text in generate["pages"](generate["results"]()).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"
+
+
+def test_a_picture_has_the_caption_that_it_says_itself(tmp_path):
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    study = made_study(tmp_path, [Made("q8_0", 145, to_safe=2)], choices={"max_flip_rate": 0.02})
+    drawn = standalone(size_and_changes(study.data))
+    assert generate["caption"](drawn) == "File size against changed decisions, with the limit"
+    assert generate["caption"]('<svg aria-label="Rate &amp; size"></svg>') == "Rate & size"
+    assert generate["caption"]("<svg><title>Rate</title></svg>") == "Rate"
 
 
 def test_links_between_pages_lead_somewhere():

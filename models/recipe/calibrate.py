@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.builtin import ADAPTER, BuiltIn, built_in
@@ -26,9 +30,11 @@ from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
+from edgeguard.quant.scoring import joined
 from edgeguard.rows.readers import read_records
 
 GOALS = {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}
+PART = 128  # records whose scores a stopped run may lose
 SAFE_RATE = 0.01  # of the safe records, over a category's threshold
 
 
@@ -53,9 +59,11 @@ def main() -> None:
             write_calibration(calibration, out / f"calibration-{estimator}.json")
 
 
-def fit(table: ScoreTable, identity: Mapping[str, str], val: Path) -> dict[str, Calibration]:
+def fit(
+    table: ScoreTable, identity: Mapping[str, str], val: Path, *, method: Literal["platt", "none"] = "platt"
+) -> dict[str, Calibration]:
     """Estimator → calibration, by the guard's own rule, of a guard's scores on the validation set."""
-    rule = {"method": "platt", "goals": GOALS, "safe_rate": SAFE_RATE}
+    rule = {"method": method, "goals": GOALS, "safe_rate": SAFE_RATE}
     return {name: calibrate(table, name, identity=identity, source=val, **rule)[0] for name in table.scores}
 
 
@@ -64,32 +72,54 @@ def scores_of(
 ) -> ScoreTable:
     """A form's scores of a file, with the file's labels; from the folder where they are there, else kept in it.
 
-    They do not depend on the number of threads, as the study of quantization found; on a `condition` they do.
+    They do not depend on the number of threads, as the study of quantization found; on a `condition` they do, and on
+    all else that `runtime` says, such as the device: a table's name says it too. So a table that was made on another
+    machine is found by the same options. A run that was stopped goes on from the last PART records.
     """
-    said = f"{guard.form(form).model_sha256} {guard.profile} {sha256(path)} {runtime.condition or Condition()}"
+    model, special = guard.form(form).model_sha256, _special(runtime)
+    said = " ".join([f"{model} {guard.profile} {sha256(path)} {runtime.condition or Condition()}", *special])
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    kept = None if folder is None else folder / f"{form}-{path.stem}-{key}.npz"
+    name = "-".join([form, *(one.partition("=")[2] for one in special), path.stem, key])
+    kept = None if folder is None else folder / f"{name}.npz"
     if kept is not None and kept.exists():
         return with_own_truth(load_table(kept), path)
     with Guard.load(f"{guard.called}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
-        table = with_progress(loaded, path, form)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        save_table(table, kept)
+        if loaded.model_sha256 != model:
+            raise SystemExit(f"{guard.called}:{form} opened a model of sha256 {loaded.model_sha256}; expected {model}")
+        table = with_progress(loaded, path, kept)
     return with_own_truth(table, path)
 
 
-def with_progress(guard: Guard, path: Path, name: str) -> ScoreTable:
-    """Score a file, and say on stderr how far it is."""
-    records, done = list(read_records(path)), 0
+def how_made(runtime: RuntimeOptions) -> str:
+    """How scores are made, in words: `on the CPU`, or the options that are not the default."""
+    special = _special(runtime)
+    return "on the CPU" if not special else f"with {', '.join(special)}"
 
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if done % 100 == 0:
-            print(f"{name} {path.name} {done} of {len(records)}", file=sys.stderr)
 
-    return score_records(guard, records, advance=advance)
+def _special(runtime: RuntimeOptions) -> list[str]:
+    """`name=value` of each option that may move a score and is not at its default, but for the condition."""
+    return [f"{name}={value}" for name, value in runtime.given().items() if name not in ("threads", "condition")]
+
+
+def with_progress(guard: Guard, path: Path, kept: Path | None) -> ScoreTable:
+    """Score a file, say on stderr how far it is, and keep the table as `kept`; until then its parts in a folder."""
+    records, parts = list(read_records(path)), None if kept is None else kept.with_suffix("")
+    begins, tables = range(0, len(records), PART), []
+    for begin in begins:
+        file = None if parts is None else parts / f"{begin:06d}.npz"
+        if file is not None and file.exists():
+            tables.append(load_table(file))
+            continue
+        tables.append(score_records(guard, records[begin : begin + PART]))
+        print(f"{guard.name} {path.name} {min(begin + PART, len(records))} of {len(records)}", file=sys.stderr)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_table(tables[-1], file)
+    table = joined(tables, begins, np.arange(len(records)))
+    if kept is not None and parts is not None:
+        save_table(table, kept)
+        shutil.rmtree(parts)
+    return table
 
 
 def with_own_truth(table: ScoreTable, path: Path) -> ScoreTable:
