@@ -95,6 +95,17 @@ class Goal:
             raise ValueError(f"{self.name} is {self.value}; it must lie in [0, 1]")
 
 
+def read_goal(text: str) -> Goal:
+    """`f1`, `fpr=0.02`. Raises ValueError that says what was expected."""
+    name, equals, number = text.partition("=")
+    if (name.strip() in _BARE) == bool(equals):
+        raise ValueError("expected f1, precision=P, recall=P, fpr=P or cost=N")
+    return Goal(name.strip(), float(number) if equals else 0.0)  # type: ignore[arg-type]
+
+
+_BARE = ("f1",)  # goals without a number
+
+
 @dataclass(frozen=True)
 class ChosenThreshold:
     """A threshold, and what it gave on the records it was chosen on; `met` is false where none reaches the goal."""
@@ -107,33 +118,38 @@ class ChosenThreshold:
     met: bool
 
 
-def choose_threshold(y_true: Bools, y_prob: Floats, goal: Goal, *, spared: Bools | None = None) -> ChosenThreshold:
+def choose_threshold(
+    y_true: Bools, y_prob: Floats, goal: Goal, *, spared: Bools | None = None, weight: Floats | None = None
+) -> ChosenThreshold:
     """The threshold between two neighbouring probabilities that serves the goal best. A record at it counts.
 
     spared  (n,) records that no threshold may reach down to
+    weight  (n,) how many records each stands for; None for one each
     """
-    thresholds, tps, fps = _curve(y_true, y_prob)
+    weights = np.ones(len(y_true)) if weight is None else weight
+    thresholds, tps, fps = _curve(y_true, y_prob, weights)
     if spared is not None and spared.any():
         high = thresholds > y_prob[spared].max()
         high[0] = True  # the highest there is
         thresholds, tps, fps = thresholds[high], tps[high], fps[high]
-    n_true, n_false = max(1, int(y_true.sum())), max(1, int((~y_true).sum()))
+    n_true, n_false = (float(weights[side].sum()) or 1.0 for side in (y_true, ~y_true))
     recall, fpr = tps / n_true, fps / n_false
-    precision = np.where(tps + fps > 0, tps / np.maximum(1, tps + fps), 1.0)
-    f1 = 2 * tps / np.maximum(1, tps + fps + n_true)
+    predicted = tps + fps
+    precision = np.where(predicted > 0, tps / np.where(predicted > 0, predicted, 1), 1.0)
+    f1 = 2 * tps / (predicted + n_true)
     best, met = _best(goal, precision=precision, recall=recall, fpr=fpr, f1=f1, tps=tps, fps=fps)
     return ChosenThreshold(
         float(thresholds[best]), float(precision[best]), float(recall[best]), float(fpr[best]), float(f1[best]), met
     )
 
 
-def _curve(y_true: Bools, y_prob: Floats) -> tuple[Floats, Floats, Floats]:
+def _curve(y_true: Bools, y_prob: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
     """(k,) each: thresholds from the highest down, the true and the false positives at each."""
     order = np.argsort(-y_prob, kind="stable")
     last = np.append(np.flatnonzero(np.diff(y_prob[order])), len(y_prob) - 1)  # of the records that tie
     levels = y_prob[order][last]
-    tps = np.append(0, np.cumsum(y_true[order])[last])
-    fps = np.append(0, np.cumsum(~y_true[order])[last])
+    tps = np.append(0, np.cumsum((weight * y_true)[order])[last])
+    fps = np.append(0, np.cumsum((weight * ~y_true)[order])[last])
     thresholds = np.concatenate([[(levels[0] + 1) / 2], (levels[:-1] + levels[1:]) / 2, [levels[-1] / 2]])
     first = 1 if levels[0] >= 1 else 0  # no threshold is over a probability of 1
     return thresholds[first:], tps[first:], fps[first:]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels
+from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels, goal_of
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
 from edgeguard.estimates import estimate
 from edgeguard.estimators import log_odds
+from edgeguard.evaluation.sources import Methods, even_weights, pooled
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
@@ -27,10 +29,11 @@ def calibrate(
     *,
     identity: Mapping[str, str],
     source: Path,
-    method: Method | Literal["auto", "none"] = "auto",
+    method: Method | Literal["auto", "none"] | Methods = "auto",
     goals: Mapping[str, Goal] = MappingProxyType({}),
     safe_rate: float = 1.0,
     two_stage: bool = False,
+    sources: Sequence[str] | None = None,
 ) -> tuple[Calibration, list[LabelFit]]:
     """A map and a threshold for each label that the truth speaks of: "unsafe" alone where it names no categories.
 
@@ -39,6 +42,7 @@ def calibrate(
     goals      what thresholds are for, by label; "" is for those without one of their own
     safe_rate  the share of safe records that may be over a category's threshold
     two_stage  thresholds of categories are for records that are unsafe, and chosen on those
+    sources    (n,) where each record is from: each source, small ones pooled, weighs the same
 
     Thresholds have six digits, as records lie apart.
     """
@@ -52,7 +56,9 @@ def calibrate(
         goals=goals,
         safe_rate=safe_rate,
         two_stage=two_stage,
+        weight=None if sources is None else even_weights(pooled(sources)),
     )
+    kept = {fit.label: fit for fit in fits if fit.map is not None or fit.threshold is not None}
     calibration = Calibration(
         guard=identity["guard"],
         profile=identity["profile"],
@@ -67,9 +73,12 @@ def calibrate(
             "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
             "safe_rate": safe_rate,
             **({"stages": 2} if two_stage else {}),
+            **({} if sources is None else {"sources": dict(sorted(Counter(pooled(sources)).items()))}),
             "left_alone": {fit.label: fit.reason for fit in fits if fit.map is None},
         },
         two_stage=two_stage,
+        priors={label: float(f"{fit.prior:.6g}") for label, fit in kept.items()},
+        goals={fit.label: str(goal_of(fit.label, goals)) for fit in fits if fit.threshold is not None},
     )
     return calibration, fits
 
@@ -79,14 +88,20 @@ def contextual(guard: Guard, estimator: str) -> Calibration:
 
     Where each code has a question of its own, by the bias of that.
     """
-    asked = [guard.explore_all(text) for text in CONTENT_FREE]
-    bias = float(np.mean([estimate(trees, "marginal", umbrella=guard.umbrella).margin for trees in asked]))
-    by_code = {code: float(np.mean([log_odds(trees[code]) for trees in asked])) for code in guard.questions if code}
+    odds = content_free_log_odds(guard)
     return Calibration(
         guard=guard.name,
         profile=guard.profile.name,
         estimator=estimator,
         model_sha256=guard.backend.info.sha256,
-        maps={label: contextual_map(by_code.get(label, bias)) for label in ("unsafe", *guard.codes)},
-        fitted={"texts": list(CONTENT_FREE), "log_odds": bias},
+        maps={label: contextual_map(odds.get(label, odds["unsafe"])) for label in ("unsafe", *guard.codes)},
+        fitted={"texts": list(CONTENT_FREE), "log_odds": odds["unsafe"]},
     )
+
+
+def content_free_log_odds(guard: Guard, _: None = None) -> dict[str, float]:
+    """Mean log-odds that the guard gives CONTENT_FREE texts: "unsafe", and each code with a question of its own."""
+    asked = [guard.explore_all(text) for text in CONTENT_FREE]
+    verdict = float(np.mean([estimate(trees, "marginal", umbrella=guard.umbrella).margin for trees in asked]))
+    by_code = {code: float(np.mean([log_odds(trees[code]) for trees in asked])) for code in guard.questions if code}
+    return {"unsafe": verdict, **by_code}
