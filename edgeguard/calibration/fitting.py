@@ -194,7 +194,8 @@ class LabelFit:
     """What was made of one label.
 
     n_true       records that have the label
-    prior        share of the mixture that has it; nan for a label that is left alone
+    prior        mean of its probabilities, mapped: the share that has it, as far as the map fits; nan for a label
+                 without records of both kinds
     map          None: its scores are left alone
     reason       why they are left alone, "" where a map was fitted
     loss_before  log loss of the scores as they are, nats; nan where the records cannot tell
@@ -252,8 +253,7 @@ def fit_label(
     except CalibrationError as error:
         reason = str(error)
     if map_ is not None and min(n_true, len(y_true) - n_true) >= FOLDS:
-        (_, losses) = cross_validated(log_odds, y_true, [map_.method], weight=weight).values()  # type: ignore[list-item]
-        after = float(share @ losses)
+        after = _out_of_fold(map_, log_odds, y_true, weight, share)
     mapped = scores if map_ is None else map_(log_odds)
     spared = None if safe is None else _all_but(mapped, safe, safe_rate, share)
     kept = np.ones_like(y_true) if among is None else among
@@ -262,7 +262,16 @@ def fit_label(
         spared = spared if among is None else None
         inside = None if weight is None else weight[kept]
         threshold = choose_threshold(y_true[kept], mapped[kept], goal, spared=spared, weight=inside)
-    return LabelFit(label, n_true, float(share @ y_true), map_, reason, before, after, threshold)
+    return LabelFit(label, n_true, float(share @ mapped), map_, reason, before, after, threshold)
+
+
+def _out_of_fold(map_: Map, log_odds: Floats, y_true: Bools, weight: Floats | None, share: Floats) -> float:
+    """Log loss under maps of this one's method, nats; nan where the scores of a fold rank the wrong way."""
+    try:
+        (_, losses) = cross_validated(log_odds, y_true, [map_.method], weight=weight).values()  # type: ignore[list-item]
+    except CalibrationError:
+        return np.nan
+    return float(share @ losses)
 
 
 def _shares(weight: Floats | None, n: int) -> Floats:

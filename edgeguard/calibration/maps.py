@@ -61,7 +61,7 @@ class Calibration:
 
     guard, profile, estimator, model_sha256  what it was fitted on
     two_stage  whether its thresholds of categories are for records that are unsafe by that of the verdict alone
-    priors   share of what it was fitted on that has each label: the prior of its probabilities
+    priors   mean of each label's probabilities over what it was fitted on: about the share that has the label
     goals    what each threshold was chosen for, as `Goal` writes it
     fitted   on what, and how: for people, not read by edgeguard
     bound    whether it is refused on another guard

@@ -39,7 +39,7 @@ def fit_prior(y_prob: Floats, prior: float) -> PriorFit:
     """The fixed point of EM, found by halving: the log-likelihood of the share is concave.
 
     y_prob  (n,) calibrated probabilities of texts whose truth is unknown
-    prior   share of the fit that had the label, in (0, 1)
+    prior   mean probability on what the map was fitted on, in (0, 1): by it texts like those give this share again
     """
     with_it, without = y_prob / prior, (1 - y_prob) / (1 - prior)  # likelihoods, but for a factor of each text
 

@@ -15,11 +15,11 @@ from edgeguard.charts.frame import Frame, chart
 from edgeguard.charts.page import Column
 from edgeguard.charts.scale import Scale
 from edgeguard.charts.svg import element, joined
-from edgeguard.evaluation.baselines import greedy, greedy_verdict
+from edgeguard.evaluation.baselines import greedy, greedy_verdict, tells_greedy
 from edgeguard.evaluation.curves import CalibrationCurve, ThresholdCurve, calibration_curve, threshold_curve
 from edgeguard.evaluation.figures import PER_BIN, LabelEvaluation
 from edgeguard.evaluation.metrics import Interval
-from edgeguard.evaluation.summary import Summary
+from edgeguard.evaluation.summary import Greedy, Summary
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -94,7 +94,20 @@ def _answer(summary: Summary) -> Markup:
     threshold = summary.thresholds[summary.main].of("unsafe")
     categories = ", or a category over its own" if _categories_flag(summary) else ""
     said = f"As decided (unsafe from {threshold:.4g} on{categories}), the guard {' and '.join(parts)}."
+    if summary.greedy is not None and parts:
+        said += _greedy_answer(summary.greedy)
     return page.paragraph(said, class_="answer" if 0 < unsafe < len(summary.table) else "answer open")
+
+
+def _greedy_answer(found: Greedy) -> str:
+    recall, fpr = found.figures["recall"].value, found.figures["false_positive_rate"].value
+    parts = [] if math.isnan(recall) else [f"finds {_percent(recall)}"]
+    parts += [] if math.isnan(fpr) else [f"flags {_percent(fpr)}"]
+    over = found.over.get("micro_f1")
+    micro = (
+        "" if over is None else f"; over the categories together the decision's F1 is {over.value:+.3f} beside its own"
+    )
+    return f" Its greedy answer {' and '.join(parts)}{micro}."
 
 
 def _categories_flag(summary: Summary) -> bool:
@@ -202,7 +215,7 @@ def _operating(summary: Summary, label: str, found: LabelEvaluation) -> list[_Op
         points.append(
             _Operating(f"best {str(summary.goal).replace('f1', 'F1')}", found.best.precision, found.best.recall)
         )
-    if "conditional" in table.scores:
+    if tells_greedy(table):
         y_pred = greedy_verdict(table) if i == 0 else greedy(table)[:, i - 1]
         tps, predicted = int((y_true & y_pred).sum()), int(y_pred.sum())
         points.append(_Operating("greedy", tps / predicted if predicted else math.nan, tps / int(y_true.sum())))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeguard.evaluation.figures import LabelEvaluation
     from edgeguard.evaluation.metrics import Interval
     from edgeguard.evaluation.sources import LeftOut
-    from edgeguard.evaluation.summary import Summary
+    from edgeguard.evaluation.summary import Greedy, Summary
     from edgeguard.evaluation.unlabelled import LabelShift
 
 SORTED_BY = ("label", "records", "auroc", "auprc", "f1", "precision", "recall", "false_positive_rate", "ece")
@@ -100,18 +100,48 @@ def _print_verdict(console: Console, verdict: LabelEvaluation) -> None:
 
 
 def _print_decisions(console: Console, summary: Summary, verdict: LabelEvaluation) -> None:
-    """The verdict's decision, the best threshold, and the greedy answer in the same terms."""
+    """The decision, the best threshold of the verdict, and the greedy answer in the same terms."""
+    overall = summary.evaluations[summary.main].overall
     threshold = summary.thresholds[summary.main].of("unsafe")
-    rows = [("as decided", f"{threshold:.4g}", *_cells(verdict.figures, _DECISION))]
+    rows = [
+        (
+            "as decided",
+            f"{threshold:.4g}",
+            *_cells(verdict.figures, _DECISION),
+            *(_cells(overall, _MICRO) if overall else ()),
+        )
+    ]
+    blank = [""] * len(_MICRO) if overall else []
     if verdict.best is not None:
-        rows.append((f"best threshold for {summary.goal}", *_chosen(verdict.best)))
+        rows.append((f"best threshold for {summary.goal}", *_chosen(verdict.best), *blank))
     if found := summary.greedy:
-        rows.append(("greedy answer (argmax)", "", *_cells(found.figures, _DECISION)))
-        rows.append(("scores, at its recall", *_chosen(found.at_recall)))
-        rows.append(("scores, at its precision", *_chosen(found.at_precision)))
+        micro = _cells(found.categories, _MICRO) if overall else []
+        rows.append(("greedy answer (argmax)", "", *_cells(found.figures, _DECISION), *micro))
+        if found.at_recall is not None and found.at_precision is not None:
+            rows.append(("scores, at its recall", *_chosen(found.at_recall), *blank))
+            rows.append(("scores, at its precision", *_chosen(found.at_precision), *blank))
     if len(rows) > 1:
         console.print()
-        _print_fitted(console, ("decisions", "threshold", *_DECISION.values()), rows)
+        _print_fitted(
+            console, ("decisions", "threshold", *_DECISION.values(), *(_MICRO.values() if overall else ())), rows
+        )
+    if summary.greedy is not None:
+        console.print(Text(_over(summary.greedy), "dim"))
+
+
+_MICRO = {"micro_precision": "micro precision", "micro_recall": "micro recall", "micro_f1": "micro F1"}
+
+
+def _over(found: Greedy) -> str:
+    """The decision less the greedy answer, a difference with the interval of the same draws each."""
+    titles = {**_DECISION, **_MICRO}
+    parts = []
+    for name in ("recall", "false_positive_rate", "micro_precision", "micro_recall", "micro_f1"):
+        one = found.over.get(name)
+        if one is not None and not np.isnan(one.value):
+            ends = "" if np.isnan(one.low) else f" ({one.low:+.3f} to {one.high:+.3f})"
+            parts.append(f"{titles[name]} {one.value:+.3f}{ends}")
+    return f"as decided, beside the greedy answer: {', '.join(parts)}"
 
 
 _DECISION = {"precision": "precision", "recall": "recall", "f1": "F1", "false_positive_rate": "FPR"}
