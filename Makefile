@@ -27,7 +27,7 @@ demo-figures:
 # An hour on a quiet machine. DATA: as of guard-figures. First the hashes, then the calibrations, then the comparison.
 forms-figures: .venv/test.done
 	$(BIN)/python models/recipe/forms.py > /dev/null
-	$(BIN)/python models/recipe/calibrate.py $(DATA)/val.jsonl --scores .venv/scores
+	$(BIN)/python models/recipe/calibrate.py $(DATA)/val.jsonl $(DATA)/val2.jsonl --scores .venv/scores
 	$(BIN)/python bench/forms.py $(DATA)/val.jsonl --scores .venv/scores > bench/results/forms.md
 	$(BIN)/python docs/generate.py
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.calibration.maps import Map, sigmoid
-from edgeguard.calibration.thresholds import ChosenThreshold, Goal, choose_threshold
+from edgeguard.calibration.thresholds import ChosenThreshold, Goal, as_greedy, choose_threshold
 from edgeguard.errors import CalibrationError
 
 Floats = npt.NDArray[np.float64]
@@ -201,6 +201,7 @@ class LabelFit:
     loss_before  log loss of the scores as they are, nats; nan where the records cannot tell
     loss_after   log loss under the map, out of fold; nan likewise
     threshold    None where no threshold can be chosen
+    goal         what it was chosen for, "greedy" as the number that it stood for
     """
 
     label: str
@@ -211,6 +212,7 @@ class LabelFit:
     loss_before: float
     loss_after: float
     threshold: ChosenThreshold | None
+    goal: str = ""
 
 
 def fit_label(
@@ -225,6 +227,7 @@ def fit_label(
     safe_rate: float = 1.0,
     among: Bools | None = None,
     weight: Floats | None = None,
+    y_greedy: Bools | None = None,
 ) -> LabelFit:
     """Fit a label's map and choose its threshold on what the map gives.
 
@@ -261,8 +264,11 @@ def fit_label(
     if y_true[kept].any() and not y_true[kept].all():  # else it says nothing among them
         spared = spared if among is None else None
         inside = None if weight is None else weight[kept]
+        if goal.name == "greedy":
+            assert y_greedy is not None
+            goal = as_greedy(label, y_true[kept], y_greedy[kept], inside)
         threshold = choose_threshold(y_true[kept], mapped[kept], goal, spared=spared, weight=inside)
-    return LabelFit(label, n_true, float(share @ mapped), map_, reason, before, after, threshold)
+    return LabelFit(label, n_true, float(share @ mapped), map_, reason, before, after, threshold, str(goal))
 
 
 def _out_of_fold(map_: Map, log_odds: Floats, y_true: Bools, weight: Floats | None, share: Floats) -> float:
@@ -290,6 +296,7 @@ def fit_labels(
     safe_rate: float = 1.0,
     two_stage: bool = False,
     weight: Floats | None = None,
+    y_greedy: Bools | None = None,
 ) -> list[LabelFit]:
     """`fit_label` for each label, a column of the arrays: "unsafe" first. All arrays are (n, n_labels).
 
@@ -297,6 +304,7 @@ def fit_labels(
     goals      by label, "" for those without one of their own; the best F1 for the rest
     safe_rate  the share of safe records that may be over a category's threshold; "unsafe" has none
     two_stage  a category's threshold is chosen on the unsafe records alone: what it is worth given that they are
+    y_greedy   what the greedy answer says; None where no goal is "greedy"
     """
     return [
         fit_label(
@@ -310,6 +318,7 @@ def fit_labels(
             safe_rate=1.0 if label == "unsafe" else safe_rate,
             among=y_true[:, 0] if two_stage and label != "unsafe" else None,
             weight=weight,
+            y_greedy=None if y_greedy is None else y_greedy[:, i],
         )
         for i, label in enumerate(labels)
     ]

@@ -78,17 +78,19 @@ class Goal:
     recall     at least `value`, with the best precision that leaves
     fpr        a false-positive rate of at most `value`, with the best recall that leaves
     cost       the least cost, where a false negative costs `value` false positives
+    greedy     what the greedy answer has on the same records: of "unsafe" its false-positive rate, of a category its
+               recall; `as_greedy` says which number that is
     """
 
-    name: Literal["f1", "precision", "recall", "fpr", "cost"]
+    name: Literal["f1", "precision", "recall", "fpr", "cost", "greedy"]
     value: float = 0.0
 
     def __str__(self) -> str:
-        return self.name if self.name == "f1" else f"{self.name}={self.value:g}"
+        return self.name if self.name in _BARE else f"{self.name}={self.value:g}"
 
     def __post_init__(self) -> None:
-        if self.name not in ("f1", "precision", "recall", "fpr", "cost"):
-            raise ValueError(f"{self.name!r} is none of f1, precision, recall, fpr, cost")
+        if self.name not in ("f1", "precision", "recall", "fpr", "cost", "greedy"):
+            raise ValueError(f"{self.name!r} is none of f1, precision, recall, fpr, cost, greedy")
         if self.name == "cost" and not (0 < self.value < np.inf):
             raise ValueError(f"cost is {self.value}; a miss must cost more than 0 false alarms")
         if self.name in ("precision", "recall", "fpr") and not 0 <= self.value <= 1:
@@ -99,11 +101,27 @@ def read_goal(text: str) -> Goal:
     """`f1`, `fpr=0.02`. Raises ValueError that says what was expected."""
     name, equals, number = text.partition("=")
     if (name.strip() in _BARE) == bool(equals):
-        raise ValueError("expected f1, precision=P, recall=P, fpr=P or cost=N")
+        raise ValueError("expected f1, greedy, precision=P, recall=P, fpr=P or cost=N")
     return Goal(name.strip(), float(number) if equals else 0.0)  # type: ignore[arg-type]
 
 
-_BARE = ("f1",)  # goals without a number
+_BARE = ("f1", "greedy")  # goals without a number
+
+
+def as_greedy(label: str, y_true: Bools, y_greedy: Bools, weight: Floats | None = None) -> Goal:
+    """The goal "greedy" of a label as a number: all arrays (n,), both classes are there.
+
+    Where the greedy answer never finds a category there is nothing to keep up with: the best F1.
+    """
+    weights = np.ones(len(y_true)) if weight is None else weight
+    side = ~y_true if label == "unsafe" else y_true
+    rate = float(weights @ (side & y_greedy) / (weights @ side))
+    if label == "unsafe":
+        return Goal("fpr", min(1.0, rate + _ROUNDED))
+    return Goal("recall", rate - _ROUNDED) if rate > 0 else Goal("f1")
+
+
+_ROUNDED = 1e-9  # by which sums of weights in another order may differ, and more
 
 
 @dataclass(frozen=True)
@@ -123,9 +141,12 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """The threshold between two neighbouring probabilities that serves the goal best. A record at it counts.
 
+    goal    any but "greedy", which `as_greedy` turns into another
     spared  (n,) records that no threshold may reach down to
     weight  (n,) how many records each stands for; None for one each
     """
+    if goal.name == "greedy":
+        raise ValueError("the goal greedy says no number; expected what `as_greedy` makes of it")
     weights = np.ones(len(y_true)) if weight is None else weight
     thresholds, tps, fps = _curve(y_true, y_prob, weights)
     if spared is not None and spared.any():

@@ -37,6 +37,7 @@ _OF_RECORDS = ("labels", "labels_map", "workers")  # options that mean nothing w
     epilog="""\b
 Examples:
   edgeguard calibrate labelled.jsonl --out calibration.json
+  edgeguard calibrate labelled.jsonl --out c.json --two-stage --threshold-for greedy
   edgeguard calibrate labelled.jsonl --out c.json --two-stage --threshold-for f1 --threshold-for unsafe:fpr=0.02
   edgeguard score texts.jsonl --no-calibration -o scores.jsonl
   edgeguard calibrate scores.jsonl --labels labelled.jsonl --out c.json --method platt
@@ -59,7 +60,8 @@ Examples:
     "targets",
     multiple=True,
     metavar="[LABEL:]GOAL",
-    help="f1, precision=P, recall=P, fpr=P or cost=N (of a miss, in false alarms), for one label or all [default: f1]",
+    help="f1, precision=P, recall=P, fpr=P, cost=N (of a miss, in false alarms), or greedy: the greedy answer's false "
+    "alarms for unsafe, its recall for a category; for one label or all  [default: f1]",
 )
 @click.option(
     "--two-stage",

@@ -63,6 +63,11 @@ def greedy_verdict(table: ScoreTable) -> Bools:
     return np.asarray((table.margin > 0) | greedy(table).any(axis=1))
 
 
+def greedy_answers(table: ScoreTable) -> Bools:
+    """(n, n_labels) the argmax answer: its verdict, and the codes that it names."""
+    return np.column_stack([greedy_verdict(table), greedy(table)])
+
+
 def probability_uncertainty(first: Floats) -> Floats:
     """(n,) 1 / (p_max + 1), p the probabilities of the labels behind a forced `unsafe`: (n, n_codes)."""
     return np.asarray(1 / (_given_a_label(first).max(axis=1) + 1))

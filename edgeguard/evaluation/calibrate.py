@@ -10,11 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels, goal_of
+from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Goal
+from edgeguard.errors import InputError
 from edgeguard.estimates import estimate
 from edgeguard.estimators import log_odds
+from edgeguard.evaluation.baselines import greedy_answers, tells_greedy
 from edgeguard.evaluation.sources import Methods, even_weights, pooled
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.formats.hashes import sha256
@@ -28,7 +30,7 @@ def calibrate(
     estimator: str,
     *,
     identity: Mapping[str, str],
-    source: Path,
+    source: Path | Sequence[Path],
     method: Method | Literal["auto", "none"] | Methods = "auto",
     goals: Mapping[str, Goal] = MappingProxyType({}),
     safe_rate: float = 1.0,
@@ -38,15 +40,23 @@ def calibrate(
     """A map and a threshold for each label that the truth speaks of: "unsafe" alone where it names no categories.
 
     identity   guard, profile and model_sha256 of the scores
-    source     the file that the records were read from; its name and hash are kept
+    source     the file that the records were read from, or the files; names and hashes are kept
     goals      what thresholds are for, by label; "" is for those without one of their own
     safe_rate  the share of safe records that may be over a category's threshold
     two_stage  thresholds of categories are for records that are unsafe, and chosen on those
     sources    (n,) where each record is from: each source, small ones pooled, weighs the same
 
-    Thresholds have six digits, as records lie apart.
+    Thresholds have six digits, as records lie apart. Raises InputError for a goal of "greedy" where the table does not
+    tell the greedy answer.
     """
     assert table.truth is not None
+    y_greedy = None
+    if any(goal.name == "greedy" for goal in goals.values()):
+        if not tells_greedy(table):
+            raise InputError(
+                f"scores by {estimator} do not say what the greedy answer was; give the records, which are then scored"
+            )
+        y_greedy = greedy_answers(table)
     fits = fit_labels(
         table.labels[: table.truth.shape[1]],
         table.log_odds(estimator),
@@ -57,6 +67,7 @@ def calibrate(
         safe_rate=safe_rate,
         two_stage=two_stage,
         weight=None if sources is None else even_weights(pooled(sources)),
+        y_greedy=y_greedy,
     )
     kept = {fit.label: fit for fit in fits if fit.map is not None or fit.threshold is not None}
     calibration = Calibration(
@@ -67,8 +78,7 @@ def calibrate(
         maps={fit.label: fit.map for fit in fits if fit.map is not None},
         thresholds={fit.label: float(f"{fit.threshold.value:.6g}") for fit in fits if fit.threshold is not None},
         fitted={
-            "file": source.name,
-            "sha256": sha256(source),
+            **_named(source),
             "records": len(table),
             "thresholds_for": {label or "all": str(goal) for label, goal in goals.items()} or {"all": "f1"},
             "safe_rate": safe_rate,
@@ -78,9 +88,15 @@ def calibrate(
         },
         two_stage=two_stage,
         priors={label: float(f"{fit.prior:.6g}") for label, fit in kept.items()},
-        goals={fit.label: str(goal_of(fit.label, goals)) for fit in fits if fit.threshold is not None},
+        goals={fit.label: fit.goal for fit in fits if fit.threshold is not None},
     )
     return calibration, fits
+
+
+def _named(source: Path | Sequence[Path]) -> dict[str, object]:
+    if isinstance(source, Path):
+        return {"file": source.name, "sha256": sha256(source)}
+    return {"files": {path.name: sha256(path) for path in source}}
 
 
 def contextual(guard: Guard, estimator: str) -> Calibration:

@@ -140,14 +140,16 @@ def leave_out(
 
 
 def choose_methods(
-    table: ScoreTable, estimator: str, sources: Sequence[str]
+    table: ScoreTable,
+    estimator: str,
+    sources: Sequence[str],
+    among: Sequence[Method | Literal["none"]] = ("none", *METHODS),
 ) -> tuple[Methods, Mapping[Method | Literal["none"], LeftOut]]:
     """The method with the lowest error in the worst source left out, for the verdict and for categories; all tries."""
-    names: tuple[Method | Literal["none"], ...] = ("none", *METHODS)
-    tries = {name: leave_out(table, estimator, sources, {"unsafe": name, "": name}, draws=0) for name in names}
+    tries = {name: leave_out(table, estimator, sources, {"unsafe": name, "": name}, draws=0) for name in among}
     chosen = {
-        "unsafe": min(names, key=lambda name: tries[name].worst.value),
-        "": min(names, key=lambda name: _categories(tries[name])),
+        "unsafe": min(among, key=lambda name: tries[name].worst.value),
+        "": min(among, key=lambda name: _categories(tries[name])),
     }
     return MappingProxyType(chosen), tries
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgeguard.calibration.decide import Decisions
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import ChosenThreshold, Goal, Thresholds, choose_threshold, thresholds_for
-from edgeguard.evaluation.baselines import baselines, greedy, greedy_verdict, tells_greedy
+from edgeguard.evaluation.baselines import baselines, greedy_answers, tells_greedy
 from edgeguard.evaluation.figures import (
     DRAWS,
     Evaluation,
@@ -121,7 +121,7 @@ def summarize(
 
 def beside_greedy(table: ScoreTable, y_true: Bools, decided: Decisions, *, draws: int = DRAWS, seed: int = 0) -> Greedy:
     """The greedy answer of a table that tells it, in the terms of a decision: `y_true` is (n, n_labels) or (n, 1)."""
-    verdict, answer = y_true[:, 0], np.column_stack([greedy_verdict(table), greedy(table)])
+    verdict, answer = y_true[:, 0], greedy_answers(table)
     values = {
         **decision_figures(verdict, answer[:, 0]),
         "false_positive_rate": false_positive_rate(verdict, answer[:, 0]),
