@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from edgeguard.calibration.decide import decide
 from edgeguard.calibration.files import read_calibration
+from edgeguard.calibration.fitting import fit_labels
 from edgeguard.calibration.maps import Calibration, Map, logit, shifted, sigmoid
 from edgeguard.calibration.shift import fit_prior, moved
-from edgeguard.calibration.thresholds import thresholds_for
+from edgeguard.calibration.thresholds import Goal, thresholds_for
 from edgeguard.errors import CalibrationError, InputError
 from edgeguard.evaluation.calibrate import calibrate
 from edgeguard.evaluation.sources import (
@@ -254,6 +255,42 @@ def test_sources_are_read_by_place_or_by_id(tmp_path: Path):
         sources_of(path, "source", table, same_file=True)
 
 
+# The greedy answer as a goal
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_thresholds_for_greedy_flag_no_more_and_find_each_category_as_often(seed, two_stage):
+    rng, n = np.random.default_rng(seed), 120
+    truth = rng.random((n, 3)) < 0.4
+    truth[:, 0] = truth[:, 1:].any(axis=1)
+    truth[:4, :] = [[False] * 3, [False] * 3, [True] * 3, [True] * 3]
+    odds = rng.normal(0, 2, (n, 3)) + 2 * truth
+    y_greedy = odds + rng.normal(0, 1, (n, 3)) > 0
+    weight = rng.integers(1, 5, n).astype(float)
+    rule = {"method": "none", "goals": {"": Goal("greedy")}, "two_stage": two_stage, "weight": weight}
+    fits = fit_labels(["unsafe", "S1", "S2"], odds, sigmoid(odds), truth, y_greedy=y_greedy, **rule)
+    for i, fit in enumerate(fits):
+        assert fit.threshold is not None and fit.threshold.met
+        over, side = sigmoid(odds[:, i]) >= fit.threshold.value, ~truth[:, 0] if i == 0 else truth[:, i]
+        ours, theirs = (weight @ (side & said) for said in (over, y_greedy[:, i]))
+        if i == 0:
+            assert ours <= theirs + 1e-6 and fit.goal.startswith("fpr=")
+        elif theirs > 0:
+            assert ours >= theirs - 1e-6 and fit.goal.startswith("recall=")
+        else:
+            assert fit.goal == "f1"
+
+
+def test_scores_of_the_marginal_alone_do_not_tell_the_greedy_answer(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    table = table_of(*made(0.5, 100), path)
+    with pytest.raises(InputError, match="do not say what the greedy answer was; give the records"):
+        calibrate(table, "marginal", identity=IDENTITY, source=path, goals={"": Goal("greedy")})
+    both = replace(table, scores={**table.scores, "joint": table.scores["marginal"]})
+    found, _ = calibrate(both, "joint", identity=IDENTITY, source=path, goals={"": Goal("greedy")}, two_stage=True)
+    assert found.goals["unsafe"].startswith("fpr=") and found.fitted["thresholds_for"] == {"all": "greedy"}
+
+
 # The command
 
 
@@ -287,6 +324,13 @@ def test_calibrate_balances_sources_and_leaves_each_out(run, scored, tmp_path: P
     assert found["left_out"]["worst"]["value"] == max(row["ece"]["value"] for row in found["left_out"]["sources"])
     assert [row["label"] for row in found["labels"]] == ["unsafe", "S1", "S10", "S2"]
     assert read_calibration(tmp_path / "c.json").fitted["sources"] == {"s0": 72, "s1": 73, REST: 5}
+    shown = run(*given, "-o", tmp_path / "f.json", "--plot", tmp_path / "f.html")
+    assert f"wrote {tmp_path / 'f.html'}" in shown.stderr
+    page = (tmp_path / "f.html").read_text()
+    for part in ("fitted and the thresholds chosen on these very records", "Sources left out", "Reliability", "<svg"):
+        assert part in page
+    again = run(*given, "-o", tmp_path / "g.json", "--plot", tmp_path / "f.html")
+    assert "name another --plot" in again.stderr and not (tmp_path / "g.json").exists()
     other = run("calibrate", scores, "--labels", labelled, "--balance-by", "origin", "-o", tmp_path / "e.json")
     assert "no record has 'origin'" in other.stderr
 
@@ -313,6 +357,21 @@ def test_calibrate_moves_a_calibration_to_texts_without_labels(run, tiny, scored
     assert "this guard brings no calibration" in missing.stderr and "--calibration" in missing.stderr
 
 
+def test_calibrate_for_greedy_is_at_its_operating_point(run, tiny, scored, tmp_path: Path):
+    scores, labelled = scored
+    given = ("--two-stage", "--threshold-for", "greedy", "--method", "platt", "-o")
+    result = run("calibrate", labelled, *tiny, *given, tmp_path / "c.json")
+    assert result.exit_code == 0, result.stderr
+    shown = run("evaluate", labelled, *tiny, "--calibration", tmp_path / "c.json", "--draws", 20, "--json")
+    over = json.loads(shown.stdout)["greedy"]["decision_over_it"]
+    assert over["false_positive_rate"]["value"] <= 0
+    shown = run("evaluate", labelled, *tiny, "--calibration", tmp_path / "c.json", "--draws", 20)
+    assert "as decided, beside the greedy answer: " in shown.stdout and "micro recall" in shown.stdout
+    without = run("calibrate", scores, "--labels", labelled, *given, tmp_path / "d.json")
+    assert without.exit_code == 1 and "do not say what the greedy answer was" in without.stderr
+    assert run("evaluate", labelled, *tiny, "--best-for", "greedy").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -321,6 +380,7 @@ def test_calibrate_moves_a_calibration_to_texts_without_labels(run, tiny, scored
         (["x", "--unlabelled", "em", "--labels", "y"], "--labels has no use"),
         (["--unlabelled", "em"], "give TEXTS for --unlabelled em"),
         (["x", "--unlabelled", "contextual"], "none for --unlabelled contextual"),
+        (["x", "--unlabelled", "em", "--plot", "p.html"], "--plot shows curves of LABELLED records"),
         (["x", "--calibration", "c.json"], "--calibration is what --unlabelled moves"),
         (["--method", "contextual", "--balance-by", "source"], "--balance-by needs labelled records"),
     ],

@@ -91,6 +91,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="What --unlabelled moves [default: the built-in guard's own]",
 )
+@click.option("--plot", type=click.Path(path_type=Path), help="Page of curves to write: HTML, one file")
 @truth_options
 @model_options
 @workers_option
@@ -114,6 +115,7 @@ def calibrate(
     balance_by: str | None,
     unlabelled: str | None,
     calibration: Path | None,
+    plot: Path | None,
     as_json: bool,
     estimator: str | None,
     **options: Any,
@@ -129,12 +131,17 @@ def calibrate(
     """
     rule = {"method": method, "goals": read_goals(targets), "safe_rate": safe_rate, "two_stage": two_stage}
     _refuse_misuse(source, rule, balance_by, unlabelled, calibration, options)
+    if plot is not None and (source is None or unlabelled is not None):
+        raise click.UsageError("--plot shows curves of LABELLED records")
+    outputs = [path for path in (out, plot) if path is not None]
     with reported_errors():
         from edgeguard.errors import OutputError
 
-        refuse_read([out], {"input": source, "calibration": calibration, **options})
-        if out.exists() and not overwrite:
-            raise OutputError(f"{out} exists already; pass --overwrite to replace it, or name another --out")
+        refuse_read(outputs, {"input": source, "calibration": calibration, **options})
+        for path in outputs:
+            if path.exists() and not overwrite:
+                name = "--out" if path == out else "--plot"
+                raise OutputError(f"{path} exists already; pass --overwrite to replace it, or name another {name}")
         if unlabelled is not None:
             found, told = _moved(source, calibration, estimator, options)
         elif source is None:
@@ -142,21 +149,25 @@ def calibrate(
         else:
             found, told = _fitted(source, estimator, options, rule, balance_by)
         _write(found, out)
+        if plot is not None:
+            _write_page(told.page(), plot)
         if as_json:
             import json
 
             click.echo(json.dumps(told.rows))
         else:
             told.show()
-        say(f"wrote {out}")
+        for path in outputs:
+            say(f"wrote {path}")
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What is said of a calibration: as JSON, or on the screen."""
+    """What is said of a calibration: as JSON, on the screen, as a page where there are labelled records."""
 
     rows: Any
     show: Callable[[], None]
+    page: Callable[[], str] = lambda: ""
 
 
 def _refuse_misuse(
@@ -209,6 +220,16 @@ def _write(calibration: Calibration, out: Path) -> None:
         write_calibration(calibration, out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
+
+
+def _write_page(text: str, path: Path) -> None:
+    from edgeguard.errors import OutputError
+    from edgeguard.files import write_whole
+
+    try:
+        write_whole(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _contextual(estimator: str | None, options: dict[str, Any]) -> Calibration:
@@ -310,8 +331,24 @@ def _fitted(
         if left_out is not None:
             print_left_out(left_out)
 
+    def page() -> str:
+        from edgeguard.calibration.thresholds import Goal
+        from edgeguard.evaluation.page import evaluation_page
+        from edgeguard.evaluation.summary import summarize
+
+        main = replace(labelled, table=replace(table, scores={name: table.scores[name]}))
+        summary = summarize(main, {name: calibration}, {}, Goal("f1"))
+        return evaluation_page(summary, source=source.name, notes=[_FITTED_ON_THESE], left_out=left_out)
+
     rows: Any = [_row(fit) for fit in fits]
-    return calibration, _Outcome(rows if left_out is None else {"labels": rows, "left_out": _left_out(left_out)}, show)
+    if left_out is not None:
+        rows = {"labels": rows, "left_out": _left_out(left_out)}
+    return calibration, _Outcome(rows, show, page)
+
+
+_FITTED_ON_THESE = (
+    "The maps were fitted and the thresholds chosen on these very records: on others the curves will be worse."
+)
 
 
 def _left_out(found: LeftOut) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeguard.calibration.fitting import LabelFit, Method, contextual_map, fit_labels
 from edgeguard.calibration.maps import Calibration
@@ -21,6 +22,8 @@ from edgeguard.evaluation.sources import Methods, even_weights, pooled
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.formats.hashes import sha256
 from edgeguard.guard import Guard
+
+Bools = npt.NDArray[np.bool_]
 
 CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, as the papers have them
 
@@ -50,13 +53,6 @@ def calibrate(
     tell the greedy answer.
     """
     assert table.truth is not None
-    y_greedy = None
-    if any(goal.name == "greedy" for goal in goals.values()):
-        if not tells_greedy(table):
-            raise InputError(
-                f"scores by {estimator} do not say what the greedy answer was; give the records, which are then scored"
-            )
-        y_greedy = greedy_answers(table)
     fits = fit_labels(
         table.labels[: table.truth.shape[1]],
         table.log_odds(estimator),
@@ -67,7 +63,7 @@ def calibrate(
         safe_rate=safe_rate,
         two_stage=two_stage,
         weight=None if sources is None else even_weights(pooled(sources)),
-        y_greedy=y_greedy,
+        y_greedy=_greedy_answers(table, goals),
     )
     kept = {fit.label: fit for fit in fits if fit.map is not None or fit.threshold is not None}
     calibration = Calibration(
@@ -91,6 +87,18 @@ def calibrate(
         goals={fit.label: fit.goal for fit in fits if fit.threshold is not None},
     )
     return calibration, fits
+
+
+def _greedy_answers(table: ScoreTable, goals: Mapping[str, Goal]) -> Bools | None:
+    """(n, n_labels) what "greedy" among the goals refers to; None where no goal does. Raises InputError."""
+    if all(goal.name != "greedy" for goal in goals.values()):
+        return None
+    if not tells_greedy(table):
+        raise InputError(
+            f"scores by {', '.join(table.scores)} do not say what the greedy answer was; give the records, which are "
+            "then scored"
+        )
+    return greedy_answers(table)
 
 
 def _named(source: Path | Sequence[Path]) -> dict[str, object]:

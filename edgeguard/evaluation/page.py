@@ -19,6 +19,7 @@ from edgeguard.evaluation.baselines import greedy, greedy_verdict, tells_greedy
 from edgeguard.evaluation.curves import CalibrationCurve, ThresholdCurve, calibration_curve, threshold_curve
 from edgeguard.evaluation.figures import PER_BIN, LabelEvaluation
 from edgeguard.evaluation.metrics import Interval
+from edgeguard.evaluation.sources import LeftOut
 from edgeguard.evaluation.summary import Greedy, Summary
 
 Floats = npt.NDArray[np.float64]
@@ -45,11 +46,20 @@ class _Operating:
     recall: float
 
 
-def evaluation_page(summary: Summary, *, source: str, labels: Sequence[str] | None = None) -> str:
+def evaluation_page(
+    summary: Summary,
+    *,
+    source: str,
+    labels: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    left_out: LeftOut | None = None,
+) -> str:
     """HTML that asks the network for nothing.
 
-    source  the file that was evaluated
-    labels  whose curves; None: the verdict, and the categories that some record has
+    source    the file that was evaluated
+    labels    whose curves; None: the verdict, and the categories that some record has
+    notes     what is to be said before the figures, a sentence each
+    left_out  sources by the fits on the others, where a calibration was held against them
     """
     evaluation = summary.evaluations[summary.main]
     if labels is None:
@@ -61,9 +71,11 @@ def evaluation_page(summary: Summary, *, source: str, labels: Sequence[str] | No
         f"{summary.identity['guard']} against the truth",
         page.paragraph(about, class_="small"),
         _answer(summary),
+        *(page.paragraph(line) for line in notes),
         *(page.paragraph(f"{line}.") for line in summary.notices),
         page.contents([(_id(label), _title(label)) for label in labels]) if len(labels) > 1 else Markup(""),
         _table(summary, labels),
+        Markup("") if left_out is None else _left_out(left_out),
         *(_section(summary, label) for label in labels),
         page.paragraph(
             "Intervals are 95 %: Wilson's for shares of records, Newcombe's and DeLong's for AUROC, Boyd's for AUPRC, "
@@ -71,6 +83,20 @@ def evaluation_page(summary: Summary, *, source: str, labels: Sequence[str] | No
             class_="small",
         ),
     )
+
+
+def _left_out(found: LeftOut) -> Markup:
+    """Each source by maps fitted on the others, the worst first."""
+    columns = [Column("source", number=False), *map(Column, ("records", "unsafe", "mean P(unsafe)", "ECE"))]
+    rows: list[list[str | Markup]] = [
+        [one.name, f"{one.n:,}", _percent(one.share), _percent(one.mean), _cell(one.ece)]
+        for one in sorted(found.sources, key=lambda one: -one.ece.value)
+    ]
+    said = (
+        f"Each source by maps that were fitted on all the others. The worst is {found.worst_source}: ECE "
+        f"{found.worst.value:.3f}; so far off may the probabilities be on texts from elsewhere."
+    )
+    return page.section("Sources left out", page.paragraph(said), page.table(columns, rows), id_="left-out")
 
 
 def _id(label: str) -> str:
