@@ -31,6 +31,12 @@ forms-figures: .venv/test.done
 	$(BIN)/python bench/forms.py $(DATA)/val.jsonl --scores .venv/scores > bench/results/forms.md
 	$(BIN)/python docs/generate.py
 
+# How far a calibration holds for sources left out. DATA: as of guard-figures, whose scores are taken where they are there.
+.PHONY: carry-figures
+carry-figures: .venv/test.done
+	$(BIN)/python bench/carry_over.py $(DATA) --scores .venv/scores --others $(DATA)/eval_public/*.jsonl > bench/results/carry_over.md
+	$(BIN)/python docs/generate.py
+
 # The tests on every other Python that the classifiers name and this machine has.
 test-versions: .venv/test.done
 	$(BIN)/python tests/versions.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from edgeguard.evaluation.sources import (
 )
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.evaluation.unlabelled import FEWEST_TEXTS, shifted_by_nothing, shifted_to_texts
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "recipe"))
+import rule
 
 BOTH = {"unsafe": "platt", "": "platt"}
 
@@ -259,7 +263,7 @@ def test_sources_are_read_by_place_or_by_id(tmp_path: Path):
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
-def test_thresholds_for_greedy_flag_no_more_and_find_each_category_as_often(seed, two_stage):
+def test_thresholds_for_greedy_flag_no_more_and_name_as_precisely_or_find_as_often(seed, two_stage):
     rng, n = np.random.default_rng(seed), 120
     truth = rng.random((n, 3)) < 0.4
     truth[:, 0] = truth[:, 1:].any(axis=1)
@@ -271,14 +275,17 @@ def test_thresholds_for_greedy_flag_no_more_and_find_each_category_as_often(seed
     fits = fit_labels(["unsafe", "S1", "S2"], odds, sigmoid(odds), truth, y_greedy=y_greedy, **rule)
     for i, fit in enumerate(fits):
         assert fit.threshold is not None and fit.threshold.met
-        over, side = sigmoid(odds[:, i]) >= fit.threshold.value, ~truth[:, 0] if i == 0 else truth[:, i]
-        ours, theirs = (weight @ (side & said) for said in (over, y_greedy[:, i]))
+        over, said, y = sigmoid(odds[:, i]) >= fit.threshold.value, y_greedy[:, i], truth[:, i]
+        kept = truth[:, 0] if two_stage and i else np.ones(n, dtype=bool)
         if i == 0:
-            assert ours <= theirs + 1e-6 and fit.goal.startswith("fpr=")
-        elif theirs > 0:
-            assert ours >= theirs - 1e-6 and fit.goal.startswith("recall=")
-        else:
+            assert weight @ (over & ~y) <= weight @ (said & ~y) + 1e-6 and fit.goal.startswith("fpr=")
+        elif not (said & y & kept).any():
             assert fit.goal == "f1"
+        elif fit.goal.startswith("precision="):
+            precision = [weight @ (w & y & kept) / (weight @ (w & kept)) for w in (over, said)]
+            assert precision[0] >= precision[1] - 1e-6
+        else:
+            assert fit.goal.startswith("recall=") and weight @ (over & y) >= weight @ (said & y & kept) - 1e-6
 
 
 def test_scores_of_the_marginal_alone_do_not_tell_the_greedy_answer(tmp_path: Path):
@@ -289,6 +296,32 @@ def test_scores_of_the_marginal_alone_do_not_tell_the_greedy_answer(tmp_path: Pa
     both = replace(table, scores={**table.scores, "joint": table.scores["marginal"]})
     found, _ = calibrate(both, "joint", identity=IDENTITY, source=path, goals={"": Goal("greedy")}, two_stage=True)
     assert found.goals["unsafe"].startswith("fpr=") and found.fitted["thresholds_for"] == {"all": "greedy"}
+
+
+def test_the_recipe_fits_both_files_and_leaves_out_what_has_no_sure_licence(tmp_path: Path, capsys):
+    tables = {}
+    for seed, name in enumerate(("val.jsonl", "val2.jsonl")):
+        path = tmp_path / name
+        table = table_of(*made(0.5, 150, seed), path)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row["source"] = rule.UNSURE[0] if i < 20 else f"{name} {i % 2}"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        along = table.scores["marginal"] * (sigmoid(table.margin) > 0.4)[:, None]
+        tables[path] = replace(table, scores={**table.scores, "conditional": along})
+    kept, sources = rule.to_fit(tables)
+    assert len(kept) == len(sources) == 260 and rule.UNSURE[0] not in sources
+    first, second = tables.values()
+    np.testing.assert_array_equal(kept.truth, np.concatenate([first.truth[20:], second.truth[20:]]))
+    np.testing.assert_array_equal(kept.margin, np.concatenate([first.margin[20:], second.margin[20:]]))
+    found = rule.fit_rule(tables, IDENTITY, report=True)
+    assert set(found) == {"marginal", "conditional"}
+    for calibration in found.values():
+        assert calibration.two_stage and calibration.goals["unsafe"].startswith("fpr=")
+        assert list(calibration.fitted["files"]) == ["val.jsonl", "val2.jsonl"]
+    said = capsys.readouterr().out
+    for part in ("| the worst of them |", "Out of fold", "| val2.jsonl | greedy |", "| val.jsonl | f1 |"):
+        assert part in said
 
 
 # The command

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.calibration.maps import Map, sigmoid
-from edgeguard.calibration.thresholds import ChosenThreshold, Goal, as_greedy, choose_threshold
+from edgeguard.calibration.thresholds import ChosenThreshold, Goal, choose_as_greedy, choose_threshold
 from edgeguard.errors import CalibrationError
 
 Floats = npt.NDArray[np.float64]
@@ -264,10 +264,12 @@ def fit_label(
     if y_true[kept].any() and not y_true[kept].all():  # else it says nothing among them
         spared = spared if among is None else None
         inside = None if weight is None else weight[kept]
+        t, p = y_true[kept], mapped[kept]
         if goal.name == "greedy":
             assert y_greedy is not None
-            goal = as_greedy(label, y_true[kept], y_greedy[kept], inside)
-        threshold = choose_threshold(y_true[kept], mapped[kept], goal, spared=spared, weight=inside)
+            threshold, goal = choose_as_greedy(label, t, p, y_greedy[kept], spared=spared, weight=inside)
+        else:
+            threshold = choose_threshold(t, p, goal, spared=spared, weight=inside)
     return LabelFit(label, n_true, float(share @ mapped), map_, reason, before, after, threshold, str(goal))
 
 

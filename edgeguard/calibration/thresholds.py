@@ -79,7 +79,7 @@ class Goal:
     fpr        a false-positive rate of at most `value`, with the best recall that leaves
     cost       the least cost, where a false negative costs `value` false positives
     greedy     what the greedy answer has on the same records: of "unsafe" its false-positive rate, of a category its
-               recall; `as_greedy` says which number that is
+               precision, with the best recall that leaves; see `choose_as_greedy`
     """
 
     name: Literal["f1", "precision", "recall", "fpr", "cost", "greedy"]
@@ -108,22 +108,6 @@ def read_goal(text: str) -> Goal:
 _BARE = ("f1", "greedy")  # goals without a number
 
 
-def as_greedy(label: str, y_true: Bools, y_greedy: Bools, weight: Floats | None = None) -> Goal:
-    """The goal "greedy" of a label as a number: all arrays (n,), both classes are there.
-
-    Where the greedy answer never finds a category there is nothing to keep up with: the best F1.
-    """
-    weights = np.ones(len(y_true)) if weight is None else weight
-    side = ~y_true if label == "unsafe" else y_true
-    rate = float(weights @ (side & y_greedy) / (weights @ side))
-    if label == "unsafe":
-        return Goal("fpr", min(1.0, rate + _ROUNDED))
-    return Goal("recall", rate - _ROUNDED) if rate > 0 else Goal("f1")
-
-
-_ROUNDED = 1e-9  # by which sums of weights in another order may differ, and more
-
-
 @dataclass(frozen=True)
 class ChosenThreshold:
     """A threshold, and what it gave on the records it was chosen on; `met` is false where none reaches the goal."""
@@ -141,12 +125,12 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """The threshold between two neighbouring probabilities that serves the goal best. A record at it counts.
 
-    goal    any but "greedy", which `as_greedy` turns into another
+    goal    any but "greedy": see `choose_as_greedy`
     spared  (n,) records that no threshold may reach down to
     weight  (n,) how many records each stands for; None for one each
     """
     if goal.name == "greedy":
-        raise ValueError("the goal greedy says no number; expected what `as_greedy` makes of it")
+        raise ValueError("the goal greedy says no number; expected one that `choose_as_greedy` makes of it")
     weights = np.ones(len(y_true)) if weight is None else weight
     thresholds, tps, fps = _curve(y_true, y_prob, weights)
     if spared is not None and spared.any():
@@ -162,6 +146,41 @@ def choose_threshold(
     return ChosenThreshold(
         float(thresholds[best]), float(precision[best]), float(recall[best]), float(fpr[best]), float(f1[best]), met
     )
+
+
+def choose_as_greedy(
+    label: str,
+    y_true: Bools,
+    y_prob: Floats,
+    y_greedy: Bools,
+    *,
+    spared: Bools | None = None,
+    weight: Floats | None = None,
+) -> tuple[ChosenThreshold, Goal]:
+    """The goal "greedy" of a label: its threshold, and what stands for it as a number.
+
+    y_greedy  (n,) what the greedy answer says
+
+    A category that no threshold makes as precise as the greedy answer is found as often as that finds it. One that it
+    never finds says nothing to keep up with: the best F1.
+    """
+    weights = np.ones(len(y_true)) if weight is None else weight
+
+    def share(part: Bools, whole: Bools) -> float:
+        return float(weights @ (part & whole) / max(float(weights @ whole), _ROUNDED))
+
+    def chosen(goal: Goal) -> tuple[ChosenThreshold, Goal]:
+        return choose_threshold(y_true, y_prob, goal, spared=spared, weight=weight), goal
+
+    if label == "unsafe":
+        return chosen(Goal("fpr", min(1.0, share(y_greedy, ~y_true) + _ROUNDED)))
+    if not (y_true & y_greedy).any():
+        return chosen(Goal("f1"))
+    found = chosen(Goal("precision", max(0.0, share(y_true, y_greedy) - _ROUNDED)))
+    return found if found[0].met else chosen(Goal("recall", max(0.0, share(y_greedy, y_true) - _ROUNDED)))
+
+
+_ROUNDED = 1e-9  # by which sums of weights in another order may differ, and more
 
 
 def _curve(y_true: Bools, y_prob: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:

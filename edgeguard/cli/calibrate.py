@@ -61,7 +61,7 @@ Examples:
     multiple=True,
     metavar="[LABEL:]GOAL",
     help="f1, precision=P, recall=P, fpr=P, cost=N (of a miss, in false alarms), or greedy: the greedy answer's false "
-    "alarms for unsafe, its recall for a category; for one label or all  [default: f1]",
+    "alarms for unsafe, its precision for a category; for one label or all  [default: f1]",
 )
 @click.option(
     "--two-stage",

@@ -64,6 +64,8 @@ def evaluation_page(
     evaluation = summary.evaluations[summary.main]
     if labels is None:
         labels = [label for label, one in evaluation.labels.items() if label == "unsafe" or one.n_true]
+    places = [(_id(label), _title(label)) for label in labels]
+    places += [] if left_out is None else [("left-out", "sources left out")]
     told = ", calibrated" if summary.calibrated[summary.main] else ", not calibrated"
     n, unsafe = len(summary.table), int(summary.truth[:, 0].sum())
     about = f"{source}: {n:,} records, {unsafe:,} unsafe. Estimator {summary.main}{told}."
@@ -73,10 +75,10 @@ def evaluation_page(
         _answer(summary),
         *(page.paragraph(line) for line in notes),
         *(page.paragraph(f"{line}.") for line in summary.notices),
-        page.contents([(_id(label), _title(label)) for label in labels]) if len(labels) > 1 else Markup(""),
+        page.contents(places) if len(places) > 1 else Markup(""),
         _table(summary, labels),
-        Markup("") if left_out is None else _left_out(left_out),
         *(_section(summary, label) for label in labels),
+        Markup("") if left_out is None else _left_out(left_out),
         page.paragraph(
             "Intervals are 95 %: Wilson's for shares of records, Newcombe's and DeLong's for AUROC, Boyd's for AUPRC, "
             "the bootstrap's for ECE. A figure or an interval that the records are too few for is left out.",
@@ -146,7 +148,7 @@ def _ends(figure: Interval) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u00a0%"
+    return f"{100 * share:.1f} %"
 
 
 def _table(summary: Summary, labels: Sequence[str]) -> Markup:
