@@ -10,6 +10,7 @@ Beside it, what an adapter declares (`Runtime`) and what it is opened with (`Run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -25,6 +26,10 @@ Device = Literal["cpu", "cuda", "auto"]
 KvCache = Literal["f16", "f32"]
 RuntimeName = Literal["llama", "onnx"]
 Rows = npt.NDArray[np.float32]
+
+MOST_TOGETHER = 128  # records of one batch: llama.cpp knows 256 sequences, and their answers need some too
+_SOME = 8  # rows for which float64 numbers are in memory at once
+EACH_TOGETHER = 256  # tokens for which there is room in a batch, a record; longer ones are fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +153,8 @@ class RuntimeOptions:
     condition   another way to compute the same, to measure noise with
     runtime     `Runtime.short` of the one to compute with; None: the one that opens the file. A built-in guard has
                 forms for each; None is there the first of its defaults whose runtime is installed
+    together    records that go through the model in one batch, 2 to 128; None: each alone. A mode of its own: last
+                digits depend on the records beside one. The same records in the same order have the same bits
 
     A runtime may not have all of them (`Runtime.takes`); one that it has not is refused, never passed over.
     """
@@ -161,6 +168,7 @@ class RuntimeOptions:
     batch: int | None = None
     condition: Condition | None = None
     runtime: RuntimeName | None = None
+    together: int | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not at their default, by name."""
@@ -201,6 +209,11 @@ class Runtime:
 
     def check(self, options: RuntimeOptions) -> None:
         """Refuse what this runtime has not: ModelError for an option, ValueError for a condition."""
+        if options.together is not None and not 2 <= options.together <= MOST_TOGETHER:
+            raise ModelError(
+                f"{options.together} records together were asked for; expected 2 to {MOST_TOGETHER}, or None for each "
+                "alone"
+            )
         for name, value in options.given().items():
             if name == "runtime" and value != self.short:
                 raise ModelError(
@@ -254,7 +267,9 @@ class Backend(Protocol):
     def logprobs(self, prefixes: Sequence[Prefix]) -> Rows:
         """Next-token log-probabilities after each prefix: (n, n_vocab) float32, nats.
 
-        Row i depends on `prefixes[i].path()` alone, up to the adapter's stated tolerance; the same
+        The prefixes may be of several records. An adapter that was opened for records `together` evaluates those of a
+        call in one batch, and row i depends, in its last digits, on the call and on those since its records came.
+        Of any other, row i depends on `prefixes[i].path()` alone, up to the adapter's stated tolerance; the same
         calls give the same bits. Raises ContextOverflow when a path does not fit.
         """
         ...
@@ -277,6 +292,34 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Rows:
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return wide.astype(np.float32)
+
+
+def log_softmax_by(threads: int, logits: npt.NDArray[np.float32]) -> Rows:
+    """As `log_softmax`, bit for bit, of many rows in several threads and a few rows at a time."""
+    result = np.empty(logits.shape, dtype=np.float32)
+
+    def some(begin: int) -> None:
+        result[begin : begin + _SOME] = log_softmax(logits[begin : begin + _SOME])
+
+    begins = range(0, len(logits), _SOME)
+    if threads == 1 or len(begins) == 1:
+        for begin in begins:
+            some(begin)
+        return result
+    with ThreadPoolExecutor(min(threads, len(begins))) as pool:
+        for _ in pool.map(some, begins):
+            pass
+    return result
+
+
+def room_of(backend: Backend) -> int:
+    """Tokens that the records of one batch may have together, with their preambles and answers."""
+    return int(getattr(backend, "room", backend.n_ctx))
+
+
+def room_for(n_ctx: int, together: int | None) -> int:
+    """The `room` of an adapter: the context's tokens, or more for many records. It bounds the memory of a batch."""
+    return max(n_ctx, EACH_TOGETHER * (together or 0))
 
 
 def context_for(path: Path, *, trained: int, asked: int | None) -> int:

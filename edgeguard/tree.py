@@ -6,7 +6,7 @@ looked into bounds a label's probability from below, and what was never looked i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,9 @@ class Tree:
         return tuple(places)
 
 
+Exploration = Generator[Sequence[Prefix], Rows, Tree]
+
+
 def explore(
     logprobs: LogProbs,
     answers: Answers,
@@ -124,16 +127,30 @@ def explore(
     What is asked, and in which company, follows from the model's own answers to this prompt: so the
     same record is always evaluated in the same calls, and gets the same bits.
     """
+    steps = exploring(answers, prompt, tolerance=tolerance, max_rows=max_rows, width=width)
+    asked = next(steps)
+    while True:
+        try:
+            asked = steps.send(logprobs(asked))
+        except StopIteration as end:
+            tree: Tree = end.value
+            return tree
+
+
+def exploring(
+    answers: Answers, prompt: Prefix, *, tolerance: float | None, max_rows: int = 64, width: int = 16
+) -> Exploration:
+    """As `explore`, but whoever runs it asks the model: it yields the prefixes of a call, and is sent their rows."""
     growth = _Growth(answers, prompt)
     worth = 0.0 if tolerance is None else SPECULATE * tolerance
-    _look_into(logprobs, growth, [ROOT], 0.0)
+    yield from _look_into(growth, [ROOT], 0.0)
     tree = growth.tree()
     while tolerance is not None and tree.slack.max(initial=0.0) > tolerance and growth.n_rows < max_rows:
-        _look_into(logprobs, growth, _heaviest(tree, tolerance, min(width, max_rows - growth.n_rows)), worth)
+        yield from _look_into(growth, _heaviest(tree, tolerance, min(width, max_rows - growth.n_rows)), worth)
         tree = growth.tree()
     most = growth.n_rows + max_rows
     while tree.open[last := tree.path()[-1]] and growth.n_rows < most:
-        _look_into(logprobs, growth, [last], 0.0)
+        yield from _look_into(growth, [last], 0.0)
         tree = growth.tree()
     return tree
 
@@ -151,7 +168,7 @@ def _heaviest(tree: Tree, tolerance: float, width: int) -> list[int]:
     return [int(place) for place in places[: min(enough, width)]]
 
 
-def _look_into(logprobs: LogProbs, growth: _Growth, places: Sequence[int], worth: float) -> None:
+def _look_into(growth: _Growth, places: Sequence[int], worth: float) -> Generator[Sequence[Prefix], Rows, None]:
     """Expand places in one call to the model; those of at least mass `worth` with the plainest runs after them."""
     nodes: dict[tuple[int, tuple[int, ...]], Prefix] = {}  # (place, tokens after it) → prefix, parents first
     for place in places:
@@ -160,7 +177,7 @@ def _look_into(logprobs: LogProbs, growth: _Growth, places: Sequence[int], worth
             for n, token in enumerate(run):
                 if (place, run[: n + 1]) not in nodes:
                     nodes[place, run[: n + 1]] = Prefix((token,), nodes[place, run[:n]])
-    rows = logprobs(list(nodes.values()))
+    rows = yield list(nodes.values())
     for (place, run), prefix, row in zip(nodes, nodes.values(), rows, strict=True):
         here = place
         for token in run:

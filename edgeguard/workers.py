@@ -21,20 +21,21 @@ from edgeguard.backend import Device, RuntimeOptions
 from edgeguard.backends import runtime_of
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds
-from edgeguard.errors import ModelError
+from edgeguard.errors import ModelError, RecordError, WorkerDied
 from edgeguard.formats.model_file import find_model
 from edgeguard.forms import Tell, in_log
 from edgeguard.guard import EstimatorName, Guard, Score, Search, WindowSize, prepared
 from edgeguard.machine import available_cores, free_memory
 from edgeguard.pool import Pool
 from edgeguard.profile import Profile
-from edgeguard.rows.judging import Input, judged, understood
+from edgeguard.rows.judging import Input, answered, blocks, judged, understood
 from edgeguard.rows.record import Failure, Record
 from edgeguard.rows.shapes import make_record
 
 T = TypeVar("T")
 
 AHEAD = 8  # records a process that are read and not answered, so that one that takes long keeps nobody waiting
+BLOCKS_AHEAD = 2  # blocks a process, where records go together
 HEAVIEST = 32 << 20  # characters in all of them
 SMALL = 1 << 30  # bytes of a model's file: from here on threads are as good, and its processes cost too much memory
 EACH = 8  # records that are worth a process's start
@@ -94,7 +95,7 @@ def planned(path: Path, runtime: RuntimeOptions, *, workers: int | None = None, 
         threads=runtime.threads,
         device=runtime.device,
         model_bytes=size_of(path),
-        records=records,
+        records=records if records is None or runtime.together is None else -(-records // runtime.together) * EACH,
         cores=available_cores(),
         memory=free_memory(),
     )
@@ -244,13 +245,62 @@ class Workers:
 
     def score_many(self, records: Iterable[Input]) -> Iterator[Score | Failure]:
         """As `Guard.score_many`. The records are read in a thread of its own, some ahead of their results."""
-        return (result for _, result in self.judged(records, Guard.score))
+        return (result for _, result in self.judged(records, Guard.score, many=Guard.score_together))
 
     def judged(
-        self, records: Iterable[Input], task: Callable[[Guard, Record], T], *, where: str = ""
+        self,
+        records: Iterable[Input],
+        task: Callable[[Guard, Record], T],
+        *,
+        many: Callable[[Guard, Sequence[Record]], Sequence[T | RecordError]] | None = None,
+        where: str = "",
     ) -> Iterator[tuple[Record | Failure, T | Failure]]:
-        """As `Guard.judged`. `task` is sent by pickle: a function of a module, a method, a `partial` of them."""
+        """As `Guard.judged`. `task` and `many` are sent by pickle: a function of a module, a method, a `partial`."""
+        if self.runtime.together is not None and many is not None:
+            return self._judged_together(records, many, self.runtime.together, where)
+        return self._judged(records, task, where)
 
+    def _judged_together(
+        self,
+        records: Iterable[Input],
+        many: Callable[[Guard, Sequence[Record]], Sequence[T | RecordError]],
+        n: int,
+        where: str,
+    ) -> Iterator[tuple[Record | Failure, T | Failure]]:
+        """In blocks, each a task. One whose processes died is tried once more record by record."""
+
+        def sent(block: Block) -> tuple[Block, Future[Sequence[T | RecordError]] | None]:
+            fit = _fit(block)
+            return block, self._pool.submit(many, fit) if fit else None
+
+        def alone(record: Record) -> T | RecordError:
+            try:
+                return self.ask(many, [record])[0]
+            except WorkerDied as error:
+                return error
+
+        ahead = Ahead(
+            blocks(map(understood, records), n),
+            sent,
+            most=BLOCKS_AHEAD * self.workers,
+            weigh=lambda block: sum(map(_weight, block)),
+            heaviest=HEAVIEST,
+        )
+        try:
+            for block, answer in ahead:
+                try:
+                    results = answer.result() if answer is not None else ()
+                except WorkerDied:
+                    results = [alone(record) for record in _fit(block)]
+                yield from answered(block, results, where=where)
+        finally:
+            for _, left in ahead.close():
+                if left is not None:
+                    left.cancel()
+
+    def _judged(
+        self, records: Iterable[Input], task: Callable[[Guard, Record], T], where: str
+    ) -> Iterator[tuple[Record | Failure, T | Failure]]:
         def sent(record: Record | Failure) -> tuple[Record | Failure, Future[T] | None]:
             return record, None if isinstance(record, Failure) else self._pool.submit(task, record)
 
@@ -304,6 +354,14 @@ class Workers:
         self.close()
 
 
+Block = tuple[Record | Failure, ...]
+
+
+def _fit(block: Block) -> list[Record]:
+    """Those of a block that could be understood."""
+    return [record for record in block if isinstance(record, Record)]
+
+
 def _weight(record: Record | Failure) -> int:
     """Characters of it."""
     return 0 if isinstance(record, Failure) else sum(len(message.content) for message in record.messages)
@@ -346,12 +404,20 @@ def isolated(model: str | Path | None = None, *, runtime: RuntimeOptions = Runti
 
 
 def score_many(
-    records: Iterable[Input], model: str | Path | None = None, *, workers: int | None = None, **options: Any
+    records: Iterable[Input],
+    model: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    together: int | None = None,
+    **options: Any,
 ) -> Iterator[Score | Failure]:
     """Score a stream on all cores: one result a record, in order, as they come. A bad record is a Failure in its place.
 
-    workers  processes; None: as `plan` says. 1: this one
-    options  of `Guard.load`
+    workers   processes; None: as `plan` says. 1: this one
+    together  records that go through the model in one batch, as `RuntimeOptions` has it: a mode with noise of its own
+    options   of `Guard.load`
     """
+    if together is not None:
+        options["runtime"] = replace(options.get("runtime", RuntimeOptions()), together=together)
     with open_guard(model, workers=workers, **options) as guard:
         yield from guard.score_many(records)

@@ -292,7 +292,7 @@ def in_onnx_runtime(windowed: bool) -> dict[str, tuple[Any, str, Any]]:
     """A branch sees those before it in the row, or stands one place further on; a window is twice as long."""
     from edgeguard.backends.onnx_runtime import model
 
-    right = model._depths
+    right = model.depths
 
     def seen(new, columns, rows):
         return np.tri(rows.stop - rows.start, rows.stop, rows.start, dtype=np.bool_)
@@ -302,9 +302,9 @@ def in_onnx_runtime(windowed: bool) -> dict[str, tuple[Any, str, Any]]:
         return right(new) + np.repeat(on, [len(prefix.tokens) for prefix in new])
 
     def near(new, depth, window):
-        return new[:, None] - depth[None, :] < 2 * window
+        return new[..., :, None] - depth[..., None, :] < 2 * window
 
-    wrong = {"mask": (model, "_seen", seen), "position": (model, "_depths", depths)}
+    wrong = {"mask": (model, "seen", seen), "position": (model, "depths", depths)}
     return {**wrong, "window": (model, "_near", near)} if windowed else wrong
 
 

@@ -21,7 +21,7 @@ from test_convert_gguf import factors, write_adapter
 from edgeguard import builtin as models
 from edgeguard.backend import Runtime, RuntimeOptions
 from edgeguard.backends import open_backend
-from edgeguard.builtin import ADAPTER, BuiltIn, Form, find_form
+from edgeguard.builtin import ADAPTER, BuiltIn, Form, FromPackage, find_form
 from edgeguard.cli.advice import advised
 from edgeguard.convert.built_in import make_form, write_form
 from edgeguard.convert.lora import Change, Lora
@@ -35,6 +35,7 @@ from edgeguard.guard import Guard, prepared
 ONE = RuntimeOptions(threads=1)
 KINDS = {"q8_0": "gguf", "q4_0": "gguf", "f16": "gguf", "onnx-int8": "onnx", "onnx-int4": "onnx"}
 TEXT = '{"text": "Hurt the dog"}'
+LEFT_OUT = ("folder", "base_from", "made", "default")  # of a guard's fields, where JSON brings it to another process
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> BuiltIn:
         base=base.name,
         base_name="tiny",
         base_license="none",
-        base_package="tiny-package",
-        base_version="1.0",
+        base_from=FromPackage("tiny-package", "1.0"),
         adapter=adapter.name,
         sha256={path.name: sha256(path) for path in (base, adapter)},
         made=(),
@@ -129,11 +129,12 @@ def test_the_bytes_depend_on_no_thread_and_no_vector_instruction(guard: BuiltIn,
         "import sys; sys.path[:0] = [sys.argv[1]]; import test_forms as t; from pathlib import Path\n"
         "from edgeguard.builtin import BuiltIn; import json, edgeguard.builtin as m\n"
         "folder = Path(sys.argv[2]); m._find_base = lambda package, file: folder / file\n"
-        "guard = BuiltIn(**{**json.loads(sys.argv[3]), 'folder': folder})\n"
+        "fields = {**json.loads(sys.argv[3]), 'folder': folder, 'base_from': m.FromPackage('tiny-package')}\n"
+        "guard = BuiltIn(**fields)\n"
         "for name in t.KINDS:\n"
         "    out = Path(sys.argv[4]) / name; out.mkdir(parents=True); t.write_form(guard, name, out)\n"
     )
-    fields = {name: value for name, value in vars(guard).items() if name not in ("folder", "made", "default")}
+    fields = {name: value for name, value in vars(guard).items() if name not in LEFT_OUT}
     fields |= {"made": [], "default": []}
     for threads, disabled in (("1", features), ("3", "")):
         out = tmp_path / threads
@@ -244,11 +245,11 @@ def test_two_processes_at_once_make_it_once(guard: BuiltIn, tmp_path: Path):
         "folder, fields = Path(sys.argv[1]), json.loads(sys.argv[2])\n"
         "m._find_base = lambda package, file: folder / file\n"
         "form = Form(*fields.pop('form'))\n"
-        "guard = BuiltIn(**fields, folder=folder, made=(form,), default=())\n"
+        "guard = BuiltIn(**fields, folder=folder, base_from=m.FromPackage(''), made=(form,), default=())\n"
         "make_form(guard, form, tell=print)\n"
     )
     form = guard.form("onnx-int8")
-    fields = {name: value for name, value in vars(guard).items() if name not in ("folder", "made", "default")}
+    fields = {name: value for name, value in vars(guard).items() if name not in LEFT_OUT}
     fields["form"] = [form.name, form.kind, form.sha256]
     command = [sys.executable, "-c", code, str(guard.folder), json.dumps(fields)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

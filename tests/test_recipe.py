@@ -19,9 +19,11 @@ sys.path.insert(0, str(FOLDER))
 
 import data  # noqa: E402
 import export  # noqa: E402
+import network as network_module  # noqa: E402
 import synthetic  # noqa: E402
 import train  # noqa: E402
-from network import Network  # noqa: E402
+from encoded import Encoded, read, write  # noqa: E402
+from network import Adapter, Network  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def base(tmp_path_factory) -> Path:
 
 def adapter_of(seed: int, base: Path) -> dict:
     torch.manual_seed(seed)
-    network = Network(base, rank=4, alpha=8.0)
+    network = Network(base, Adapter(4, 8.0))
     found = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
     return {name: m + 0.2 * torch.randn_like(m) for name, m in found.items()}
 
@@ -40,20 +42,30 @@ def products(pairs: dict) -> dict[str, np.ndarray]:
     return {name: b @ a for name, (a, b) in pairs.items()}
 
 
-def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(base, tmp_path):
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_the_network_is_what_llama_cpp_computes_with_the_exported_adapter(tmp_path, arch):
+    base = write_tiny_llama(tmp_path / "base.gguf", tied=arch == "llama", arch=arch)
     adapter = adapter_of(1, base)
-    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf")
-    network = Network(base, rank=4, alpha=8.0, dtype=torch.float32)
+    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf", base=base)
+    network = Network(base, Adapter(4, 8.0), dtype=torch.float32)
     network.load_state_dict(adapter, strict=False)
     ids = [[5, 20, 7, 90, 33], [60, 61, 2, 8, 9]]
     with torch.no_grad():
         ours = network(torch.tensor(ids), torch.tensor([4, 7])).log_softmax(-1).numpy()
+    np.testing.assert_allclose(ours[0], fused(network, ids[0])[0], atol=1e-3)
     backend = open_backend(base, RuntimeOptions(context=64, threads=1, lora=tmp_path / "adapter.gguf", kv_cache="f32"))
     theirs = backend.logprobs([Prefix(tuple(ids[0])), Prefix(tuple(ids[1][:3]))])
     plain = open_backend(base, RuntimeOptions(context=64, threads=1)).logprobs([Prefix(tuple(ids[0]))])
     backend.close()
     # llama.cpp multiplies with the adapter in float16, of 11 bits: the rest is a small part of what the adapter does.
     assert 20 * np.abs(ours - theirs).max() < np.abs(plain[0] - theirs[0]).max()
+
+
+def fused(network: Network, ids: list[int]) -> np.ndarray:
+    """What the network computes by the kernels that it takes on a GPU."""
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(network_module, "_attention", network_module._fused_attention)
+        return network(torch.tensor([ids]), torch.tensor([len(ids) - 1])).log_softmax(-1).numpy()
 
 
 def test_the_average_of_runs_is_that_of_their_products(base):
@@ -68,27 +80,35 @@ def test_the_average_of_runs_is_that_of_their_products(base):
         np.testing.assert_allclose(b @ a, (u[:, :4] * s[:4]) @ v[:4], atol=1e-4)
 
 
-def rows_of(n: int) -> list[train.Row]:
-    dice, found = random.Random(0), []
+def rows_of(n: int) -> Encoded:
+    dice, tokens = random.Random(0), []
     for i in range(n):
-        prompt, unsafe = [dice.randrange(10, 80) for _ in range(dice.randint(3, 9))], i % 2 == 0
-        answer = [11, 12] if unsafe else [13, 12]
-        ids = [*prompt, (81 if unsafe else 82), answer[0]]
-        found.append(train.Row(ids, [len(ids) - 2, len(ids) - 1], answer, [1.0, 1.0], unsafe, "here"))
-    return found
+        prompt = [dice.randrange(10, 80) for _ in range(dice.randint(3, 9))]
+        tokens.append([*prompt, *((81, 11, 12) if i % 2 == 0 else (82, 13, 12))])
+    unsafe = np.arange(n) % 2 == 0
+    return Encoded(
+        ids=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
+        ends=np.cumsum([len(t) for t in tokens]),
+        answers=np.full(n, 2, np.int32),
+        verdict=np.ones(n, np.int32),
+        unsafe=unsafe,
+        open=np.zeros(n, bool),
+        noise=np.zeros(n, np.float32),
+        sources=np.where(np.arange(n) % 6 == 0, "rare", "here"),
+        safe_id=13,
+        unsafe_id=11,
+    )
 
 
-def test_a_run_learns_and_goes_on_where_it_was_stopped(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "default_base", lambda: base)
-    settings = train.Settings(rank=4, batch_tokens=60, learning_rate=0.01, average=0.5)
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_run_learns_and_goes_on_where_it_was_stopped(base, tmp_path, monkeypatch, seen):
+    settings = train.Settings(rank=4, batch_tokens=60, learning_rate=0.01, average=0.5, seen=seen)
     rows, kept = rows_of(120), {}
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(train, "save", lambda *args: None)
-    train.train(rows, rows[:20], settings, tmp_path / "whole", init={}, compiled=False)
+    train.train(rows, rows, range(120), base, train.Run(tmp_path / "whole", settings), {})
     monkeypatch.undo()
-    monkeypatch.setattr(train, "default_base", lambda: base)
-
     calls = 0
 
     def stop(logits, batch, settings, real=train.loss_of):
@@ -102,19 +122,51 @@ def test_a_run_learns_and_goes_on_where_it_was_stopped(base, tmp_path, monkeypat
     monkeypatch.setattr(train.time, "time", lambda: next(ticks))  # a checkpoint at every step
     monkeypatch.setattr(train, "loss_of", stop)
     with pytest.raises(KeyboardInterrupt):
-        train.train(rows, rows[:20], settings, tmp_path / "stopped", init={}, compiled=False)
+        train.train(rows, rows, range(120), base, train.Run(tmp_path / "stopped", settings), {})
     assert (tmp_path / "stopped" / "checkpoint.pt").exists()
     calls = 100
-    train.train(rows, rows[:20], settings, tmp_path / "stopped", init={}, compiled=False)
+    train.train(rows, rows, range(120), base, train.Run(tmp_path / "stopped", settings), {})
     for name in ("whole", "stopped"):
         kept[name] = torch.load(tmp_path / name / "adapter.pt", weights_only=True)["adapter"]
     for name, matrix in kept["whole"].items():
         torch.testing.assert_close(kept["stopped"][name], matrix)
-    network = Network(base, rank=4, alpha=32.0)
-    before = train.validate(network, rows)
+    network = Network(base, Adapter(4, 32.0))
+    before = train.figures_of(train.margins(network, rows), rows.unsafe)
     network.load_state_dict(kept["whole"], strict=False)
-    after = train.validate(network, rows)
-    assert after["auroc"] > 0.9 > before["auroc"]
+    margin = train.margins(network, rows)
+    assert train.figures_of(margin, rows.unsafe)["auroc"] > 0.9 > before["auroc"]
+    assert train.by_source(margin, rows)["rare"][0] == 20
+    with np.load(tmp_path / "whole" / "val.npz") as found:  # what a run keeps is what its adapter says
+        np.testing.assert_allclose(found["margin"], margin, atol=0.3)
+
+
+def test_encoded_rows_are_read_as_they_were_written(tmp_path):
+    rows = rows_of(7)
+    write(rows, tmp_path / "rows.npz")
+    again = read(tmp_path / "rows.npz")
+    assert (again.safe_id, again.unsafe_id, len(again)) == (13, 11, 7)
+    for i in range(7):
+        assert again.row(i).tolist() == rows.row(i).tolist()
+
+
+def test_a_balanced_run_sees_rare_sources_more_often():
+    rows, settings = rows_of(600), train.Settings(balance=1.0, epochs=2.0)
+    even = train.drawn(rows, range(600), settings, random.Random(0))
+    plain = train.drawn(rows, range(600), train.Settings(epochs=2.0), random.Random(0))
+    rare = rows.sources == "rare"
+    assert len(plain) == 1200 and rare[plain].mean() == pytest.approx(1 / 6)
+    assert rare[even].mean() == pytest.approx(0.5, abs=0.05) and len(even) == pytest.approx(1200, abs=60)
+
+
+def test_a_smoothed_verdict_is_least_dear_at_its_target():
+    batch = train.stack(rows_of(1), [0], train.Settings(smoothing=0.25), "cpu")
+
+    def loss(p: float) -> float:
+        logits = torch.full((2, 100), -30.0)
+        logits[0, 11], logits[0, 13], logits[1, 12] = np.log(p), np.log(1 - p), 0.0
+        return train.loss_of(logits, batch, train.Settings(smoothing=0.25)).item()
+
+    assert min((loss(p), p) for p in np.arange(0.05, 1, 0.05))[1] == pytest.approx(0.75)
 
 
 def test_rows_are_the_same_for_a_seed_and_unlike_what_is_evaluated():

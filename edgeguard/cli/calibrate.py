@@ -17,6 +17,7 @@ from edgeguard.cli.options import (
     reported_errors,
     search_options,
     take_reading,
+    together_option,
     workers_option,
 )
 from edgeguard.cli.say import say
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from edgeguard.workers import Workers
 
 
-_OF_RECORDS = ("labels", "labels_map", "workers")  # options that mean nothing where there are no records
+_OF_RECORDS = ("labels", "labels_map", "workers", "together")  # options that mean nothing where there are no records
 
 
 @click.command(
@@ -95,6 +96,7 @@ Examples:
 @truth_options
 @model_options
 @workers_option
+@together_option
 @click.option(
     "--estimator",
     "-e",

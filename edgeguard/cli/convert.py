@@ -78,7 +78,7 @@ def convert(
         wanted = None if model is None else parse_hub_name(model)
         there = base_model() if model is None else Path(str(resolved(model, checkpoint=True)))
         given = there if built is None else built.base_path
-        named = given if built is None else Path(f"{built.name}.gguf")
+        named = given if built is None else Path(f"{built.stem}.gguf")
         if wanted is not None:  # here, and not in the hub's cache
             named = Path(wanted.repo.rpartition("/")[2] if given.is_dir() else given.name)
         options = Options(
@@ -108,7 +108,9 @@ def _uncalibrated(built: BuiltIn | None, lora: Path | None, kind: str) -> tuple[
     if not fitted:
         return ()
     form = kind if kind in fitted else fitted[0]
-    return (f"its scores are not calibrated; --model {built.name}:{form} is this guard with a calibration of its own",)
+    return (
+        f"its scores are not calibrated; --model {built.called}:{form} is this guard with a calibration of its own",
+    )
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

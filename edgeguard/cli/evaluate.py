@@ -17,6 +17,7 @@ from edgeguard.cli.options import (
     reported_errors,
     search_options,
     split_names,
+    together_option,
     workers_option,
 )
 from edgeguard.cli.say import say
@@ -49,6 +50,7 @@ Examples:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap")
 @model_options
 @workers_option
+@together_option
 @search_options
 @calibration_options
 @record_options

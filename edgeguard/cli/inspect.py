@@ -30,7 +30,7 @@ _SHORTEST_HASH = 12  # characters of a hash in a column that has no room for all
 def inspect(model: Path | None, tensors: bool, as_json: bool) -> None:
     """Show what MODEL is: a GGUF or ONNX file, a folder with one, a checkpoint, a LoRA adapter, a built-in guard.
 
-    A built-in guard is named NAME or NAME:FORM: then it says too where the form's files are, whether they are those
+    A built-in guard is named NAME[@VERSION][:FORM]: then it says too where the form's files are, whether they are those
     that were released, or how to make them. A model of a hub is named hf:ORG/REPO[:FILE][@REVISION]. Without MODEL,
     the model that the built-in guard stands on.
 
@@ -99,20 +99,23 @@ def _making(found: BuiltInInspection) -> str:
         return guard.pull_command
     if form.name == ADAPTER:
         return "pip install --force-reinstall edgeguard"
-    return f"edgeguard score --model {guard.name}:{form.name} makes it at its first use"
+    return f"edgeguard score --model {guard.called}:{form.name} makes it at its first use"
 
 
 def _built_in_facts(found: BuiltInInspection) -> Iterator[tuple[str, str]]:
     from edgeguard.backends import opener
+    from edgeguard.builtin import ADAPTER
 
     guard, form = found.guard, found.form
-    yield "guard", f"{guard.name}, version {guard.version}: {guard.description}"
+    yield "guard", f"{guard.name}, {guard.release}: {guard.description}"
     fitted = "calibrated" if guard.calibration(form, "marginal") else "not calibrated"
     yield (
         "form",
         f"{form.name}, for {opener(form.kind).name}, {fitted}; there are {', '.join(f.name for f in guard.forms)}",
     )
-    if found.model is None:
+    if found.model is None and form.name == ADAPTER:
+        yield "files", f"the base model, {guard.base_name}, is not on this machine"
+    elif found.model is None:
         yield "files", f"not made yet; they will be in {found.folder}"
     elif found.whole:
         yield "files", "as they were released, by their hashes"

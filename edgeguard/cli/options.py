@@ -28,7 +28,7 @@ _MODEL_OPTION = click.option(
     "--model",
     "-m",
     type=click.Path(path_type=Path),
-    help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME or NAME:FORM, or a hub's, "
+    help="GGUF or ONNX file, a folder with one, a name from `edgeguard models`, as NAME[@VERSION][:FORM], or a hub's, "
     "as hf:ORG/REPO[:FILE][@REVISION] [default: edgeguard-135m]",
 )
 _MODELS_OPTION = click.option(
@@ -153,6 +153,13 @@ workers_option = click.option(
     type=click.IntRange(1, 1024),
     metavar="N",
     help="Processes, of one thread each unless --threads says more [default: by cores, model, records and memory]",
+)
+together_option = click.option(
+    "--together",
+    type=click.IntRange(2, 128),
+    metavar="N",
+    help="N records of the input in one batch: for a GPU. Scores then differ in their last digits from those of each "
+    "record alone, which is the default",
 )
 search_options = _all(_SEARCH_OPTIONS)
 calibration_options = _all(_CALIBRATION_OPTIONS)

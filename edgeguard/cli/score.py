@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -24,6 +25,7 @@ from edgeguard.cli.options import (
     reported_errors,
     search_options,
     take_reading,
+    together_option,
     workers_option,
 )
 from edgeguard.cli.say import drop, say, stdout_is_free
@@ -84,6 +86,7 @@ Examples:
 @click.argument("source", metavar="FILE|-", type=on_ray.PathOrUri(path_type=Path, allow_dash=True))
 @model_options
 @workers_option
+@together_option
 @estimator_option
 @search_options
 @calibration_options
@@ -138,6 +141,8 @@ def score(
     if table and (output is not None or format_ is not None):
         raise click.UsageError("--table is for the screen; leave --output and --format out")
     on_ray.check(ray_address, source, output, table=table)
+    if ray_address is not None and options["together"] is not None:
+        raise click.UsageError("--together and --ray exclude each other: on many machines each record is scored alone")
     reading = take_reading(options)
     if ray_address is not None:
         options |= {"format_": format_, "workers": workers, "limit": limit, "resume": resume, "overwrite": overwrite}
@@ -256,8 +261,10 @@ def _write(
     began = time.perf_counter()
     try:
         with writer, _progress(total, writer.resumed) as advance:
-            done = _skip_resumed(records, where, writer, to.path)
-            for record, result in guard.judged(records, Guard.score, where=where):
+            done, begun = _skip_resumed(records, where, writer, to.path, together=guard.runtime.together)
+            records = chain(begun, records)
+            judged = guard.judged(records, Guard.score, many=Guard.score_together, where=where)
+            for record, result in islice(judged, len(begun), None):
                 row = result.row()
                 writer.write(row, digest_of(record, where))
                 tally.add(row)
@@ -270,16 +277,22 @@ def _write(
         again = f"; run again with --resume to go on from row {writer.rows}" if to.path else ""
         say(f"edgeguard: interrupted after {tally.records} records{again}")
         sys.exit(130)
-    _summarise(tally, time.perf_counter() - began, writer.resumed)
+    _summarise(tally, time.perf_counter() - began, writer.resumed, guard.runtime.together)
     return _with_resumed(tally, done)
 
 
-def _skip_resumed(records: Iterator[Record | Failure], where: str, writer: Writer, output: Path | None) -> Tally:
-    """Pass over the records whose rows are there already, and check that they are theirs."""
+def _skip_resumed(
+    records: Iterator[Record | Failure], where: str, writer: Writer, output: Path | None, *, together: int | None
+) -> tuple[Tally, list[Record | Failure]]:
+    """Pass over the records whose rows are there already, and check that they are theirs.
+
+    Of records that are scored together, those of the block that was broken off are given back: the others get the bits
+    that they would have had.
+    """
     from edgeguard.errors import OutputError
     from edgeguard.rows.run import digest_of
 
-    done = Tally()
+    done, again = Tally(), list[Any]()
     for number, row in enumerate(writer.resumed_rows(), 1):
         record = next(records, None)
         if record is None:
@@ -298,7 +311,9 @@ def _skip_resumed(records: Iterator[Record | Failure], where: str, writer: Write
         done.errors["resumed"] += row.is_error
         done.flagged += row.flagged
         done.highest = max(done.highest, row.unsafe or 0.0)
-    return done
+        if together is not None:
+            again = [] if number % together == 0 else [*again, record]
+    return done, again
 
 
 def _as_text(id_: str | int | None) -> str:
@@ -324,12 +339,13 @@ def _progress(total: int | None, done: int) -> AbstractContextManager[Any]:
     return progress(total, done)
 
 
-def _summarise(tally: Tally, seconds: float, resumed: int) -> None:
+def _summarise(tally: Tally, seconds: float, resumed: int, together: int | None = None) -> None:
     rate = tally.records / seconds if seconds > 0 else 0.0
     parts = [
         f"{tally.records} records" + (f" (and {resumed} resumed)" if resumed else ""),
         f"{tally.flagged} flagged",
         f"{tally.errors.total()} errors",
+        *([f"{together} together"] if together is not None else []),
         *([f"{tally.windowed} scored in {tally.windows} windows"] if tally.windowed else []),
         *([f"{tally.skipped} turns or parts left out of {tally.shortened} records"] if tally.skipped else []),
         f"{rate:.1f} records/s",
@@ -346,7 +362,8 @@ def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], sou
     from edgeguard.rows.record import Failure, Record
 
     tally, lines, began = Tally(), [], time.perf_counter()
-    for record, result in guard.judged(records, Guard.score, where=_name_of(source)):
+    judged = guard.judged(records, Guard.score, many=Guard.score_together, where=_name_of(source))
+    for record, result in judged:
         tally.add(result.row())
         text = record.messages[-1].content if isinstance(record, Record) else ""
         window = None if isinstance(result, Failure) else result.window
@@ -354,5 +371,5 @@ def _show_table(guard: Guard | Workers, records: Iterator[Record | Failure], sou
             text = f"[window {window.number} of {window.of}] {text[window.begin : window.end]}"
         lines.append((printable(text[:200]), result))
     print_scores(lines, {category.code: category.name for category in guard.profile.categories})
-    _summarise(tally, time.perf_counter() - began, 0)
+    _summarise(tally, time.perf_counter() - began, 0, guard.runtime.together)
     return tally

@@ -37,7 +37,7 @@ def make_form(guard: BuiltIn, form: Form, *, tell: Callable[[str], None] = lambd
     _make_cache(folder.parent)
     with locked(folder.with_name(f"{folder.name}.lock")):
         if not form.is_whole(folder):
-            tell(f"making {guard.name}:{form.name} in {folder}, once; this takes some seconds")
+            tell(f"making {guard.called}:{form.name} in {folder}, once; this takes seconds, of a large guard a minute")
             shutil.rmtree(folder, ignore_errors=True)
             base = guard.base_path
             n_bytes = base.stat().st_size * _ROOM
@@ -86,8 +86,8 @@ def _refuse_other(guard: BuiltIn, form: Form, made: Path) -> None:
         if found != expected:
             guard.check_files()
             raise ModelError(
-                f"{guard.name}:{form.name} came out otherwise here: {name} has sha256 {found}, expected {expected}, so "
-                "it is not used; tell its makers which versions of numpy, gguf and onnx are installed",
+                f"{guard.called}:{form.name} came out otherwise here: {name} has sha256 {found}, expected {expected}, "
+                "so it is not used; tell its makers which versions of numpy, gguf and onnx are installed",
                 kind="form_differs",
             )
 

@@ -5,7 +5,7 @@ From records and a guard (`score_records`), or from what `edgeguard score` wrote
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgeguard.calibration.decide import Decisions, decide, label_log_odds
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import Thresholds, thresholds_for
-from edgeguard.errors import InputError
+from edgeguard.errors import InputError, RecordError
 from edgeguard.estimates import Trees, estimate
 from edgeguard.estimators import ESTIMATORS, first_label
 from edgeguard.guard import Guard
@@ -98,7 +98,8 @@ def explored(
     guard: Guard | Workers, records: Iterable[Record | Failure], *, evidence: bool = False
 ) -> Iterator[tuple[Record | Failure, Explored | Failure]]:
     """Each record and what a table keeps of it, in order, as they come."""
-    return guard.judged(records, partial(_explored, evidence=evidence))
+    many = partial(_explored_together, evidence=evidence)
+    return guard.judged(records, partial(_explored, evidence=evidence), many=many)
 
 
 def table_of(
@@ -140,6 +141,13 @@ def table_of(
 def _explored(guard: Guard, record: Record, *, evidence: bool) -> Explored:
     trees, size = guard.explore_with_evidence(record) if evidence else (guard.explore_all(record), np.nan)
     return _row(trees, guard.umbrella) | {"evidence": size}
+
+
+def _explored_together(guard: Guard, records: Sequence[Record], *, evidence: bool) -> list[Explored | RecordError]:
+    found = guard.explore_together(records, evidence=evidence)
+    return [
+        one if isinstance(one, RecordError) else _row(one[0], guard.umbrella) | {"evidence": one[1]} for one in found
+    ]
 
 
 def _row(trees: Trees, umbrella: str | None) -> Explored:

@@ -61,7 +61,7 @@ class HubModel:
         ]
         about = f"from {self.endpoint}, commit {self.commit}"
         no = dict.fromkeys(("profile", "license", "card"))
-        name = {"name": str(self.wanted), "version": self.commit, "description": about}
+        name = {"name": str(self.wanted), "version": self.commit, "newest": True, "description": about}
         return {**name, **no, "files": files, "default": [], "forms": []}
 
 

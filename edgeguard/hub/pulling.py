@@ -66,6 +66,27 @@ def pull(wanted: HubName, *, tell: Tell = in_log, checkpoint: bool = False, prog
     return found
 
 
+def fetch_known(wanted: HubName, sha256: str, *, tell: Tell = in_log, progress: bool = False) -> Path:
+    """One file whose hash is known beforehand: its path in the hub's cache. Nothing is kept under its name.
+
+    Raises ModelError, before anything is fetched where the hub lists another hash.
+    """
+    at = client.listing(wanted)
+    name = str(wanted.file)
+    if name not in at.files:
+        raise ModelError(f"{wanted} is not among the files of the repository at commit {at.commit}", kind="not_in_repo")
+    listed = at.files[name]
+    if listed.sha256 in (None, sha256):
+        source = "the hub's cache on this machine" if at.cached else at.endpoint
+        tell(f"{wanted}: {in_bytes(listed.n_bytes)}, from {source}")
+        path = _whole(name, at, wanted, progress)
+        if (found := known_sha256(path)) == sha256:
+            return path
+    else:
+        found = str(listed.sha256)
+    raise ModelError(f"{wanted} has sha256 {found} at {at.endpoint}, expected {sha256}; not used", kind="hub_changed")
+
+
 def _whole(name: str, at: client.Listing, wanted: HubName, progress: bool) -> Path:
     """The file, with the hash that the hub says; one that has another is fetched once more. Raises ModelError."""
     for again in (False, True):

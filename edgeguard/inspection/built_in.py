@@ -32,7 +32,7 @@ class BuiltInInspection:
     def row(self, *, tensors: bool = False) -> dict[str, Any]:
         """As one JSON object: `built_in` says what it is, the rest what the files are, null where there are none."""
         about = {
-            "guard": self.guard.name,
+            "guard": self.guard.called,
             "version": self.guard.version,
             "form": self.form.name,
             "default": self.form.name in self.guard.default,

@@ -283,7 +283,7 @@ def open_reference(options: StudyOptions) -> Variant:
     if built is None:
         assert options.reference is not None
         return open_variant(Path(options.reference))
-    name = f"{built.name}.F32"
+    name = f"{built.stem}.F32"
     link = options.models / f"{name}.gguf"
     try:
         path = merged_built_in(built)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from edgeguard.errors import RecordError
@@ -32,6 +33,42 @@ def judged(
         except RecordError as error:
             result = failure_of(error, record.id, where=where, line=record.line)
         yield record, result
+
+
+def judged_together(
+    records: Iterable[Input],
+    judge: Callable[[Sequence[Record]], Sequence[T | RecordError]],
+    n: int,
+    *,
+    where: str = "",
+) -> Iterator[tuple[Record | Failure, T | Failure]]:
+    """As `judged`, n records of the input at a time; those that can be understood go to `judge` together."""
+    for block in blocks(map(understood, records), n):
+        fit = [record for record in block if isinstance(record, Record)]
+        yield from answered(block, judge(fit) if fit else (), where=where)
+
+
+def blocks(records: Iterable[T], n: int) -> Iterator[tuple[T, ...]]:
+    """n of them at a time, in order, fewer at the end."""
+    records = iter(records)
+    while block := tuple(islice(records, n)):
+        yield block
+
+
+def answered(
+    block: Iterable[Record | Failure], results: Iterable[T | RecordError], *, where: str = ""
+) -> Iterator[tuple[Record | Failure, T | Failure]]:
+    """The records of a block, and in their order the results of those that are no Failure."""
+    of_records = iter(results)
+    for record in block:
+        if isinstance(record, Failure):
+            yield record, record
+            continue
+        result = next(of_records)
+        if isinstance(result, RecordError):
+            yield record, failure_of(result, record.id, where=where, line=record.line)
+        else:
+            yield record, result
 
 
 def understood(given: Input) -> Record | Failure:

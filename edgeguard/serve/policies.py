@@ -126,6 +126,11 @@ def check_policies(
                     f"{policy.source}: policy {policy.name} is for model {show(name)}, which is not served"
                     f"{did_you_mean(name, guards)}; served are {', '.join(guards)}"
                 )
+            if (called := f"{name}@{policy.name}") in guards:
+                raise ProfileError(
+                    f"{policy.source}: policy {policy.name} of model {name} is called {called}, as another model that "
+                    "is served; give one of them another name"
+                )
             found[policy.name, name] = policy.decision(guards[name])
     return found
 

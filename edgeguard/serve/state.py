@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +130,7 @@ class State:
         model   a name, NAME@POLICY, @POLICY, or one of OpenAI's names, which stand for the default
         policy  named beside it; both must agree
         """
-        name, at, named = (model or "").partition("@")
+        name, at, named = _parted(model or "", self.served)
         if at and policy is not None and policy != named:
             raise Refusal(
                 400,
@@ -171,3 +171,9 @@ class State:
         """End the workers."""
         for served in self.served.values():
             served.workers.close()
+
+
+def _parted(model: str, served: Collection[str]) -> tuple[str, str, str]:
+    """Name, "@", policy. A served model's own name may have an @ in it, as a pinned version has; a policy has none."""
+    name, at, policy = model.rpartition("@")
+    return (name, at, policy) if at and model not in served else (model, "", "")

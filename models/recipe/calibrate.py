@@ -75,7 +75,7 @@ def scores_of(
     kept = None if folder is None else folder / f"{form}-{path.stem}-{key}.npz"
     if kept is not None and kept.exists():
         return with_own_truth(load_table(kept), path)
-    with Guard.load(f"{guard.name}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
+    with Guard.load(f"{guard.called}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
         table = with_progress(loaded, path, form)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,9 @@
 
     python models/recipe/data.py DATA --out ROWS.jsonl
 
-DATA is the folder of the data pack: train.jsonl, train_pairs.jsonl, val.jsonl, eval_public/. The last two are only read
-to keep rows like theirs out. The same arguments give the same bytes.
+DATA is the folder of the data pack: train.jsonl, train_pairs.jsonl, train2.jsonl, val.jsonl, val2.jsonl, eval_public/.
+The last three are only read to keep rows like theirs out. The same arguments give the same bytes. `--held-out FILE`
+writes rows of the sources that `--without` leaves out, to try runs on.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ SYNTHETIC = 16000
 JOINED = 6000  # two or three unsafe rows as one
 LONG_SAFE = 3500
 LONG_UNSAFE = 3500
+DOCUMENTS = 3000  # of 150 to 1,000 words; into half of them something harmful is put
 ANSWERED = 3000  # prompt and response pairs
 DISTURBED = 0.55  # share of the second copies that are changed
 HARMED = 0.35  # of the stories come once more, with a harmful text put into them
 SECOND_LABEL = 0.5  # how often a label that SECOND finds is added
+UNSURE = frozenset({"measuring-hate-speech"})  # sources whose licence could not be confirmed
+TRIED = 130  # rows of a source, safe and unsafe each, that `--held-out` takes
 
 
 def main() -> None:
@@ -41,17 +45,34 @@ def main() -> None:
     parser.add_argument(
         "--without", default="", help="sources to leave out, separated by commas: what is tried on them"
     )
+    parser.add_argument("--held-out", type=Path, help="file for rows of those sources")
     args = parser.parse_args()
-    without = set(args.without.split(","))
-    train = [r for r in read(args.data / "train.jsonl") if r["source"] not in without]
-    pairs = [r for r in read(args.data / "train_pairs.jsonl") if r["source"] not in without]
-    foreign = [text_of(r) for f in ["val.jsonl", *held_out(args.data)] for r in read(args.data / f)]
+    without = set(args.without.split(",")) | UNSURE
+    packs = [read(args.data / name) for name in ("train.jsonl", "train_pairs.jsonl", "train2.jsonl")]
+    train, pairs, more = ([r for r in pack if r["source"] not in without] for pack in packs)
+    foreign = [text_of(r) for f in ["val.jsonl", "val2.jsonl", *held_out(args.data)] for r in read(args.data / f)]
     stories = read(args.stories) if args.stories else []
-    rows = make(train, pairs, stories, foreign, random.Random(args.seed))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    rows = make(train, pairs, more, stories, foreign, random.Random(args.seed))
+    write(rows, args.out)
     print_counts(rows)
+    if args.held_out:
+        rng = random.Random(args.seed)
+        write(tried([r for pack in packs for r in pack if r["source"] in without - UNSURE], rng), args.held_out)
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def tried(rows: Sequence[Row], rng: random.Random) -> list[Row]:
+    """At most TRIED safe and unsafe rows of each source."""
+    groups: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["source"], bool(row["labels"])].append(row)
+    return [row for _, group in sorted(groups.items()) for row in rng.sample(group, min(TRIED, len(group)))]
 
 
 def held_out(data: Path) -> list[str]:
@@ -70,18 +91,24 @@ def text_of(row: Row) -> str:
 
 
 def make(
-    train: Sequence[Row], pairs: Sequence[Row], stories: Sequence[Row], foreign: Sequence[str], rng: random.Random
+    train: Sequence[Row],
+    pairs: Sequence[Row],
+    more: Sequence[Row],
+    stories: Sequence[Row],
+    foreign: Sequence[str],
+    rng: random.Random,
 ) -> list[Row]:
-    """All rows, shuffled."""
+    """All rows, shuffled. `more` are the second pack's: longer, rougher, from strangers."""
     new = [draw(rng) for _ in range(SYNTHETIC)]
     new += [*stories, *(with_harm(story, train, rng) for story in stories if rng.random() < HARMED)]
     new += [joined(train, rng) for _ in range(JOINED)]
     new += [long_safe(train, rng) for _ in range(LONG_SAFE)]
     new += [long_unsafe(train, rng) for _ in range(LONG_UNSAFE)]
     new += [answered(train, rng) for _ in range(ANSWERED)]
+    new += [document(more, train, rng) for _ in range(DOCUMENTS if more else 0)]
     new = unlike(unique(new), foreign)
-    rows = [second_label(row, rng) for row in [*train, *pairs]]
-    rows += [second_label(disturbed(row, rng, DISTURBED), rng) for row in train]
+    rows = [second_label(row, rng) for row in [*train, *pairs, *more]]
+    rows += [second_label(disturbed(row, rng, DISTURBED), rng) for row in [*train, *more]]
     rows += [disturbed(row, rng, 0.2) for row in new]
     rng.shuffle(rows)
     return [{k: v for k, v in row.items() if k != "id"} for row in rows]
@@ -189,6 +216,34 @@ def long_unsafe(train: Sequence[Row], rng: random.Random) -> Row:
     return {"text": _paragraph(parts, rng), "labels": sorted(labels, key=number), "source": "made-long-unsafe"}
 
 
+def document(more: Sequence[Row], train: Sequence[Row], rng: random.Random) -> Row:
+    """A long text of one source; in one of two, something harmful stands in it."""
+    sources = _cache(more, "documents", lambda: _documents(more))
+    texts = sources[rng.choice(sorted(sources))]
+    parts, words, want = [], 0, rng.choice((150, 300, 500, 700, 1000))
+    while words < want:
+        parts.append(rng.choice(texts))
+        words += len(parts[-1].split())
+    labels: set[str] = set()
+    if rng.random() < 0.5:
+        by_label = _cache(more, "harm", lambda: _by_label([*train, *more]))
+        for _ in range(1 if rng.random() < 0.7 else 2):
+            part = rng.choice(by_label[rng.choice(sorted(by_label, key=number))])
+            parts.insert(rng.randint(0, len(parts)), part["text"])
+            labels |= set(part["labels"])
+    text = rng.choice(("\n\n", "\n", " ")).join(part.strip() for part in parts)
+    return {"text": text, "labels": sorted(labels, key=number), "source": "made-document"}
+
+
+def _documents(more: Sequence[Row]) -> dict[str, list[str]]:
+    """Source → its harmless texts, of sources whose texts are long."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in more:
+        if not row["labels"] and row["source"] != "composed2":
+            found[row["source"]].append(row["text"])
+    return {source: texts for source, texts in found.items() if sum(len(t.split()) for t in texts) > 60 * len(texts)}
+
+
 def with_harm(story: Row, train: Sequence[Row], rng: random.Random) -> Row:
     """A story with a harmful text between its sentences, or a harmful statement."""
     _, harm = _talk(train)
@@ -246,7 +301,7 @@ def _by_label(train: Sequence[Row]) -> dict[str, list[Row]]:
     def build() -> dict[str, list[Row]]:
         found = defaultdict(list)
         for row in train:
-            if len(row["text"]) < 250 and row["source"] != "composed":
+            if len(row["text"]) < 250 and row["source"] not in ("composed", "composed2"):
                 for label in row["labels"]:
                     found[label].append(row)
         return dict(found)

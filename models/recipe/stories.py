@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name everyone gives it
-from export import find_base
-from network import Network, _norm, _rotate
+from export import DEFAULT, find_base
+from network import Adapter, Network, _norm, _rotate
 from synthetic import fill, split
 
 from edgeguard.backend import RuntimeOptions
@@ -149,9 +149,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rng, dice = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
-    vocabulary = open_backend(find_base(), RuntimeOptions(context=512)).vocabulary
+    vocabulary = open_backend(find_base(DEFAULT), RuntimeOptions(context=512)).vocabulary
     start, end = vocabulary.control["<|im_start|>"], vocabulary.control["<|im_end|>"]
-    network, plain = Network(find_base(), rank=1, alpha=0.0), vocabulary.encode
+    network, plain = Network(find_base(DEFAULT), Adapter(1, 0.0)), vocabulary.encode
     with args.out.open("w", encoding="utf-8") as file:
         for _ in range(0, args.number, BATCH):
             asked = [fill(rng, f"Write {rng.choice(FORMS)} {rng.choice(TOPICS)}.") for _ in range(BATCH)]

@@ -1,9 +1,10 @@
-"""Trains the adapter: LoRA on every linear layer of the base model, on rows that `data.py` made.
+"""Trains an adapter: LoRA on every linear layer of the base model, on rows that `data.py` made and `encode.py` encoded.
 
-    python models/recipe/train.py ROWS.jsonl --val VAL.jsonl --out RUN
-    python models/recipe/train.py ROWS.jsonl --val VAL.jsonl --out RUN          # again: goes on where it was
+    python models/recipe/train.py ROWS.npz --val VAL.npz --out RUN [--base BASE.gguf] [--device cuda]
+    python models/recipe/train.py ROWS.npz --val VAL.npz --out RUN          # again: goes on where it was
 
-RUN gets log.jsonl, checkpoint.pt (to go on from) and, at the end, adapter.pt for `export.py`.
+RUN gets log.jsonl, checkpoint.pt (to go on from) and, at the end, adapter.pt for `export.py`, and val.npz: the margin of
+each row of VAL.
 """
 
 from __future__ import annotations
@@ -14,55 +15,62 @@ import math
 import random
 import time
 import tomllib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from export import find_base as default_base
-from network import Network
+from encoded import Encoded, read
+from network import Adapter, Network
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from edgeguard.backend import RuntimeOptions
-from edgeguard.backends import open_backend
-from edgeguard.profile import load_profile
-from edgeguard.prompt import Prompter, compile_prompt
-from edgeguard.rows.shapes import make_record
-
-FOLDER = Path(__file__).parents[1] / "edgeguard-135m"
 PAD = 0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on besides its rows. `config.toml` has the values of the shipped adapter."""
+    """What a run depends on besides its rows. A guard's `config.toml` has the values of its adapter."""
 
     seed: int = 1
     rank: int = 16
     alpha: float = 32.0
+    dropout: float = 0.0  # of what the adapter sees
     learning_rate: float = 1e-3
     warmup: float = 0.03  # of all steps
     floor: float = 0.02  # of the learning rate, at the end of the cosine
     batch_tokens: int = 1400  # padded prompt and answer tokens a step
-    longest: int = 320  # tokens of a row; of longer ones the beginning and the end are kept
+    epochs: float = 1.0  # how many rows are drawn, over the rows there are
+    balance: float = 0.0  # 0: every row as likely; 1: every source as likely
     label_weight: float = 1.0  # of the tokens after the verdict, against the verdict's
     stop_weight: float = 0.5  # of "no further label" behind one label from a source that gives only one
     smoothing: float = 0.02  # of the verdict's target
+    noise: float = 1.0  # times a source's share of wrong labels (encode.py), added to the smoothing
+    focus: float = 0.0  # exponent of (1 - p) in the verdict's loss: 0 is cross-entropy, more is focal loss
     average: float = 0.998  # decay of the moving average of the adapter, which is what is kept
+    seen: bool = False  # know the rows' tokens alone: a large vocabulary costs as much as the model
 
 
 @dataclass(frozen=True)
-class Row:
-    """Token ids, and the places that are learned: target[i] is the token after place[i]."""
+class Batch:
+    """Rows side by side.
 
-    ids: list[int]
-    places: list[int]
-    targets: list[int]
-    weights: list[float]
-    unsafe: bool
-    source: str
+    ids      (n, time), padded on the right to a multiple of 8
+    places   (m,) indices into the flattened ids
+    targets  (m,) the token after each place
+    weights  (m,) of its loss
+    firsts   (n,) where in `places` each row's verdict begins
+    others   (n,) first token of the other verdict
+    wrong    (n,) share of the verdict's target that the other verdict has
+    """
+
+    ids: torch.Tensor
+    places: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    firsts: torch.Tensor
+    others: torch.Tensor
+    wrong: torch.Tensor
 
 
 def main() -> None:
@@ -71,183 +79,63 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--config", type=Path, default=FOLDER / "config.toml")
+    parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
+    parser.add_argument("--config", type=Path, help="a guard's config.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, over config's")
     parser.add_argument("--init", type=Path, help="go on from this run's adapter.pt, as a new run")
-    parser.add_argument("--seed", type=int)
     parser.add_argument("--limit", type=int, help="train on the first N rows only, a shortened run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="where there is no C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    given = tomllib.loads(args.config.read_text()) if args.config.exists() else {}
-    settings = Settings(**(given | ({} if args.seed is None else {"seed": args.seed})))
+    given = tomllib.loads(args.config.read_text()) if args.config else {}
+    given |= tomllib.loads("\n".join(args.set))
+    settings = Settings(**given)
     args.out.mkdir(parents=True, exist_ok=True)
-    prompter = open_prompter()
-    rows = [encode(row, prompter, settings) for row in read_rows(args.rows)[: args.limit]]
-    val = [encode(row, prompter, settings) for row in read_rows(args.val)]
+    rows, val = read(args.rows), read(args.val)
     init = torch.load(args.init, weights_only=True)["adapter"] if args.init else {}
-    train(rows, val, settings, args.out, init=init, compiled=not args.no_compile)
+    if args.base is None:
+        from export import DEFAULT, find_base
+
+        args.base = find_base(DEFAULT)
+    run = Run(args.out, settings, args.device, compiled=not args.no_compile)
+    train(rows, val, range(min(len(rows), args.limit or len(rows))), args.base, run, init)
 
 
-def open_prompter() -> Prompter:
-    """The very prompts that edgeguard scores with."""
-    backend = open_backend(default_base(), RuntimeOptions(context=512))  # stays open: the vocabulary belongs to it
-    return compile_prompt(load_profile("edgeguard-135m"), None, backend.vocabulary)
+@dataclass(frozen=True)
+class Run:
+    """Where a run goes, and how it computes."""
 
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.open(encoding="utf-8")]
-
-
-def encode(row: dict, prompter: Prompter, settings: Settings) -> Row:
-    """A row as tokens; the answer in its canonical tokenisation."""
-    encode_text = prompter.vocabulary.encode
-    prompt = list(
-        prompter.encode(make_record({k: v for k, v in row.items() if k in ("text", "prompt", "response")}).messages)
-    )
-    labels = sorted(row["labels"], key=lambda code: int(code[1:]))
-    answer = [
-        *encode_text("unsafe\n" + ",".join(labels) if labels else "safe"),
-        prompter.vocabulary.control["<|im_end|>"],
-    ]
-    if (over := len(prompt) + len(answer) - settings.longest) > 0:
-        middle = len(prompt) // 2
-        prompt = prompt[: middle - over // 2] + prompt[middle - over // 2 + over :]
-    verdict = len(encode_text("unsafe")) if labels else 1
-    weights = [1.0] * verdict + [settings.label_weight] * (len(answer) - verdict)
-    if len(labels) == 1 and not row.get("complete", False):
-        weights[-1] *= settings.stop_weight
-    places = list(range(len(prompt) - 1, len(prompt) + len(answer) - 1))
-    return Row(prompt + answer[:-1], places, answer, weights, bool(labels), row.get("source", ""))
-
-
-def batches(rows: Sequence[Row], settings: Settings, rng: random.Random) -> list[list[Row]]:
-    """One pass over the rows in random batches of rows of like length."""
-    order = list(rows)
-    rng.shuffle(order)
-    found: list[list[Row]] = []
-    for at in range(0, len(order), 2000):
-        batch: list[Row] = []
-        for row in sorted(order[at : at + 2000], key=lambda row: len(row.ids)):
-            if batch and (len(batch) + 1) * len(row.ids) > settings.batch_tokens:
-                found.append(batch)
-                batch = []
-            batch.append(row)
-        found.append(batch)
-    rng.shuffle(found)
-    return found
-
-
-def stack(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, time) ids padded on the right to a multiple of 8, and (m,) places in their flattened form."""
-    width = -(-max(len(row.ids) for row in batch) // 8) * 8
-    ids = torch.full((len(batch), width), PAD)
-    for i, row in enumerate(batch):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-    return ids, torch.tensor([i * width + place for i, row in enumerate(batch) for place in row.places])
-
-
-def loss_of(logits: torch.Tensor, batch: Sequence[Row], settings: Settings) -> torch.Tensor:
-    """Mean over rows of the weighted cross-entropy of their answers, in nats."""
-    targets = torch.tensor([t for row in batch for t in row.targets])
-    weights = torch.tensor([w for row in batch for w in row.weights])
-    logp = logits.log_softmax(-1)
-    nll = -logp.gather(1, targets[:, None])[:, 0]
-    if settings.smoothing:
-        first = torch.tensor(np.cumsum([0] + [len(row.places) for row in batch[:-1]]))
-        other = torch.tensor([row_pair(row)[1] for row in batch])
-        smooth = -logp[first, other]
-        nll = nll.index_add(0, first, settings.smoothing * (smooth - nll[first]))
-    return (nll * weights).sum() / len(batch)
-
-
-VERDICTS: dict[str, int] = {}  # "safe" and the first token of "unsafe"
-
-
-def row_pair(row: Row) -> tuple[int, int]:
-    """(the verdict's first token, the other verdict's)."""
-    safe, unsafe = VERDICTS["safe"], VERDICTS["unsafe"]
-    return (unsafe, safe) if row.unsafe else (safe, unsafe)
-
-
-@torch.no_grad()
-def margins(network: Network, rows: Sequence[Row]) -> np.ndarray:
-    """(n,) log P(unsafe) - log P(safe) at the verdict's first token."""
-    found = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for at in range(0, len(order), 32):
-        batch = [rows[i] for i in order[at : at + 32]]
-        ids, _ = stack(batch)
-        places = torch.tensor([i * ids.shape[1] + row.places[0] for i, row in enumerate(batch)])
-        logits = network(ids, places)
-        found[order[at : at + 32]] = (logits[:, VERDICTS["unsafe"]] - logits[:, VERDICTS["safe"]]).numpy()
-    return found
-
-
-@torch.no_grad()
-def label_nll(network: Network, rows: Sequence[Row]) -> float:
-    """Mean nats of the labels of the unsafe rows, given the verdict."""
-    total, unsafe = 0.0, [row for row in rows if row.unsafe]
-    for at in range(0, len(unsafe), 32):
-        batch = sorted(unsafe, key=lambda row: len(row.ids))[at : at + 32]
-        ids, places = stack(batch)
-        logp = network(ids, places).log_softmax(-1)
-        targets = torch.tensor([t for row in batch for t in row.targets])
-        keep = torch.tensor([i >= 2 for row in batch for i in range(len(row.targets))])
-        total += -logp.gather(1, targets[:, None])[keep, 0].sum().item()
-    return total / max(1, len(unsafe))
-
-
-def validate(network: Network, val: Sequence[Row], *, by_source: bool = False) -> dict:
-    """Figures that a run is chosen by; the released figures come from `bench/guard.py`, through edgeguard."""
-    margin, truth = margins(network, val), np.array([row.unsafe for row in val])
-    safe = np.sort(margin[~truth])
-    cut = safe[int(0.95 * len(safe))]
-    figures = {
-        "auroc": roc_auc_score(truth, margin),
-        "auprc": average_precision_score(truth, margin),
-        "false positives at 0": float((safe > 0).mean()),
-        "recall at 0": float((margin[truth] > 0).mean()),
-        "recall at 5 % false positives": float((margin[truth] > cut).mean()),
-        "label nll": label_nll(network, val),
-    }
-    if by_source:
-        groups: dict[str, list[int]] = defaultdict(list)
-        for i, row in enumerate(val):
-            groups[row.source].append(i)
-        figures["accuracy by source"] = {
-            source: [len(ix), round(float(((margin[ix] > 0) == truth[ix]).mean()), 3)]
-            for source, ix in sorted(groups.items())
-        }
-    return figures
+    out: Path
+    settings: Settings
+    device: str = "cpu"
+    compiled: bool = False
 
 
 def train(
-    rows: Sequence[Row],
-    val: Sequence[Row],
-    settings: Settings,
-    out: Path,
-    *,
-    init: Mapping[str, torch.Tensor],
-    compiled: bool,
+    rows: Encoded, val: Encoded, among: Sequence[int], base: Path, run: Run, init: Mapping[str, torch.Tensor]
 ) -> None:
-    """One pass over the rows, from a new adapter or from `init`."""
+    """One run over rows `among` all, from a new adapter or from `init`."""
+    settings = run.settings
     torch.manual_seed(settings.seed)
-    VERDICTS.update(
-        safe=next(r for r in rows if not r.unsafe).targets[0], unsafe=next(r for r in rows if r.unsafe).targets[0]
-    )
-    network = Network(default_base(), rank=settings.rank, alpha=settings.alpha)
+    network = Network(base, Adapter(settings.rank, settings.alpha, settings.dropout))
+    if settings.seen:
+        seen = np.unique(np.concatenate([rows.ids, val.ids]))
+        rows, val = renumbered(rows, seen), renumbered(val, seen)
+        network.embedding, network.output = (m[torch.from_numpy(seen)] for m in (network.embedding, network.output))
     if unknown := network.load_state_dict(init, strict=False).unexpected_keys:
         raise SystemExit(f"--init has matrices that this network has not: {', '.join(unknown[:3])}")
-    if compiled:
-        for block in network.blocks:  # one by one: all 30 are the same program, compiled once
+    network.to(run.device)
+    if run.compiled:
+        for block in network.blocks:  # one by one: all are the same program, compiled once
             block.compile(dynamic=True)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = [p.detach().clone() for p in parameters]
-    plan = batches(rows, settings, random.Random(settings.seed))
-    checkpoint, step = out / "checkpoint.pt", 0
+    rng = random.Random(settings.seed)
+    plan = batches(rows, drawn(rows, among, settings, rng), settings, rng)
+    checkpoint, step = run.out / "checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         if saved["settings"] != asdict(settings) or saved["steps"] != len(plan):
@@ -255,21 +143,20 @@ def train(
         network.load_state_dict(saved["network"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         average, step = saved["average"], saved["step"]
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+    with (run.out / "log.jsonl").open("a", encoding="utf-8") as log:
 
         def note(entry: dict) -> None:
             print(json.dumps(entry), flush=True)
             log.write(json.dumps(entry) + "\n")
             log.flush()
 
-        note({"rows": len(rows), "steps": len(plan), "from": step, "settings": asdict(settings)})
+        note({"rows": len(among), "steps": len(plan), "from": step, "settings": asdict(settings)})
         began, losses, tokens, saved_at = time.time(), [], 0, time.time()
         while step < len(plan):
-            batch = plan[step]
+            batch = stack(rows, plan[step], settings, run.device)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate(step / len(plan), settings)
-            ids, places = stack(batch)
-            loss = loss_of(network(ids, places), batch, settings)
+            loss = loss_of(network(batch.ids, batch.places), batch, settings)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -277,26 +164,151 @@ def train(
             decay = min(settings.average, (step + 1) / (step + 10))
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
             step += 1
-            losses.append(loss.item())
-            tokens += ids.numel()
+            losses.append(loss.detach())
+            tokens += batch.ids.numel()
             if step % 50 == 0 or step == len(plan):
-                note(
-                    {
-                        "step": step,
-                        "loss": round(float(np.mean(losses)), 4),
-                        "tokens/s": round(tokens / (time.time() - began)),
-                    }
-                )
+                mean = round(float(torch.stack(losses).mean()), 4)
+                note({"step": step, "loss": mean, "tokens/s": round(tokens / (time.time() - began))})
                 losses, tokens, began = [], 0, time.time()
             if time.time() - saved_at > 300:
                 save(checkpoint, network, optimizer, average, step, len(plan), settings)
                 saved_at = time.time()
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.data.copy_(mean)
-        adapter = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
-        torch.save({"adapter": adapter, "settings": asdict(settings)}, out / "adapter.pt")
+        adapter = {name: p.detach().cpu().clone() for name, p in network.named_parameters() if p.requires_grad}
+        torch.save({"adapter": adapter, "settings": asdict(settings)}, run.out / "adapter.pt")
         checkpoint.unlink(missing_ok=True)
-        note({"val": validate(network, val, by_source=True)})
+        margin = margins(network, val, run.device)
+        np.savez_compressed(run.out / "val.npz", margin=margin, unsafe=val.unsafe, sources=val.sources)
+        note({"val": figures_of(margin, val.unsafe) | {"label nll": label_nll(network, val, run.device)}})
+        note({"by source": by_source(margin, val)})
+
+
+def renumbered(rows: Encoded, seen: np.ndarray) -> Encoded:
+    """Rows whose tokens are counted among those `seen`, ascending."""
+    at = {name: int(np.searchsorted(seen, getattr(rows, name))) for name in ("safe_id", "unsafe_id")}
+    return replace(rows, ids=np.searchsorted(seen, rows.ids).astype(np.int32), **at)
+
+
+def drawn(rows: Encoded, among: Sequence[int], settings: Settings, rng: random.Random) -> list[int]:
+    """The rows that a run sees, in random order: `epochs` times as many as there are, sources evened by `balance`."""
+    names, counts = np.unique(rows.sources[list(among)], return_counts=True)
+    size = dict(zip(names, counts, strict=True))
+    weight = np.array([size[rows.sources[i]] ** -settings.balance for i in among])
+    want = weight * (settings.epochs * len(among) / weight.sum())
+    often = np.floor(want + np.array([rng.random() for _ in among])).astype(int)
+    order = [i for i, n in zip(among, often, strict=True) for _ in range(n)]
+    rng.shuffle(order)
+    return order
+
+
+def batches(rows: Encoded, order: Sequence[int], settings: Settings, rng: random.Random) -> list[list[int]]:
+    """Rows in random batches of rows of like length."""
+    length = np.diff(rows.ends, prepend=0)
+    group = max(2000, settings.batch_tokens)  # rows that are sorted together
+    found: list[list[int]] = []
+    for at in range(0, len(order), group):
+        batch: list[int] = []
+        for i in sorted(order[at : at + group], key=lambda i: length[i]):
+            if batch and (len(batch) + 1) * length[i] > settings.batch_tokens:
+                found.append(batch)
+                batch = []
+            batch.append(i)
+        found.append(batch)
+    rng.shuffle(found)
+    return found
+
+
+def stack(rows: Encoded, batch: Sequence[int], settings: Settings, device: str) -> Batch:
+    """A batch on the device."""
+    tokens = [rows.row(i) for i in batch]
+    width = -(-max(len(t) - 1 for t in tokens) // 8) * 8
+    ids = np.full((len(batch), width), PAD, np.int64)
+    places, targets, weights, firsts, others, wrong = [], [], [], [], [], []
+    for n, i in enumerate(batch):
+        row, answer, verdict = tokens[n], int(rows.answers[i]), int(rows.verdict[i])
+        ids[n, : len(row) - 1] = row[:-1]
+        firsts.append(len(places))
+        start = len(row) - answer
+        places += range(n * width + start - 1, n * width + len(row) - 1)
+        targets += row[start:].tolist()
+        found = [1.0] * verdict + [settings.label_weight] * (answer - verdict)
+        if rows.open[i]:
+            found[-1] *= settings.stop_weight
+        weights += found
+        others.append(rows.safe_id if rows.unsafe[i] else rows.unsafe_id)
+        wrong.append(settings.smoothing + settings.noise * float(rows.noise[i]))
+    return Batch(
+        *(torch.tensor(x, device=device) for x in (ids, places, targets, weights, firsts, others, wrong)),
+    )
+
+
+def loss_of(logits: torch.Tensor, batch: Batch, settings: Settings) -> torch.Tensor:
+    """Mean over rows of the weighted cross-entropy of their answers, in nats."""
+    logp = logits.log_softmax(-1)
+    nll = -logp.gather(1, batch.targets[:, None])[:, 0]
+    right, other = -nll[batch.firsts], logp[batch.firsts, batch.others]
+    mixed = -(1 - batch.wrong) * right - batch.wrong * other
+    if settings.focus:
+        # Lin et al. 2017, with the smoothed target: what is sure and right counts less.
+        mixed = mixed * (1 - right.exp() + batch.wrong).clamp(max=1.0).detach() ** settings.focus
+    nll = nll.index_copy(0, batch.firsts, mixed)
+    return (nll * batch.weights).sum() / len(batch.firsts)
+
+
+@torch.no_grad()
+def margins(network: Network, rows: Encoded, device: str = "cpu") -> np.ndarray:
+    """(n,) log P(unsafe) - log P(safe) at the verdict's first token."""
+    network.eval()
+    found, settings = np.zeros(len(rows)), Settings()
+    for part in _by_length(rows, range(len(rows))):
+        batch = stack(rows, part, settings, device)
+        logits = network(batch.ids, batch.places[batch.firsts])
+        found[part] = (logits[:, rows.unsafe_id] - logits[:, rows.safe_id]).cpu().numpy()
+    network.train()
+    return found
+
+
+@torch.no_grad()
+def label_nll(network: Network, rows: Encoded, device: str = "cpu") -> float:
+    """Mean nats of the labels of the unsafe rows, given the verdict."""
+    network.eval()
+    total, unsafe, settings = 0.0, np.flatnonzero(rows.unsafe), Settings()
+    for part in _by_length(rows, unsafe):
+        batch = stack(rows, part, settings, device)
+        logp = network(batch.ids, batch.places).log_softmax(-1)
+        nll = -logp.gather(1, batch.targets[:, None])[:, 0]
+        verdict = torch.cat([batch.firsts + k for k in range(int(rows.verdict[part[0]]))])
+        total += (nll.sum() - nll[verdict].sum()).item()
+    network.train()
+    return total / max(1, len(unsafe))
+
+
+def _by_length(rows: Encoded, among: Sequence[int], tokens: int = 16000) -> list[list[int]]:
+    return batches(rows, list(among), Settings(batch_tokens=tokens), random.Random(0))
+
+
+def by_source(margin: np.ndarray, val: Encoded) -> dict[str, list[float]]:
+    """Source → [rows, accuracy at P = 0.5]."""
+    right = (margin > 0) == val.unsafe
+    return {
+        str(source): [int(here.sum()), round(float(right[here].mean()), 3)]
+        for source in np.unique(val.sources)
+        for here in [val.sources == source]
+    }
+
+
+def figures_of(margin: np.ndarray, unsafe: np.ndarray) -> dict[str, float]:
+    """Of the verdict."""
+    safe = np.sort(margin[~unsafe])
+    cut = safe[int(0.95 * len(safe))]
+    return {
+        "auroc": float(roc_auc_score(unsafe, margin)),
+        "auprc": float(average_precision_score(unsafe, margin)),
+        "false positives at 0": float((safe > 0).mean()),
+        "recall at 0": float((margin[unsafe] > 0).mean()),
+        "recall at 5 % false positives": float((margin[unsafe] > cut).mean()),
+    }
 
 
 def rate(done: float, settings: Settings) -> float:

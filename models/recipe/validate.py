@@ -1,8 +1,8 @@
 """What a run, or the average of several, is worth on labelled rows: the figures that a choice between them rests on.
 
-    python models/recipe/validate.py DATA/val.jsonl RUN/adapter.pt [MORE/adapter.pt …]
+    python models/recipe/validate.py VAL.npz RUN/adapter.pt [MORE/adapter.pt …] [--base BASE.gguf]
 
-In torch, before export. The released figures come from `bench/guard.py`, through edgeguard.
+In torch, before export; VAL.npz by `encode.py`. The released figures come from `bench/guard.py`, through edgeguard.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import json
 from pathlib import Path
 
 import torch
-from export import find_base, halves, soup
-from network import Network
-from train import VERDICTS, Settings, encode, open_prompter, read_rows, validate
+from encoded import read
+from export import DEFAULT, find_base, halves, soup
+from network import Adapter, Network
+from train import Settings, by_source, figures_of, label_nll, margins
 
 
 def main() -> None:
@@ -22,13 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("runs", type=Path, nargs="+", help="adapter.pt of each run; several are averaged")
+    parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     saved = [torch.load(path, weights_only=True) for path in args.runs]
-    settings, prompter = Settings(**saved[0]["settings"]), open_prompter()
-    rows = [encode(row, prompter, settings) for row in read_rows(args.rows)]
-    for word in ("safe", "unsafe"):
-        VERDICTS[word] = next(r for r in rows if r.unsafe == (word == "unsafe")).targets[0]
-    network = Network(find_base(), rank=settings.rank, alpha=settings.alpha)
+    settings, rows = Settings(**saved[0]["settings"]), read(args.rows)
+    network = Network(args.base or find_base(DEFAULT), Adapter(settings.rank, settings.alpha))
     pairs = soup([halves(run["adapter"]) for run in saved])
     adapter = {
         f"{module_of(name)}.{half}": torch.tensor(m)
@@ -36,7 +36,10 @@ def main() -> None:
         for half, m in zip("ab", ab, strict=True)
     }
     assert not network.load_state_dict(adapter, strict=False).unexpected_keys
-    print(json.dumps(validate(network, rows), indent=1))
+    network.to(args.device)
+    margin = margins(network, rows, args.device)
+    figures = figures_of(margin, rows.unsafe) | {"label nll": label_nll(network, rows, args.device)}
+    print(json.dumps(figures | {"accuracy by source": by_source(margin, rows)}, indent=1))
 
 
 def module_of(tensor: str) -> str:

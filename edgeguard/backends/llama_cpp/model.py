@@ -46,6 +46,7 @@ from edgeguard.backend import (
     by_record,
     context_for,
     log_softmax,
+    room_for,
 )
 from edgeguard.errors import ContextOverflow, ModelError
 from edgeguard.formats import gguf
@@ -85,6 +86,7 @@ ASIDE_BYTES = 256 << 20  # of records that grow, kept in host memory while other
 FIRST_ROOM = 1024  # tokens a context begins with; it doubles
 _COMPANY = 24  # tokens of a stranger in a batch, where noise is measured
 GGML_TYPE = {"f32": 0, "f16": 1}
+MOST_SEQ = 256  # sequences that llama.cpp knows
 _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
 
 
@@ -97,7 +99,7 @@ class _Held:
 
 
 @dataclass
-class _Entry:
+class BatchToken:
     """One token of a batch. `row` is where its next-token row goes, or -1."""
 
     token: int
@@ -131,12 +133,15 @@ class LlamaCpp:
             gguf.check_adapter(gguf.read_header(lora), header)
         self._digest = Digest([self._path] if lora is None else [self._path, lora])
         self._condition, self._asked_batch = options.condition or Condition(), options.batch
+        self._n_together, self._sequences = options.together, sequences_for(options.together)
         self._lock = RLock()
         self._model: Any = None
         self._ctx: Any = None  # of `_room` tokens, at most `_n_ctx`
         self._batch: Any = None
         try:
-            self._load(_gpu_layers(options.device, options.gpu_layers))
+            layers = _gpu_layers(options.device, options.gpu_layers)
+            self._on_gpu = layers != 0
+            self._load(layers)
             trained = int(lc.llama_model_n_ctx_train(self._model))
             self._n_ctx = context_for(self._path, trained=trained, asked=options.context)
             self._threads, self._kv_cache = options.threads or available_cores(), options.kv_cache or "f16"
@@ -145,12 +150,13 @@ class LlamaCpp:
             # writes over the cells of a memory that was taken over. Both have all their room from the beginning.
             by_length = any(tensor.name.startswith("rope_factors_") for tensor in header.tensors)
             whole = by_length or self._window > 0
-            self._room = self._n_ctx if whole else min(self._n_ctx, FIRST_ROOM)
+            self._most = self._n_ctx if by_length else room_for(self._n_ctx, options.together)
+            self._room = self._most if whole else min(self._most, FIRST_ROOM)
             n_vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self._model))
             self._company = [7 * i % n_vocab for i in range(_COMPANY if self._condition.company else 0)]
             self._ctx = self._context(self._room)
             self._memory = lc.llama_get_memory(self._ctx)
-            self._batch = lc.llama_batch_init(N_BATCH, 0, N_SEQ)
+            self._batch = lc.llama_batch_init(self._longest_batch, 0, self._sequences)
         except BaseException:
             self.close()
             raise
@@ -178,6 +184,11 @@ class LlamaCpp:
     def n_ctx(self) -> int:
         """Tokens a prompt and its answer may have together."""
         return self._n_ctx
+
+    @property
+    def room(self) -> int:
+        """Tokens that all that is in the memory at once may have together."""
+        return self._most
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
@@ -227,11 +238,20 @@ class LlamaCpp:
         lc.llama_backend_init()
         params = model_params()
         params.n_gpu_layers = gpu_layers
+        if (
+            not gpu_layers
+        ):  # a build for a GPU would multiply large batches there, and keep its memory there, all the same
+            self._no_devices = (ctypes.c_void_p * 1)(None)
+            params.devices = ctypes.cast(self._no_devices, ctypes.c_void_p)
         _last_words.clear()
         self._model = lc.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
             self._model = None
-            raise ModelError(f"{self._path} cannot be loaded by llama.cpp: {_said()}")
+            said, full = _said(), self._on_gpu and "memory" in _said()
+            more = "; the GPU has too little memory free for the layers that are put on it" if full else ""
+            raise ModelError(
+                f"{self._path} cannot be loaded by llama.cpp: {said}{more}", kind="no_room_on_gpu" if full else None
+            )
         if lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model):
             raise gguf.uncuttable(self._path)
         self._window = int(lc.llama_model_n_swa(self._model))  # tokens; 0 for full attention
@@ -242,9 +262,9 @@ class LlamaCpp:
         """A context of so many tokens, the adapter applied. Raises ModelError."""
         params = lc.llama_context_default_params()
         # A batch smaller than the number of sequences aborts the process, and so does a context: ours may be smaller.
-        params.n_ctx = max(room, N_SEQ)
-        params.n_batch = params.n_ubatch = min(N_BATCH, max(self._n_ctx, N_SEQ))
-        params.n_seq_max = N_SEQ
+        params.n_ctx = max(room, self._sequences)
+        params.n_batch = params.n_ubatch = min(self._longest_batch, max(self._most, self._sequences))
+        params.n_seq_max = self._sequences
         params.n_threads = params.n_threads_batch = self._threads
         # One pool of cells for all sequences: seq_cp of a part of a sequence aborts the process otherwise.
         params.kv_unified = True
@@ -259,7 +279,8 @@ class LlamaCpp:
         context = lc.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(
-                f"{self._path}: no context of {room} tokens: {_said()}; give a smaller `context`",
+                f"{self._path}: no context of {room} tokens: {_said()}; give a smaller `context`"
+                + ("" if self._n_together is None else ", or have fewer records `together`"),
                 kind="no_room_for_context",
             )
         if self._lora is not None:
@@ -278,14 +299,14 @@ class LlamaCpp:
         return loaded
 
     def _make_room(self, n_tokens: int) -> None:
-        """Have cells for so many more tokens, at most `n_ctx` in all. What is in the memory stays, bit for bit."""
-        needed = min(self._n_ctx, self._cells + n_tokens + len(self._company))
+        """Have cells for so many more tokens, at most `_most` in all. What is in the memory stays, bit for bit."""
+        needed = min(self._most, self._cells + n_tokens + len(self._company))
         if needed <= self._room:
             return
         room = self._room
         while room < needed:
             room *= 2
-        room = min(self._n_ctx, room)
+        room = min(self._most, room)
         larger = self._context(room)
         size = lc.llama_state_get_size(self._ctx)
         state = (ctypes.c_uint8 * size)()
@@ -315,13 +336,18 @@ class LlamaCpp:
     @property
     def _n_seq(self) -> int:
         """Sequences for a record's branches; the last one is the stranger's."""
-        return N_SEQ - bool(self._company)
+        return self._sequences - bool(self._company)
 
     @property
     def _n_batch(self) -> int:
         """Tokens a decode."""
-        asked = self._condition.batch or self._asked_batch or N_BATCH
-        return min(asked, min(N_BATCH, self._n_ctx) - len(self._company))
+        asked = self._condition.batch or self._asked_batch or self._longest_batch
+        return min(asked, min(self._longest_batch, self._most) - len(self._company))
+
+    @property
+    def _longest_batch(self) -> int:
+        """Tokens a decode at most, where nobody says less."""
+        return N_BATCH
 
     # Evaluation
 
@@ -481,7 +507,7 @@ class LlamaCpp:
 
     def _fits(self, new: Sequence[Prefix]) -> bool:
         n_tokens = sum(len(p.tokens) for p in new)
-        return self._cells + n_tokens + len(self._company) <= self._n_ctx and len(self._tip) + len(new) <= self._n_seq
+        return self._cells + n_tokens + len(self._company) <= self._most and len(self._tip) + len(new) <= self._n_seq
 
     def _hold(self, prefix: Prefix, seq: int, begin: int) -> None:
         end = begin + len(prefix.tokens)
@@ -492,11 +518,11 @@ class LlamaCpp:
     def _decode(self, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows) -> None:
         """Evaluate prefixes, parents first, and write the rows of those wanted."""
         self._make_room(sum(len(prefix.tokens) for prefix in new))
-        entries: dict[Prefix, list[_Entry]] = {}
+        entries: dict[Prefix, list[BatchToken]] = {}
         for prefix in new:
             seq, begin = self._place(prefix, entries)
             there = self._kept if self._is_record(prefix) else 0
-            entries[prefix] = [_Entry(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens) if i >= there]
+            entries[prefix] = [BatchToken(t, begin + i, [seq]) for i, t in enumerate(prefix.tokens) if i >= there]
             self._hold(prefix, seq, begin)
             if prefix in wanted:
                 if not prefix.tokens:
@@ -513,14 +539,14 @@ class LlamaCpp:
     def _is_record(self, prefix: Prefix) -> bool:
         return prefix.parent is not None and prefix.parent is self._root
 
-    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[_Entry]]) -> tuple[int, int]:
+    def _place(self, prefix: Prefix, entries: Mapping[Prefix, list[BatchToken]]) -> tuple[int, int]:
         """The sequence and first position of a prefix: behind its parent, or on a copy of its path."""
         if prefix.parent is None:
             return 0, 0
         parent = self._held[prefix.parent]
         if self._tip[parent.seq] == parent.end:
             return parent.seq, parent.end
-        seq = len(self._tip)  # sequences are given out in order and freed all at once
+        seq = self._free_sequence()
         for step in itertools.islice(prefix.lineage(), 1, None):
             if step not in entries:  # in the memory already: a copy of the label on its cells
                 held = self._held[step]
@@ -533,9 +559,12 @@ class LlamaCpp:
                 lc.llama_memory_seq_cp(self._memory, 0, seq, begin, begin + self._kept)
         return seq, parent.end
 
-    def _decode_batch(self, entries: Sequence[_Entry], rows: Rows) -> None:
+    def _free_sequence(self) -> int:
+        return len(self._tip)  # they are given out in order and freed all at once
+
+    def _decode_batch(self, entries: Sequence[BatchToken], rows: Rows) -> None:
         batch = self._batch
-        stranger = [_Entry(token, i, [N_SEQ - 1]) for i, token in enumerate(self._company)]
+        stranger = [BatchToken(token, i, [self._sequences - 1]) for i, token in enumerate(self._company)]
         entries = [*entries, *stranger]
         batch.n_tokens = len(entries)
         for i, entry in enumerate(entries):
@@ -550,13 +579,19 @@ class LlamaCpp:
             self._clear()
             raise ModelError(f"{self._path}: llama_decode failed with code {code}: {_said()}")
         if stranger:
-            lc.llama_memory_seq_rm(self._memory, N_SEQ - 1, -1, -1)
+            lc.llama_memory_seq_rm(self._memory, self._sequences - 1, -1, -1)
         where = [entry.row for entry in entries if entry.row >= 0]
         if where:
             logits = np.ctypeslib.as_array(lc.llama_get_logits(self._ctx), shape=(len(where), rows.shape[1]))
             rows[where] = logits
-            if np.isnan(logits).any() or np.isposinf(logits).any():
+            highest = logits.max(axis=1)  # NaN where one is NaN; one look at the numbers, of which there are many
+            if np.isnan(highest).any() or np.isposinf(highest).any():
                 raise ModelError(f"{self._path} computes no numbers: its weights are broken, download it again")
+
+
+def sequences_for(together: int | None) -> int:
+    """How many a context has: one for each branch, of one record or of all that are in a batch, four each."""
+    return N_SEQ if together is None else min(MOST_SEQ, max(N_SEQ, 4 * together))
 
 
 def _gpu_layers(device: Device, asked: int | None) -> int:
@@ -564,6 +599,12 @@ def _gpu_layers(device: Device, asked: int | None) -> int:
     wanted = asked if asked is not None else {"cpu": 0, "cuda": -1, "auto": -1}[device]
     if not wanted or lc.llama_supports_gpu_offload():
         return wanted
+    if (device == "cuda" or asked) and b"CUDA" in lc.llama_print_system_info():
+        raise ModelError(
+            "llama.cpp was built with CUDA and finds no GPU: is the driver there, and new enough for that CUDA "
+            "(nvidia-smi), and is CUDA_VISIBLE_DEVICES not empty?",
+            kind="cuda_not_started",
+        )
     if device == "cuda" or asked:
         raise ModelError(
             "this llama-cpp-python was built without GPU support; reinstall it: "

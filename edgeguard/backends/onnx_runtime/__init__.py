@@ -8,6 +8,10 @@ from edgeguard.backend import Backend, Condition, Runtime, RuntimeOptions
 
 
 def _open(path: Path, options: RuntimeOptions) -> Backend:
+    if options.together is not None:
+        from edgeguard.backends.onnx_runtime.together import OnnxRuntimeTogether
+
+        return OnnxRuntimeTogether(path, options)
     from edgeguard.backends.onnx_runtime.model import OnnxRuntime
 
     return OnnxRuntime(path, options)
@@ -20,7 +24,7 @@ RUNTIME = Runtime(
     module="onnxruntime",
     package="edgeguard[onnx]",
     open=_open,
-    takes=frozenset({"context", "threads", "device"}),
+    takes=frozenset({"context", "threads", "device", "together"}),
     # A graph has one attention kernel, and no company in its calls.
     conditions={"batch": Condition(batch=16)},
 )

@@ -63,7 +63,7 @@ _INSTALL = "pip uninstall onnxruntime; pip install 'edgeguard[onnx-gpu]'"
 
 
 @dataclass(frozen=True, eq=False)
-class _Memory:
+class Memory:
     """Keys and values, the columns of them in which each prefix's tokens stand, and each column's position."""
 
     keys: Keys
@@ -72,6 +72,7 @@ class _Memory:
 
     @property
     def size(self) -> int:
+        """Columns."""
         return len(self.depth)
 
     @property
@@ -114,9 +115,9 @@ class OnnxRuntime:
         self._chat_template = read_chat_template(folder)
         self._session: Any = _open_session(file, options.threads or available_cores(), options.device)
         self._device = "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
-        self._roots: OrderedDict[Prefix, _Memory] = OrderedDict()
-        self._text: tuple[Prefix, _Memory] | None = None  # the record, where it is asked several questions
-        self._asked: tuple[Prefix, _Memory] | None = None  # what the answers at hand stand on: a record, or a question
+        self._roots: OrderedDict[Prefix, Memory] = OrderedDict()
+        self._text: tuple[Prefix, Memory] | None = None  # the record, where it is asked several questions
+        self._asked: tuple[Prefix, Memory] | None = None  # what the answers at hand stand on: a record, or a question
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -185,16 +186,16 @@ class OnnxRuntime:
         asked = stem.question or stem.record
         if self._asked is None or self._asked[0] is not asked or asked in wanted:
             self._asked = None  # its memory goes before the next one's comes
-            first = _between(asked, wanted) if self._packs else [asked]
+            first = between(asked, wanted) if self._packs else [asked]
             self._asked = asked, self._extend(past, first, wanted, rows, keep=True)
             wanted = {prefix: row for prefix, row in wanted.items() if prefix not in first}
         memory = self._asked[1]
         if wanted and self._packs:
-            self._extend(memory, _between(asked, wanted)[1:], wanted, rows, keep=False)
+            self._extend(memory, between(asked, wanted)[1:], wanted, rows, keep=False)
         elif wanted:
             self._branch(memory, asked, wanted, rows)
 
-    def _bring(self, stem: Stem, rows: Rows) -> _Memory:
+    def _bring(self, stem: Stem, rows: Rows) -> Memory:
         """The keys and values that the record stands on; those of its text, where it is asked several questions."""
         if stem.root not in self._roots:
             self._keep_root(stem.root, {}, rows)
@@ -213,14 +214,14 @@ class OnnxRuntime:
         while len(self._roots) > 1 and sum(memory.n_bytes for memory in self._roots.values()) > ROOT_BYTES:
             self._roots.popitem(last=False)
 
-    def _nothing(self) -> _Memory:
+    def _nothing(self) -> Memory:
         shape = (1, self._interface.n_head_kv, 0, self._interface.head)
         empty = ort.OrtValue.ortvalue_from_numpy(np.empty(shape, self._interface.kv_type))
-        return _Memory({past: empty for past, _ in self._interface.past}, {}, np.empty(0, dtype=np.int64))
+        return Memory({past: empty for past, _ in self._interface.past}, {}, np.empty(0, dtype=np.int64))
 
     def _extend(
-        self, memory: _Memory, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows, *, keep: bool
-    ) -> _Memory:
+        self, memory: Memory, new: Sequence[Prefix], wanted: Mapping[Prefix, int], rows: Rows, *, keep: bool
+    ) -> Memory:
         """Evaluate prefixes, parents first, as one row after `memory`; in chunks where it is long.
 
         Where branches are not packed, `new` is a chain.
@@ -231,18 +232,18 @@ class OnnxRuntime:
             size += len(prefix.tokens)
         tokens = np.array([t for prefix in new for t in prefix.tokens], dtype=np.int64)
         ends = {columns[prefix].stop - 1 - memory.size: row for prefix, row in wanted.items() if prefix in new}
-        depth = np.concatenate([memory.depth, _depths(new)])
+        depth = np.concatenate([memory.depth, depths(new)])
         keys = memory.keys
         for begin in range(0, len(tokens), self._n_batch):
             end = min(begin + self._n_batch, len(tokens))
             here = {at - begin: row for at, row in ends.items() if begin <= at < end}
             columns_end = memory.size + end
-            visible, stand = _seen(new, columns, slice(memory.size + begin, columns_end)), depth[None, :columns_end]
+            visible, stand = seen(new, columns, slice(memory.size + begin, columns_end)), depth[None, :columns_end]
             more = keep or end < len(tokens)
             keys = self._run(keys, tokens[None, begin:end], stand, visible, [here], rows, keep=more)
-        return _Memory(keys, columns, depth)
+        return Memory(keys, columns, depth)
 
-    def _branch(self, memory: _Memory, record: Prefix, wanted: Mapping[Prefix, int], rows: Rows) -> None:
+    def _branch(self, memory: Memory, record: Prefix, wanted: Mapping[Prefix, int], rows: Rows) -> None:
         """Rows for the branches of a record, on copies of its past."""
         chains = _chains(record, wanted, whole=not self._interface.last_only)
         past = len(record.path())
@@ -256,7 +257,7 @@ class OnnxRuntime:
             if len(group) == 1:
                 seen = np.tri(longest, past + longest, past, dtype=np.bool_)
             depth = np.broadcast_to(np.arange(past + longest), (len(group), past + longest))
-            keys = _repeated(memory.keys, len(group))
+            keys = repeated(memory.keys, len(group))
             self._run(keys, tokens, depth, seen, [row.wanted for row in group], rows, keep=False)
 
     def _run(
@@ -273,7 +274,8 @@ class OnnxRuntime:
         """One call of the graph: tokens (batch, seq) after `keys`; the keys and values after it, if kept.
 
         depth   (batch, past + seq): the position of each column on its path
-        seen    (seq, past + seq) of the one row, or (batch, past + seq) where the graph takes rows
+        seen    (seq, past + seq) of the one row, or (batch, past + seq) where the graph takes rows; (batch, seq,
+                past + seq) of rows of a graph that takes a mask of each token
         wanted  for each row of tokens, place → row of the result
         """
         io = self._interface
@@ -285,10 +287,11 @@ class OnnxRuntime:
         if io.position_ids:
             binding.bind_cpu_input("position_ids", np.ascontiguousarray(new, dtype=np.int64))
         if io.mask == "tree":
-            binding.bind_cpu_input("attn_mask", np.ascontiguousarray(seen[None, None]))
+            views = seen.reshape(-1, 1, *seen.shape[-2:])
+            binding.bind_cpu_input("attn_mask", np.ascontiguousarray(views))
             if io.window:
-                near = seen & _near(new[0], depth[0], io.window)
-                binding.bind_cpu_input("attn_mask_window", np.ascontiguousarray(near[None, None]))
+                near = views & _near(new, depth, io.window)[:, None]
+                binding.bind_cpu_input("attn_mask_window", np.ascontiguousarray(near))
         else:  # of a lone row, the last token's view is the row's: all before it, all of it
             mask = seen if len(tokens) > 1 else seen[-1:]
             binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, dtype=np.int64))
@@ -333,7 +336,7 @@ class OnnxRuntime:
 # Which tokens, and what they see
 
 
-def _between(record: Prefix, wanted: Iterable[Prefix]) -> list[Prefix]:
+def between(record: Prefix, wanted: Iterable[Prefix]) -> list[Prefix]:
     """The record and all prefixes from it to those wanted, parents first."""
     need: dict[Prefix, None] = {record: None}
     for prefix in wanted:
@@ -342,7 +345,7 @@ def _between(record: Prefix, wanted: Iterable[Prefix]) -> list[Prefix]:
     return list(need)
 
 
-def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], rows: slice) -> npt.NDArray[np.bool_]:
+def seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], rows: slice) -> npt.NDArray[np.bool_]:
     """(rows, columns up to the last of them): each token sees its path, and itself.
 
     For one chunk of tokens at a time: those of a whole long text would be as many as the square of its length.
@@ -361,11 +364,11 @@ def _seen(new: Sequence[Prefix], columns: Mapping[Prefix, slice], rows: slice) -
 
 
 def _near(new: Ints, depth: Ints, window: int) -> npt.NDArray[np.bool_]:
-    """(new tokens, columns): whether a column lies within the last `window` positions of a token, its own included."""
-    return new[:, None] - depth[None, :] < window
+    """(…, new tokens, columns): whether a column lies within a token's last `window` positions, its own included."""
+    return new[..., :, None] - depth[..., None, :] < window
 
 
-def _depths(new: Sequence[Prefix]) -> Ints:
+def depths(new: Sequence[Prefix]) -> Ints:
     """The position of each token of the prefixes on its own path."""
     begins = [len(prefix.path()) - len(prefix.tokens) for prefix in new]
     runs = [np.arange(begin, begin + len(prefix.tokens)) for begin, prefix in zip(begins, new, strict=True)]
@@ -401,7 +404,8 @@ def _alike(rows: Sequence[_Row], most: int) -> list[list[_Row]]:
     return groups
 
 
-def _repeated(keys: Keys, n: int) -> Keys:
+def repeated(keys: Keys, n: int) -> Keys:
+    """Those of one row, for n rows."""
     if n == 1:
         return keys
     return {name: ort.OrtValue.ortvalue_from_numpy(np.repeat(v.numpy(), n, axis=0)) for name, v in keys.items()}
@@ -430,26 +434,28 @@ def _open_session(file: Path, threads: int, device: Device) -> Any:
     options.log_severity_level = 4  # its log goes to stderr, in colours; errors are raised
     ort.set_default_logger_severity(4)
     providers = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
-    if provider == _CUDA:
-        _load_cuda()
+    said = _load_cuda() if provider == _CUDA else ""
     try:
         session = ort.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # the runtime's exceptions have no base of their own
         raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {_first_line(error)}") from None
     if device == "cuda" and session.get_providers()[0] != _CUDA:  # it falls back without a word
         raise ModelError(
-            "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing; "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries",
+            "CUDA was asked for and could not be started: the driver, or CUDA's or cuDNN's libraries are missing, of "
+            f"CUDA {getattr(ort, 'cuda_version', '') or '(the version that it was built with)'}; "
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries{said and f'. ONNX Runtime says: {said}'}",
             kind="cuda_not_started",
         )
     return session
 
 
-def _load_cuda() -> None:
-    """Load the libraries of the nvidia-* packages. What is missing it prints, and stdout is for scores."""
+def _load_cuda() -> str:
+    """Load the libraries of the nvidia-* packages, and return what it prints of those missing: stdout is for scores."""
+    printed = io.StringIO()
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(printed):
             ort.preload_dlls()
+    return "; ".join(printed.getvalue().split("\n")[:3]).strip("; ")[:500]
 
 
 def _first_line(error: Exception) -> str:

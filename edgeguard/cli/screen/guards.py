@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeguard.backends import opener
-from edgeguard.builtin import ADAPTER
+from edgeguard.builtin import ADAPTER, amiss
 from edgeguard.cli.screen.console import plain_console
 from edgeguard.errors import printable
 
@@ -27,14 +27,15 @@ def print_models(guards: Sequence[tuple[BuiltIn, Sequence[BuiltInFile]]]) -> Non
         facts = Table.grid(padding=(0, 2))
         facts.add_column(no_wrap=True, style="bold")
         facts.add_column(overflow="fold")
-        facts.add_row(guard.name, Text(printable(f"version {guard.version}. {guard.description}")))
+        facts.add_row(guard.called, Text(printable(f"{guard.release}. {guard.description}")))
         facts.add_row("profile", guard.profile)
         for file in files:
             size = "" if file.path is None else f", {file.n_bytes / 1e6:.1f} MB"
             facts.add_row(file.role, Text(printable(f"{file.file}{size}, {file.license}")))
             facts.add_row("", f"sha256 {file.sha256}")
             where = f"there, hash right; {_ORIGINS[file.origin]}: {file.path}" if file.origin else ""
-            facts.add_row("", Text(printable(file.problem), "bold red") if file.problem else Text(printable(where)))
+            color = "bold red" if amiss(guard, file) else "yellow" if file.problem else ""
+            facts.add_row("", Text(printable(file.problem or where), color))
         for form in guard.forms:
             facts.add_row("form", _form(guard, form))
             facts.add_row("", f"model_sha256 {form.model_sha256}")
