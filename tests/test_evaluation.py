@@ -268,7 +268,14 @@ def test_evaluate_says_what_scikit_learn_says(run, tiny, labelled: Path, table: 
     assert verdict["auroc"]["value"] == pytest.approx(expected, rel=1e-6)
     assert verdict["auroc"]["why"] == "7 with it, 5 without; an interval takes 10 of each"
     assert verdict["recall"]["low"] <= verdict["recall"]["value"] <= verdict["recall"]["high"]
-    assert set(found["greedy"]) == {"verdict", "scores_at_its_recall", "scores_at_its_precision"}
+    answer = table.scores["conditional"][:, 1:] > 0
+    micro = f1_score(table.truth[:, 1:], answer, average="micro")
+    assert found["greedy"]["categories"]["micro_f1"]["value"] == pytest.approx(micro, rel=1e-6)
+    over, overall = found["greedy"]["decision_over_it"], found["estimators"]["marginal"]["overall"]
+    assert over["micro_f1"]["value"] == pytest.approx(overall["micro_f1"]["value"] - micro, abs=1e-6)
+    assert over["recall"]["value"] == pytest.approx(
+        verdict["recall"]["value"] - found["greedy"]["verdict"]["recall"]["value"], abs=1e-6
+    )
     for name in ("conditional", "joint"):
         assert found["estimators"][name]["labels"]["unsafe"]["auroc"] == verdict["auroc"]
     again = run("evaluate", labelled, *tiny, "--draws", 50, "--json")
@@ -402,7 +409,9 @@ def test_records_of_one_class_have_no_ranking_and_no_made_up_number(run, tiny, t
     found = json.loads(run("evaluate", path, *tiny, "--draws", 20, "--json").stdout)
     verdict = found["estimators"]["marginal"]["labels"]["unsafe"]
     assert verdict["auroc"] == {"value": None, "low": None, "high": None, "why": "every record has it"}
-    assert found["greedy"] is None
+    greedy = found["greedy"]  # it is told all the same, but where its curve would be
+    assert greedy["scores_at_its_recall"] is None and greedy["verdict"]["false_positive_rate"]["value"] is None
+    assert greedy["verdict"]["recall"]["value"] is not None
     (line, *_) = found["notices"]
     assert line.startswith("All 12 records are unsafe, so there is no AUROC") and "add safe records" in line
     assert verdict["best"] is None

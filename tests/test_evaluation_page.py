@@ -144,7 +144,9 @@ def test_the_greedy_answer_stands_on_the_curve_s_picture():
     summary = summarize(labelled, {}, {}, Goal("f1"), draws=10)
     assert summary.greedy is not None
     value = summary.greedy.figures["precision"].value
-    assert f"greedy: precision {value:.3f}" in evaluation_page(summary, source="x")
+    page = evaluation_page(summary, source="x")
+    assert f"greedy: precision {value:.3f}" in page and "Its greedy answer finds " in page
+    assert "\\x" not in page  # a character that a page writes itself and then shows as its escape
     at = summary.greedy.at_recall
     assert at.recall >= summary.greedy.figures["recall"].value
     assert summary.greedy.at_precision.precision >= value or not summary.greedy.at_precision.met

@@ -213,3 +213,48 @@ def test_in_two_stages_a_category_that_all_unsafe_records_have_gets_no_threshold
 
 def test_logit_is_what_fits_take():
     assert fit_map("platt", logit(np.array([0.0, 0.2, 0.9, 1.0])), np.array([0, 0, 1, 1.0])).method == "platt"
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(METHODS), st.sampled_from(["f1", "fpr", "precision", "recall"]))
+def test_a_weight_of_k_is_k_records(seed, method, goal):
+    rng = np.random.default_rng(seed)
+    x, weight = np.round(rng.normal(0, 2, 40), 1), rng.integers(1, 4, 40)
+    truth = rng.random(40) < sigmoid(0.8 * x)
+    truth[:2] = [False, True]
+    rows = np.repeat(np.arange(40), weight)
+    aim = Goal(goal, 0.0 if goal == "f1" else 0.3)
+    chosen = choose_threshold(truth[rows], sigmoid(x)[rows], aim)
+    assert choose_threshold(truth, sigmoid(x), aim, weight=weight.astype(float)) == chosen
+    try:
+        repeated = fit_map(method, x[rows], truth[rows])
+    except CalibrationError:
+        return
+    weighted = fit_map(method, x, truth, weight=weight.astype(float))
+    if method == "isotonic":  # but for its ends: weights make n records no more than they are
+        inside = (repeated(x) > 0.05) & (repeated(x) < 0.95)
+        np.testing.assert_allclose(weighted(x)[inside], repeated(x)[inside], atol=1e-9)
+    else:
+        np.testing.assert_allclose(weighted(x), repeated(x), atol=1e-7)
+
+
+def test_weights_make_the_mixture_that_a_label_is_fitted_on():
+    """A source of many records and one of few, other in how they are labelled: with equal weight both count."""
+    x, truth = made(1.0, 0.0, 2000)
+    x, truth = np.concatenate([x, x[:200]]), np.concatenate([truth, np.zeros(200, dtype=bool)])
+    weight = 1100 * np.repeat([1 / 2000, 1 / 200], [2000, 200])
+    kinds = {"method": "platt", "goal": Goal("f1")}
+    plain, even = (fit_label("unsafe", x, sigmoid(x), truth, weight=w, **kinds) for w in (None, weight))
+    assert plain.prior == pytest.approx(truth.mean(), abs=0.01)
+    assert even.prior == pytest.approx(truth[:2000].mean() / 2, abs=0.01)
+    assert float(weight @ even.map(x)) / 2200 == pytest.approx(even.prior, abs=0.01)
+
+
+def test_a_map_of_all_records_stands_where_those_of_a_fold_would_fall():
+    """Hardly rising scores: some four fifths of the records fall, and the label had no calibration at all."""
+    for seed in range(40):
+        x, truth = made(0.05, 0.0, 40, seed)
+        fit = fit_label("S1", x, sigmoid(x), truth, method="platt", goal=Goal("f1"))
+        if fit.map is not None and np.isnan(fit.loss_after):
+            assert fit.threshold is not None and fit.reason == ""
+            return
+    raise AssertionError("no seed has such a fold: the test says nothing")

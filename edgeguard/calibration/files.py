@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeguard.calibration.maps import Calibration, Map
+from edgeguard.calibration.thresholds import read_goal
 from edgeguard.errors import CalibrationError, shown
 from edgeguard.files import write_whole
 from edgeguard.formats.bounded_json import read_object
@@ -36,11 +37,15 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
         "fitted": calibration.fitted,
     }
     labels = {}
-    for label in dict.fromkeys((*calibration.maps, *calibration.thresholds)):
+    for label in dict.fromkeys((*calibration.maps, *calibration.thresholds, *calibration.priors)):
         map_, threshold = calibration.maps.get(label), calibration.thresholds.get(label)
         labels[label] = {} if map_ is None else {"method": map_.method, **map_.parameters}
         if threshold is not None:
             labels[label]["threshold"] = threshold
+        if label in calibration.goals:
+            labels[label]["threshold_for"] = calibration.goals[label]
+        if label in calibration.priors:
+            labels[label]["prior"] = calibration.priors[label]
     lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     rows = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in labels.items())
     text = "{\n" + ",\n".join([*lines, f'  "labels": {{\n{rows}\n  }}']) + "\n}\n"
@@ -61,20 +66,40 @@ def read_calibration(path: str | Path) -> Calibration:
     labels, fitted = value.get("labels"), value.get("fitted", {})
     if not isinstance(labels, dict) or not isinstance(fitted, dict):
         raise CalibrationError(f"{path}: labels and fitted must be objects; is this a calibration file?")
-    maps, thresholds = {}, {}
+    maps: dict[str, Map] = {}
+    thresholds: dict[str, float] = {}
+    priors: dict[str, float] = {}
+    goals: dict[str, str] = {}
     for label, entry in labels.items():
         where = f"{path}: {shown(label)}"
         if not isinstance(entry, dict):
             raise CalibrationError(f"{where} is {shown(entry)}; expected an object with a method")
         if "method" in entry:
             maps[label] = _map(where, entry)
-        if "threshold" in entry:
-            thresholds[label] = _number(where, entry, "threshold")
-            if not 0 <= thresholds[label] <= 1:
-                raise CalibrationError(f"{where}: threshold is {thresholds[label]}; expected a number in [0, 1]")
+        for key, kept in (("threshold", thresholds), ("prior", priors)):
+            if key in entry:
+                kept[label] = _number(where, entry, key)
+                if not 0 <= kept[label] <= 1:
+                    raise CalibrationError(f"{where}: {key} is {kept[label]}; expected a number in [0, 1]")
+        if "threshold_for" in entry:
+            goals[label] = _goal(where, entry["threshold_for"])
     return Calibration(
-        **names, maps=maps, thresholds=thresholds, fitted=fitted, source=str(path), two_stage=stages == 2
+        **names,
+        maps=maps,
+        thresholds=thresholds,
+        fitted=fitted,
+        source=str(path),
+        two_stage=stages == 2,
+        priors=priors,
+        goals=goals,
     )
+
+
+def _goal(where: str, value: object) -> str:
+    try:
+        return str(read_goal(value if isinstance(value, str) else ""))
+    except ValueError as error:
+        raise CalibrationError(f"{where}: threshold_for is {shown(value)}; {error}") from None
 
 
 def _map(where: str, entry: Mapping[str, Any]) -> Map:

@@ -61,6 +61,8 @@ class Calibration:
 
     guard, profile, estimator, model_sha256  what it was fitted on
     two_stage  whether its thresholds of categories are for records that are unsafe by that of the verdict alone
+    priors   mean of each label's probabilities over what it was fitted on: about the share that has the label
+    goals    what each threshold was chosen for, as `Goal` writes it
     fitted   on what, and how: for people, not read by edgeguard
     bound    whether it is refused on another guard
     """
@@ -75,6 +77,8 @@ class Calibration:
     source: str = ""
     bound: bool = True
     two_stage: bool = False
+    priors: Mapping[str, float] = field(default_factory=dict)
+    goals: Mapping[str, str] = field(default_factory=dict)
 
     def unbound(self) -> Calibration:
         """A copy that no guard refuses: its probabilities need not hold there."""
@@ -93,6 +97,23 @@ class Calibration:
                     "fit one for this guard, or take it `unbound`",
                     kind="other_calibration",
                 )
+
+
+def shifted(map_: Map | None, by: float) -> Map:
+    """The map with all its log-odds moved `by` nats, as a change of the prior moves them. None: the scores as they are.
+
+    An isotonic one keeps its knots, and is straight in probability between them: there it is moved nearly.
+    """
+    if map_ is None:
+        return Map("platt", {"slope": 1.0, "intercept": by})
+    p = map_.parameters
+    if map_.method == "temperature":
+        return Map("platt", {"slope": 1 / p["temperature"], "intercept": by})
+    if map_.method == "platt":
+        return Map("platt", {"slope": p["slope"], "intercept": p["intercept"] + by})
+    if map_.method == "beta":
+        return Map("beta", {"a": p["a"], "b": p["b"], "c": p["c"] + by})
+    return Map("isotonic", {"x": p["x"], "y": tuple(sigmoid(logit(p["y"]) + by).tolist())})
 
 
 def sigmoid(x: npt.ArrayLike) -> Floats:

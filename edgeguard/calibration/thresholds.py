@@ -78,21 +78,34 @@ class Goal:
     recall     at least `value`, with the best precision that leaves
     fpr        a false-positive rate of at most `value`, with the best recall that leaves
     cost       the least cost, where a false negative costs `value` false positives
+    greedy     what the greedy answer has on the same records: of "unsafe" its false-positive rate, of a category its
+               precision, with the best recall that leaves; see `choose_as_greedy`
     """
 
-    name: Literal["f1", "precision", "recall", "fpr", "cost"]
+    name: Literal["f1", "precision", "recall", "fpr", "cost", "greedy"]
     value: float = 0.0
 
     def __str__(self) -> str:
-        return self.name if self.name == "f1" else f"{self.name}={self.value:g}"
+        return self.name if self.name in _BARE else f"{self.name}={self.value:g}"
 
     def __post_init__(self) -> None:
-        if self.name not in ("f1", "precision", "recall", "fpr", "cost"):
-            raise ValueError(f"{self.name!r} is none of f1, precision, recall, fpr, cost")
+        if self.name not in ("f1", "precision", "recall", "fpr", "cost", "greedy"):
+            raise ValueError(f"{self.name!r} is none of f1, precision, recall, fpr, cost, greedy")
         if self.name == "cost" and not (0 < self.value < np.inf):
             raise ValueError(f"cost is {self.value}; a miss must cost more than 0 false alarms")
         if self.name in ("precision", "recall", "fpr") and not 0 <= self.value <= 1:
             raise ValueError(f"{self.name} is {self.value}; it must lie in [0, 1]")
+
+
+def read_goal(text: str) -> Goal:
+    """`f1`, `fpr=0.02`. Raises ValueError that says what was expected."""
+    name, equals, number = text.partition("=")
+    if (name.strip() in _BARE) == bool(equals):
+        raise ValueError("expected f1, greedy, precision=P, recall=P, fpr=P or cost=N")
+    return Goal(name.strip(), float(number) if equals else 0.0)  # type: ignore[arg-type]
+
+
+_BARE = ("f1", "greedy")  # goals without a number
 
 
 @dataclass(frozen=True)
@@ -107,33 +120,76 @@ class ChosenThreshold:
     met: bool
 
 
-def choose_threshold(y_true: Bools, y_prob: Floats, goal: Goal, *, spared: Bools | None = None) -> ChosenThreshold:
+def choose_threshold(
+    y_true: Bools, y_prob: Floats, goal: Goal, *, spared: Bools | None = None, weight: Floats | None = None
+) -> ChosenThreshold:
     """The threshold between two neighbouring probabilities that serves the goal best. A record at it counts.
 
+    goal    any but "greedy": see `choose_as_greedy`
     spared  (n,) records that no threshold may reach down to
+    weight  (n,) how many records each stands for; None for one each
     """
-    thresholds, tps, fps = _curve(y_true, y_prob)
+    if goal.name == "greedy":
+        raise ValueError("the goal greedy says no number; expected one that `choose_as_greedy` makes of it")
+    weights = np.ones(len(y_true)) if weight is None else weight
+    thresholds, tps, fps = _curve(y_true, y_prob, weights)
     if spared is not None and spared.any():
         high = thresholds > y_prob[spared].max()
         high[0] = True  # the highest there is
         thresholds, tps, fps = thresholds[high], tps[high], fps[high]
-    n_true, n_false = max(1, int(y_true.sum())), max(1, int((~y_true).sum()))
+    n_true, n_false = (float(weights[side].sum()) or 1.0 for side in (y_true, ~y_true))
     recall, fpr = tps / n_true, fps / n_false
-    precision = np.where(tps + fps > 0, tps / np.maximum(1, tps + fps), 1.0)
-    f1 = 2 * tps / np.maximum(1, tps + fps + n_true)
+    predicted = tps + fps
+    precision = np.where(predicted > 0, tps / np.where(predicted > 0, predicted, 1), 1.0)
+    f1 = 2 * tps / (predicted + n_true)
     best, met = _best(goal, precision=precision, recall=recall, fpr=fpr, f1=f1, tps=tps, fps=fps)
     return ChosenThreshold(
         float(thresholds[best]), float(precision[best]), float(recall[best]), float(fpr[best]), float(f1[best]), met
     )
 
 
-def _curve(y_true: Bools, y_prob: Floats) -> tuple[Floats, Floats, Floats]:
+def choose_as_greedy(
+    label: str,
+    y_true: Bools,
+    y_prob: Floats,
+    y_greedy: Bools,
+    *,
+    spared: Bools | None = None,
+    weight: Floats | None = None,
+) -> tuple[ChosenThreshold, Goal]:
+    """The goal "greedy" of a label: its threshold, and what stands for it as a number.
+
+    y_greedy  (n,) what the greedy answer says
+
+    A category that no threshold makes as precise as the greedy answer is found as often as that finds it. One that it
+    never finds says nothing to keep up with: the best F1.
+    """
+    weights = np.ones(len(y_true)) if weight is None else weight
+
+    def share(part: Bools, whole: Bools) -> float:
+        return float(weights @ (part & whole) / max(float(weights @ whole), _ROUNDED))
+
+    def chosen(goal: Goal) -> tuple[ChosenThreshold, Goal]:
+        return choose_threshold(y_true, y_prob, goal, spared=spared, weight=weight), goal
+
+    if label == "unsafe":
+        return chosen(Goal("fpr", min(1.0, share(y_greedy, ~y_true) + _ROUNDED)))
+    if not (y_true & y_greedy).any():
+        return chosen(Goal("f1"))
+    found = chosen(Goal("precision", max(0.0, share(y_true, y_greedy) - _ROUNDED)))
+    return found if found[0].met else chosen(Goal("recall", max(0.0, share(y_greedy, y_true) - _ROUNDED)))
+
+
+_ROUNDED = 1e-9  # by which sums of weights in another order may differ, and more
+
+
+def _curve(y_true: Bools, y_prob: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
     """(k,) each: thresholds from the highest down, the true and the false positives at each."""
     order = np.argsort(-y_prob, kind="stable")
     last = np.append(np.flatnonzero(np.diff(y_prob[order])), len(y_prob) - 1)  # of the records that tie
     levels = y_prob[order][last]
-    tps = np.append(0, np.cumsum(y_true[order])[last])
-    fps = np.append(0, np.cumsum(~y_true[order])[last])
+    tps = np.append(0, np.cumsum((weight * y_true)[order])[last])
+    fps = np.append(0, np.cumsum((weight * ~y_true)[order])[last])
     thresholds = np.concatenate([[(levels[0] + 1) / 2], (levels[:-1] + levels[1:]) / 2, [levels[-1] / 2]])
     first = 1 if levels[0] >= 1 else 0  # no threshold is over a probability of 1
     return thresholds[first:], tps[first:], fps[first:]

@@ -36,6 +36,7 @@ ADVICE = {
     "kv_cache_not_taken": "the model's file says the precision of its keys and values",
     "lora_not_taken": "or merge it: edgeguard convert BASE.gguf --lora {value} --to onnx",
     "other_calibration": "or pass --force-calibration",
+    "no_calibration": "with --calibration",
     "profile_not_told": "pass --profile with a name from `edgeguard profiles`",
     "no_content_column": "or name the column that holds the text with --text-field",
     "unnamed_field": "did you mean --{field}-field {name}?",

@@ -102,6 +102,8 @@ def evaluate(
     goals = read_goals((best_for,))
     if set(goals) != {""}:
         raise click.BadParameter("it is one rule for all labels", param_hint="--best-for")
+    if goals[""].name == "greedy":
+        raise click.BadParameter("where the greedy answer stands is shown beside it anyway", param_hint="--best-for")
     if no_calibration and (calibration or force_calibration):
         raise click.UsageError("--no-calibration excludes --calibration and --force-calibration")
     if plot_labels is not None and plot is None:

@@ -15,6 +15,7 @@ from edgeguard.errors import printable
 
 if TYPE_CHECKING:
     from edgeguard.evaluation.labelled import Labelled
+    from edgeguard.evaluation.table import ScoreTable
 
 
 def truth_options(command: F) -> F:
@@ -71,6 +72,34 @@ def labelled_table(
     if estimator not in (None, scored_with):
         raise InputError(f"{source} was scored with {scored_with}, --estimator is {estimator}; score it again")
     return labelled
+
+
+def unlabelled_table(
+    source: Path, *, estimator: str | None, workers: int | None = None, **options: Any
+) -> tuple[ScoreTable, Mapping[str, str]]:
+    """The scores in `source`, or of the records in it, whatever their labels are; and the guard they are of.
+
+    Of scores that are read the identity has their estimator too. Raises InputError.
+    """
+    from edgeguard.errors import InputError
+    from edgeguard.evaluation.table import read_scores, score_records
+    from edgeguard.rows.readers import count_records
+    from edgeguard.rows.results import holds_results
+
+    reading = take_reading(options)
+    if holds_results(source):
+        table, identity = read_scores(source)
+        if estimator not in (None, identity["estimator"]):
+            raise InputError(f"{source} was scored with {identity['estimator']}, not with {estimator}; score it again")
+        return table, identity
+    reading.check(source)
+    total = count_records(source, format=reading.format, encoding=reading.encoding)
+    opened = open_guard(**options, workers=workers, records=total, no_calibration=True)
+    with opened as guard, _progress(total) as advance:
+        table = score_records(guard, reading.records(source), advance=advance)
+        if not len(table):
+            raise InputError(f"{source}: no record could be scored")
+        return table, {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.model_sha256}
 
 
 def _check_named(named: Mapping[str, Iterable[str]], labels: Sequence[str]) -> None:

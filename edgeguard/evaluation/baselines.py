@@ -35,7 +35,7 @@ def baselines(table: ScoreTable, *, draws: int = DRAWS, seed: int = 0) -> dict[s
 
 def _predictions(table: ScoreTable, y_true: Bools) -> dict[str, Bools]:
     """Baseline → (n, n_codes) label sets."""
-    y_pred = {"greedy": greedy(table)} if "conditional" in table.scores else {}
+    y_pred = {"greedy": greedy(table)} if tells_greedy(table) else {}
     if table.first is not None:
         uncertain = {"probability": probability_uncertainty(table.first), "entropy": entropy_uncertainty(table.first)}
         if table.evidence is not None:
@@ -45,14 +45,27 @@ def _predictions(table: ScoreTable, y_true: Bools) -> dict[str, Bools]:
     return y_pred
 
 
+def tells_greedy(table: ScoreTable) -> bool:
+    """Whether a table says what the argmax answer names: the estimators along that answer do, the marginal does not."""
+    return any(name in table.scores for name in _ALONG_IT)
+
+
+_ALONG_IT = ("conditional", "joint")  # 0 for what the argmax answer does not name
+
+
 def greedy(table: ScoreTable) -> Bools:
     """(n, n_codes) the labels of the argmax answer inside the grammar: what a user reads who lets the model write."""
-    return table.scores["conditional"][:, 1:] > 0
+    return next(table.scores[name] for name in _ALONG_IT if name in table.scores)[:, 1:] > 0
 
 
 def greedy_verdict(table: ScoreTable) -> Bools:
     """(n,) whether the argmax answer says unsafe: where it names a label, and where unsafe is the likelier verdict."""
     return np.asarray((table.margin > 0) | greedy(table).any(axis=1))
+
+
+def greedy_answers(table: ScoreTable) -> Bools:
+    """(n, n_labels) the argmax answer: its verdict, and the codes that it names."""
+    return np.column_stack([greedy_verdict(table), greedy(table)])
 
 
 def probability_uncertainty(first: Floats) -> Floats:

@@ -15,11 +15,12 @@ from edgeguard.charts.frame import Frame, chart
 from edgeguard.charts.page import Column
 from edgeguard.charts.scale import Scale
 from edgeguard.charts.svg import element, joined
-from edgeguard.evaluation.baselines import greedy, greedy_verdict
+from edgeguard.evaluation.baselines import greedy, greedy_verdict, tells_greedy
 from edgeguard.evaluation.curves import CalibrationCurve, ThresholdCurve, calibration_curve, threshold_curve
 from edgeguard.evaluation.figures import PER_BIN, LabelEvaluation
 from edgeguard.evaluation.metrics import Interval
-from edgeguard.evaluation.summary import Summary
+from edgeguard.evaluation.sources import LeftOut
+from edgeguard.evaluation.summary import Greedy, Summary
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -45,15 +46,26 @@ class _Operating:
     recall: float
 
 
-def evaluation_page(summary: Summary, *, source: str, labels: Sequence[str] | None = None) -> str:
+def evaluation_page(
+    summary: Summary,
+    *,
+    source: str,
+    labels: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    left_out: LeftOut | None = None,
+) -> str:
     """HTML that asks the network for nothing.
 
-    source  the file that was evaluated
-    labels  whose curves; None: the verdict, and the categories that some record has
+    source    the file that was evaluated
+    labels    whose curves; None: the verdict, and the categories that some record has
+    notes     what is to be said before the figures, a sentence each
+    left_out  sources by the fits on the others, where a calibration was held against them
     """
     evaluation = summary.evaluations[summary.main]
     if labels is None:
         labels = [label for label, one in evaluation.labels.items() if label == "unsafe" or one.n_true]
+    places = [(_id(label), _title(label)) for label in labels]
+    places += [] if left_out is None else [("left-out", "sources left out")]
     told = ", calibrated" if summary.calibrated[summary.main] else ", not calibrated"
     n, unsafe = len(summary.table), int(summary.truth[:, 0].sum())
     about = f"{source}: {n:,} records, {unsafe:,} unsafe. Estimator {summary.main}{told}."
@@ -61,16 +73,32 @@ def evaluation_page(summary: Summary, *, source: str, labels: Sequence[str] | No
         f"{summary.identity['guard']} against the truth",
         page.paragraph(about, class_="small"),
         _answer(summary),
+        *(page.paragraph(line) for line in notes),
         *(page.paragraph(f"{line}.") for line in summary.notices),
-        page.contents([(_id(label), _title(label)) for label in labels]) if len(labels) > 1 else Markup(""),
+        page.contents(places) if len(places) > 1 else Markup(""),
         _table(summary, labels),
         *(_section(summary, label) for label in labels),
+        Markup("") if left_out is None else _left_out(left_out),
         page.paragraph(
             "Intervals are 95 %: Wilson's for shares of records, Newcombe's and DeLong's for AUROC, Boyd's for AUPRC, "
             "the bootstrap's for ECE. A figure or an interval that the records are too few for is left out.",
             class_="small",
         ),
     )
+
+
+def _left_out(found: LeftOut) -> Markup:
+    """Each source by maps fitted on the others, the worst first."""
+    columns = [Column("source", number=False), *map(Column, ("records", "unsafe", "mean P(unsafe)", "ECE"))]
+    rows: list[list[str | Markup]] = [
+        [one.name, f"{one.n:,}", _percent(one.share), _percent(one.mean), _cell(one.ece)]
+        for one in sorted(found.sources, key=lambda one: -one.ece.value)
+    ]
+    said = (
+        f"Each source by maps that were fitted on all the others. The worst is {found.worst_source}: ECE "
+        f"{found.worst.value:.3f}; so far off may the probabilities be on texts from elsewhere."
+    )
+    return page.section("Sources left out", page.paragraph(said), page.table(columns, rows), id_="left-out")
 
 
 def _id(label: str) -> str:
@@ -94,7 +122,20 @@ def _answer(summary: Summary) -> Markup:
     threshold = summary.thresholds[summary.main].of("unsafe")
     categories = ", or a category over its own" if _categories_flag(summary) else ""
     said = f"As decided (unsafe from {threshold:.4g} on{categories}), the guard {' and '.join(parts)}."
+    if summary.greedy is not None and parts:
+        said += _greedy_answer(summary.greedy)
     return page.paragraph(said, class_="answer" if 0 < unsafe < len(summary.table) else "answer open")
+
+
+def _greedy_answer(found: Greedy) -> str:
+    recall, fpr = found.figures["recall"].value, found.figures["false_positive_rate"].value
+    parts = [] if math.isnan(recall) else [f"finds {_percent(recall)}"]
+    parts += [] if math.isnan(fpr) else [f"flags {_percent(fpr)}"]
+    over = found.over.get("micro_f1")
+    micro = (
+        "" if over is None else f"; over the categories together the decision's F1 is {over.value:+.3f} beside its own"
+    )
+    return f" Its greedy answer {' and '.join(parts)}{micro}."
 
 
 def _categories_flag(summary: Summary) -> bool:
@@ -107,7 +148,7 @@ def _ends(figure: Interval) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u00a0%"
+    return f"{100 * share:.1f} %"
 
 
 def _table(summary: Summary, labels: Sequence[str]) -> Markup:
@@ -202,7 +243,7 @@ def _operating(summary: Summary, label: str, found: LabelEvaluation) -> list[_Op
         points.append(
             _Operating(f"best {str(summary.goal).replace('f1', 'F1')}", found.best.precision, found.best.recall)
         )
-    if "conditional" in table.scores:
+    if tells_greedy(table):
         y_pred = greedy_verdict(table) if i == 0 else greedy(table)[:, i - 1]
         tps, predicted = int((y_true & y_pred).sum()), int(y_pred.sum())
         points.append(_Operating("greedy", tps / predicted if predicted else math.nan, tps / int(y_true.sum())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from edgeguard.calibration.decide import Decisions
 from edgeguard.calibration.maps import Calibration
 from edgeguard.calibration.thresholds import ChosenThreshold, Goal, Thresholds, choose_threshold, thresholds_for
-from edgeguard.evaluation.baselines import baselines, greedy_verdict
+from edgeguard.evaluation.baselines import baselines, greedy_answers, tells_greedy
 from edgeguard.evaluation.figures import (
     DRAWS,
     Evaluation,
@@ -22,10 +23,12 @@ from edgeguard.evaluation.figures import (
     decision_figures,
     decision_intervals,
     evaluate,
+    label_set_figures,
+    together,
 )
 from edgeguard.evaluation.intervals import ENOUGH
 from edgeguard.evaluation.labelled import Labelled
-from edgeguard.evaluation.metrics import false_positive_rate
+from edgeguard.evaluation.metrics import Figure, Weight, bootstrap, false_positive_rate
 from edgeguard.evaluation.table import ScoreTable, decisions
 
 Bools = npt.NDArray[np.bool_]
@@ -33,16 +36,20 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Greedy:
-    """The verdict of the answer that greedy decoding writes, beside what the scores give at its precision and recall.
+    """The answer that greedy decoding writes, in the terms of the decision, and the decision beside it.
 
-    figures       its precision, recall, F1 and false-positive rate
-    at_recall     the threshold with the best precision among those that find as much
-    at_precision  the threshold with the best recall among those that are as precise
+    figures       of its verdict: precision, recall, F1 and false-positive rate
+    categories    over the categories together: micro precision, recall and F1; empty where no truth names any
+    over          the decision's figures less its own, by the same names, on the same draws of records
+    at_recall     the threshold with the best precision among those that find as much; None for records of one class
+    at_precision  the threshold with the best recall among those that are as precise; None likewise
     """
 
     figures: Figures
-    at_recall: ChosenThreshold
-    at_precision: ChosenThreshold
+    categories: Figures
+    over: Figures
+    at_recall: ChosenThreshold | None
+    at_precision: ChosenThreshold | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +59,7 @@ class Summary:
     goal        what the best thresholds are for
     calibrated  whether an estimator's scores went through a calibration
     others      figures of the paper's baselines
-    greedy      None where the table does not say what greedy decoding answers, or the records are of one class
+    greedy      beside the decision by `main`; None where the table does not say what greedy decoding answers
     notices     what the records cannot say, and what would do: a line each
     """
 
@@ -97,6 +104,7 @@ def summarize(
         decided[estimator] = decisions(table, estimator, calibration=maps, thresholds=thresholds)
         chosen[estimator] = thresholds_for(maps, thresholds)
         evaluations[estimator] = evaluate(decided[estimator], truth, goal=goal, draws=draws, seed=seed)
+    main = "marginal" if "marginal" in decided else next(iter(decided))
     return Summary(
         table,
         labelled.identity,
@@ -106,23 +114,56 @@ def summarize(
         chosen,
         {estimator: calibrations.get(estimator) is not None for estimator in table.scores},
         baselines(table, draws=draws, seed=seed),
-        _greedy(table, truth[:, 0], next(iter(decided.values()))),
+        beside_greedy(table, truth, decided[main], draws=draws, seed=seed) if tells_greedy(table) else None,
         notices(truth, table.labels),
     )
 
 
-def _greedy(table: ScoreTable, y_true: Bools, decided: Decisions) -> Greedy | None:
-    if "conditional" not in table.scores or y_true.all() or not y_true.any():
-        return None
-    y_pred, y_prob = greedy_verdict(table), decided.y_prob[:, 0]
-    values = {**decision_figures(y_true, y_pred), "false_positive_rate": false_positive_rate(y_true, y_pred)}
-    ends = decision_intervals(y_true, y_pred)
+def beside_greedy(table: ScoreTable, y_true: Bools, decided: Decisions, *, draws: int = DRAWS, seed: int = 0) -> Greedy:
+    """The greedy answer of a table that tells it, in the terms of a decision: `y_true` is (n, n_labels) or (n, 1)."""
+    verdict, answer = y_true[:, 0], greedy_answers(table)
+    values = {
+        **decision_figures(verdict, answer[:, 0]),
+        "false_positive_rate": false_positive_rate(verdict, answer[:, 0]),
+    }
+    ends = decision_intervals(verdict, answer[:, 0])
     figures = {name: Told(float(value), *ends[name]) for name, value in values.items()}
+
+    def over(weight: Weight = None) -> dict[str, Figure]:
+        ours, theirs = (_terms(y_true, y_pred, weight) for y_pred in (decided.y_pred, answer))
+        return {name: ours[name] - theirs[name] for name in ours}
+
+    drawn = bootstrap(over, len(y_true), draws=draws, seed=seed)
+    categories: Figures = {}
+    if y_true.shape[1] > 1:
+        codes, named = y_true[:, 1:], answer[:, 1:]
+        found = bootstrap(partial(_micro, codes, named), len(y_true), draws=draws, seed=seed)
+        categories = together(found, codes, named)
+    of_both = verdict.any() and not verdict.all()
     return Greedy(
         figures,
-        choose_threshold(y_true, y_prob, Goal("recall", figures["recall"].value)),
-        choose_threshold(y_true, y_prob, Goal("precision", figures["precision"].value)),
+        categories,
+        {name: Told(one.value, one.low, one.high) for name, one in drawn.items()},
+        *(
+            choose_threshold(verdict, decided.y_prob[:, 0], Goal(goal, figures[goal].value)) if of_both else None
+            for goal in ("recall", "precision")
+        ),
     )
+
+
+def _terms(y_true: Bools, y_pred: Bools, weight: Weight) -> dict[str, Figure]:
+    """What a decision and the greedy answer are held against each other in."""
+    verdict, flagged = y_true[:, 0], y_pred[:, 0]
+    found = {
+        **decision_figures(verdict, flagged, weight),
+        "false_positive_rate": false_positive_rate(verdict, flagged, weight),
+    }
+    return found if y_true.shape[1] == 1 else {**found, **_micro(y_true[:, 1:], y_pred[:, 1:], weight)}
+
+
+def _micro(y_true: Bools, y_pred: Bools, weight: Weight = None) -> dict[str, Figure]:
+    found = label_set_figures(y_true, y_pred, weight)
+    return {name: found[name] for name in ("micro_f1", "micro_precision", "micro_recall")}
 
 
 def notices(truth: Bools, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -202,8 +243,10 @@ def as_json(summary: Summary) -> dict[str, Any]:
         if summary.greedy is None
         else {
             "verdict": figures_as_json(summary.greedy.figures),
-            "scores_at_its_recall": asdict(summary.greedy.at_recall),
-            "scores_at_its_precision": asdict(summary.greedy.at_precision),
+            "categories": figures_as_json(summary.greedy.categories),
+            "decision_over_it": figures_as_json(summary.greedy.over),
+            "scores_at_its_recall": summary.greedy.at_recall and asdict(summary.greedy.at_recall),
+            "scores_at_its_precision": summary.greedy.at_precision and asdict(summary.greedy.at_precision),
         },
         "notices": list(summary.notices),
     }

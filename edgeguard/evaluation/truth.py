@@ -252,7 +252,7 @@ def join(truth: Truth, ids: Sequence[Id], places: Sequence[int], n_records: int,
 
     Records of the file that were not scored are left out. Raises InputError that names a record without a truth.
     """
-    at = list(places) if same_file else _places_of(truth, ids, places, n_records)
+    at = list(places) if same_file else _places_of(truth.where, truth.rows, ids, places, n_records)
     rows = [truth.rows[place] for place in at]
     for row in rows:
         if row.problem is not None:
@@ -269,27 +269,37 @@ def join(truth: Truth, ids: Sequence[Id], places: Sequence[int], n_records: int,
     return y_true if truth.names_categories else y_true[:, :1]
 
 
-def _places_of(truth: Truth, ids: Sequence[Id], places: Sequence[int], n_records: int) -> list[int]:
+def places_in(
+    where: str, rows: Sequence[Mapping[str, object] | None], ids: Sequence[Id], places: Sequence[int], n_records: int
+) -> list[int]:
+    """Where scored records are among the rows of a file, joined as `join` does. Raises InputError."""
+    keys = [TruthRow(None if fields is None else readable_id(fields.get("id")), ()) for fields in rows]
+    return _places_of(where, keys, ids, places, n_records)
+
+
+def _places_of(
+    where: str, rows: Sequence[TruthRow], ids: Sequence[Id], places: Sequence[int], n_records: int
+) -> list[int]:
     """Where the scored records are in the file of the truth."""
     by_id: dict[str, int] = {}
-    for place, row in enumerate(truth.rows):
+    for place, row in enumerate(rows):
         if row.id is not None:
             first = by_id.setdefault(str(row.id), place)
-            if truth.rows[first].labels != row.labels:
+            if rows[first].labels != row.labels:
                 raise InputError(
-                    f"{truth.where}: records {first + 1} and {place + 1} have the id {row.id!r} and other labels"
+                    f"{where}: records {first + 1} and {place + 1} have the id {row.id!r} and other labels"
                 )
     if by_id and all(id_ is not None for id_ in ids):
         missing = [id_ for id_ in ids if str(id_) not in by_id]
         if missing:
             raise InputError(
-                f"{truth.where} has no record of id {missing[0]!r} ({len(missing)} of {len(ids)} are missing); "
+                f"{where} has no record of id {missing[0]!r} ({len(missing)} of {len(ids)} are missing); "
                 "give the labels of these scores"
             )
         return [by_id[str(id_)] for id_ in ids]
-    if len(truth) != n_records:
+    if len(rows) != n_records:
         raise InputError(
-            f"{truth.where} has {len(truth)} records, {n_records} were read to be scored; without ids they are joined "
+            f"{where} has {len(rows)} records, {n_records} were read to be scored; without ids they are joined "
             "in order, which these numbers forbid"
         )
     return list(places)

@@ -1,10 +1,10 @@
-"""Fits the calibrations that go with the guard: three files for each form, from one scoring of the validation set.
+"""Fits the calibrations that go with the guard: three files for each form, from one scoring of the validation sets.
 
-    python models/recipe/calibrate.py DATA/val.jsonl                              # all forms
-    python models/recipe/calibrate.py DATA/val.jsonl --form q8_0 --scores FOLDER
+    python models/recipe/calibrate.py DATA/val.jsonl DATA/val2.jsonl                              # all forms
+    python models/recipe/calibrate.py DATA/val.jsonl DATA/val2.jsonl --form q8_0 --scores FOLDER
 
-FOLDER keeps the scores, for a second run and for bench/forms.py and bench/guard.py. `edgeguard calibrate` gives the
-same for one estimator: --method platt --threshold-for f1 --threshold-for unsafe:fpr=0.02 --safe-rate 0.01.
+FOLDER keeps the scores, for a second run and for the benches. `rule.py` says how they are fitted; what came out for
+each source is printed, Markdown. --unsafe takes the verdict's threshold elsewhere than where greedy decoding stands.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.builtin import ADAPTER, BuiltIn, built_in
 from edgeguard.calibration.files import write_calibration
 from edgeguard.calibration.maps import Calibration
-from edgeguard.calibration.thresholds import Goal
-from edgeguard.evaluation.calibrate import calibrate
+from edgeguard.calibration.thresholds import read_goal
 from edgeguard.evaluation.table import ScoreTable, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import find_truth, with_truth
@@ -33,38 +32,41 @@ from edgeguard.guard import Guard
 from edgeguard.quant.scoring import joined
 from edgeguard.rows.readers import read_records
 
-GOALS = {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}
+sys.path.insert(0, str(Path(__file__).parent))
+from rule import GOALS, fit_rule
+
 PART = 128  # records whose scores a stopped run may lose
-SAFE_RATE = 0.01  # of the safe records, over a category's threshold
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("val", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", help="labelled records, with the name of their source")
     parser.add_argument("--guard", default="edgeguard-135m")
+    parser.add_argument("--unsafe", default="greedy", metavar="GOAL", help="such as fpr=0.02 [default: %(default)s]")
     parser.add_argument("--form", action="append", help="[default: all]")
     parser.add_argument("--scores", type=Path, help="folder to keep scores in")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="[default: the guard's folder]")
     args = parser.parse_args()
-    guard = built_in(args.guard)
+    guard, goals = built_in(args.guard), {**GOALS, "unsafe": read_goal(args.unsafe)}
     folder = args.out or guard.folder
     for form in [guard.form(name) for name in args.form] if args.form else guard.forms:
-        table = scores_of(guard, form.name, args.val, args.scores, RuntimeOptions(threads=args.threads))
+        runtime = RuntimeOptions(threads=args.threads)
+        tables = {path: scores_of(guard, form.name, path, args.scores, runtime) for path in args.files}
         identity = {"guard": guard.name, "profile": guard.profile, "model_sha256": form.model_sha256}
         out = folder if form.name == ADAPTER else folder / form.name
         out.mkdir(parents=True, exist_ok=True)
-        for estimator, calibration in fit(table, identity, args.val).items():
+        print(f"\n## {guard.name}, {form.name}")
+        for estimator, calibration in fit_rule(tables, identity, goals=goals, report=True).items():
             write_calibration(calibration, out / f"calibration-{estimator}.json")
 
 
 def fit(
-    table: ScoreTable, identity: Mapping[str, str], val: Path, *, method: Literal["platt", "none"] = "platt"
+    table: ScoreTable, identity: Mapping[str, str], val: Path, *, method: Literal["none"] | None = None
 ) -> dict[str, Calibration]:
-    """Estimator → calibration, by the guard's own rule, of a guard's scores on the validation set."""
-    rule = {"method": method, "goals": GOALS, "safe_rate": SAFE_RATE}
-    return {name: calibrate(table, name, identity=identity, source=val, **rule)[0] for name in table.scores}
+    """Estimator → calibration, by the guard's own rule, of a guard's scores on one file; "none": thresholds alone."""
+    return fit_rule({val: table}, identity, method=method)
 
 
 def scores_of(

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from edgeguard.calibration.thresholds import ChosenThreshold
     from edgeguard.evaluation.figures import LabelEvaluation
     from edgeguard.evaluation.metrics import Interval
-    from edgeguard.evaluation.summary import Summary
+    from edgeguard.evaluation.sources import LeftOut
+    from edgeguard.evaluation.summary import Greedy, Summary
+    from edgeguard.evaluation.unlabelled import LabelShift
 
 SORTED_BY = ("label", "records", "auroc", "auprc", "f1", "precision", "recall", "false_positive_rate", "ece")
 
@@ -98,18 +100,48 @@ def _print_verdict(console: Console, verdict: LabelEvaluation) -> None:
 
 
 def _print_decisions(console: Console, summary: Summary, verdict: LabelEvaluation) -> None:
-    """The verdict's decision, the best threshold, and the greedy answer in the same terms."""
+    """The decision, the best threshold of the verdict, and the greedy answer in the same terms."""
+    overall = summary.evaluations[summary.main].overall
     threshold = summary.thresholds[summary.main].of("unsafe")
-    rows = [("as decided", f"{threshold:.4g}", *_cells(verdict.figures, _DECISION))]
+    rows = [
+        (
+            "as decided",
+            f"{threshold:.4g}",
+            *_cells(verdict.figures, _DECISION),
+            *(_cells(overall, _MICRO) if overall else ()),
+        )
+    ]
+    blank = [""] * len(_MICRO) if overall else []
     if verdict.best is not None:
-        rows.append((f"best threshold for {summary.goal}", *_chosen(verdict.best)))
+        rows.append((f"best threshold for {summary.goal}", *_chosen(verdict.best), *blank))
     if found := summary.greedy:
-        rows.append(("greedy answer (argmax)", "", *_cells(found.figures, _DECISION)))
-        rows.append(("scores, at its recall", *_chosen(found.at_recall)))
-        rows.append(("scores, at its precision", *_chosen(found.at_precision)))
+        micro = _cells(found.categories, _MICRO) if overall else []
+        rows.append(("greedy answer (argmax)", "", *_cells(found.figures, _DECISION), *micro))
+        if found.at_recall is not None and found.at_precision is not None:
+            rows.append(("scores, at its recall", *_chosen(found.at_recall), *blank))
+            rows.append(("scores, at its precision", *_chosen(found.at_precision), *blank))
     if len(rows) > 1:
         console.print()
-        _print_fitted(console, ("decisions", "threshold", *_DECISION.values()), rows)
+        _print_fitted(
+            console, ("decisions", "threshold", *_DECISION.values(), *(_MICRO.values() if overall else ())), rows
+        )
+    if summary.greedy is not None:
+        console.print(Text(_over(summary.greedy), "dim"))
+
+
+_MICRO = {"micro_precision": "micro precision", "micro_recall": "micro recall", "micro_f1": "micro F1"}
+
+
+def _over(found: Greedy) -> str:
+    """The decision less the greedy answer, a difference with the interval of the same draws each."""
+    titles = {**_DECISION, **_MICRO}
+    parts = []
+    for name in ("recall", "false_positive_rate", "micro_precision", "micro_recall", "micro_f1"):
+        one = found.over.get(name)
+        if one is not None and not np.isnan(one.value):
+            ends = "" if np.isnan(one.low) else f" ({one.low:+.3f} to {one.high:+.3f})"
+            parts.append(f"{titles[name]} {one.value:+.3f}{ends}")
+    return f"as decided, beside the greedy answer: {', '.join(parts)}"
 
 
 _DECISION = {"precision": "precision", "recall": "recall", "f1": "F1", "false_positive_rate": "FPR"}
@@ -200,3 +232,46 @@ def print_fits(fits: Sequence[LabelFit], *, two_stage: bool = False) -> None:
     for reason, labels in reasons.items():
         verb = "has" if len(labels) == 1 else "have"
         console.print(Text(printable(f"{', '.join(labels)} {verb} {reason}"), "yellow"))
+
+
+def print_left_out(found: LeftOut) -> None:
+    """Each source by the fit on the others, the worst first."""
+    console = sized_console()
+    console.print()
+    methods = " and ".join(dict.fromkeys(found.methods[key] for key in ("unsafe", "")))
+    console.print(Text(f"each source, by maps ({methods}) fitted on the others", "bold"))
+    columns = ("source", "records", "unsafe", "mean P(unsafe)", "ECE", "class ECE")
+    rows = [
+        (
+            printable(one.name),
+            str(one.n),
+            f"{one.share:.2f}",
+            f"{one.mean:.2f}",
+            _with_ends(one.ece),
+            "" if one.categories is None else _with_ends(one.categories),
+        )
+        for one in sorted(found.sources, key=lambda one: -one.ece.value)
+    ]
+    _print_fitted(console, columns, rows)
+    worst = found.worst_categories
+    console.print(
+        f"worst: {_with_ends(found.worst)} ({printable(found.worst_source)})"
+        + ("" if worst is None else f"; of the categories {_with_ends(worst)}")
+    )
+
+
+def _with_ends(figure: Interval) -> str:
+    return f"{figure.value:.3f}" + ("" if np.isnan(figure.low) else f" {figure.low:.3f}–{figure.high:.3f}")
+
+
+def print_shifts(shifts: Sequence[LabelShift], before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """What a move does to each label, and to its threshold."""
+    console, rows = sized_console(), []
+    for one in shifts:
+        share = "" if one.after is None else f"{one.after.value:.3f} {one.after.low:.3f}–{one.after.high:.3f}"
+        moved = f"{before[one.label]:.4g} → {after[one.label]:.4g}" if one.label in before else ""
+        rows.append((one.label, f"{one.before:.3f}", share, "" if one.reason else f"{one.by:+.2f}", moved))
+    _print_fitted(console, ("label", "fitted at", "share now", "moved, nats", "threshold"), rows)
+    for one in shifts:
+        if one.reason:
+            console.print(Text(printable(f"{one.label} is left alone: {one.reason}"), "yellow"))
