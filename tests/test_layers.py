@@ -19,7 +19,7 @@ import edgeguard
 PACKAGE = Path(edgeguard.__file__).parent
 LAYERS = [
     {"cache", "errors", "version"},
-    {"files", "charts", "pattern", "process", "tomlfile", "machine", "ahead", "windows"},
+    {"files", "charts", "pattern", "process", "tomlfile", "machine", "ahead", "windows", "llama_library"},
     {"automaton", "backend", "pool", "rendering", "rows"},
     {"grammar"},
     {"profile", "formats", "example_answers"},

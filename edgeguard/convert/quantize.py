@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from edgeguard import process
+from edgeguard import llama_library, process
 from edgeguard.convert.imatrix import read_imatrix
 from edgeguard.convert.mixed import Named, numbers, tensor_types
 from edgeguard.convert.weights import refuse_parts
@@ -220,8 +220,7 @@ def _child() -> NoReturn:
 
 
 def _quantize(job: Mapping[str, Any]) -> int:
-    import llama_cpp as lc
-
+    lc = llama_library.load()
     log = lc.llama_log_callback(_log)
     lc.llama_log_set(log, None)
     lc.llama_backend_init()

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeguard import llama_library
 from edgeguard.backend import (
     Condition,
     Device,
@@ -53,29 +53,7 @@ from edgeguard.formats import gguf
 from edgeguard.formats.hashes import Digest
 from edgeguard.machine import available_cores
 
-SPINS = 1000  # turns of libgomp at a barrier before a thread sleeps
-
-
-def _library() -> Any:
-    """llama_cpp, whose threads wait for one another without taking the cores from other processes.
-
-    They meet at barriers of libgomp, thousands a second, and by default turn there for so long that two processes with
-    a thread for each core do a fraction of what one does (`python bench/starvation.py`). Sleeping at once slows a lone
-    process down, for waking takes longer than most waits. So they turn for a short while and then sleep. libgomp reads
-    this once, when it is loaded; who has said otherwise is left alone, and so is the environment of others.
-    """
-    ours = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
-    if ours:
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
-    try:
-        import llama_cpp
-    finally:
-        if ours:
-            os.environ.pop("GOMP_SPINCOUNT", None)
-    return llama_cpp
-
-
-lc = _library()
+lc = llama_library.load()
 
 N_BATCH = 512  # tokens a decode; longer prompts go in chunks
 N_SEQ = 64  # sequences: one record's branches alive at once; llama.cpp allows 256, its output buffer grows with them
