@@ -719,10 +719,10 @@ def test_a_built_in_guard_is_inspected_by_its_name(run: Run) -> None:
 
 
 def test_a_form_that_is_not_made_yet_says_how_it_is_made(run: Run, tmp_path: Path) -> None:
-    result = run("inspect", "edgeguard-135m:q4_0", env={"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "200"})
+    result = run("inspect", "edgeguard-135m:q8_0", env={"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "200"})
     assert result.exit_code == 0, result.stderr
     assert f"not made yet; they will be in {tmp_path}" in result.stdout
-    assert "edgeguard score --model edgeguard-135m:q4_0" in result.stdout or "edgeguard models pull" in result.stdout
+    assert "edgeguard score --model edgeguard-135m:q8_0" in result.stdout or "edgeguard models pull" in result.stdout
     assert list(tmp_path.iterdir()) == []  # nothing was made
 
 

@@ -70,14 +70,23 @@ def fused(network: Network, ids: list[int]) -> np.ndarray:
 
 def test_the_average_of_runs_is_that_of_their_products(base):
     one, two = (export.halves(adapter_of(seed, base)) for seed in (1, 2))
-    for name, found in products(export.soup([one, one])).items():
+    for name, found in products(export.soup([one, one], [0.5, 0.5])).items():
         np.testing.assert_allclose(found, products(one)[name], atol=1e-5)
-    mean = {name: (products(one)[name] + products(two)[name]) / 2 for name in one}
-    for name, (a, b) in export.soup([one, two]).items():
+    mean = {name: 0.25 * products(one)[name] + 0.75 * products(two)[name] for name in one}
+    for name, (a, b) in export.soup([one, two], [0.25, 0.75]).items():
         assert a.shape == one[name][0].shape and b.shape == one[name][1].shape
         # Of all matrices of that rank the singular value decomposition's is the nearest.
         u, s, v = np.linalg.svd(mean[name])
         np.testing.assert_allclose(b @ a, (u[:, :4] * s[:4]) @ v[:4], atol=1e-4)
+
+
+def test_an_exported_adapter_is_one_to_go_on_from(base, tmp_path):
+    adapter = adapter_of(1, base)
+    export.write_adapter(export.halves(adapter), 8.0, tmp_path / "adapter.gguf", base=base)
+    alpha, pairs = export.load(tmp_path / "adapter.gguf")
+    assert alpha == 8.0 and pairs.keys() == export.halves(adapter).keys()
+    for name, matrix in train.begin_with(tmp_path / "adapter.gguf").items():
+        torch.testing.assert_close(matrix, adapter[name], atol=2e-3, rtol=1e-3)  # float16
 
 
 def rows_of(n: int) -> Encoded:

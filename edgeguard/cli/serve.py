@@ -42,7 +42,7 @@ _LIMITS = (
 Examples:
   edgeguard serve
   edgeguard serve --categories openai --policy-file policies.toml
-  edgeguard serve --host 0.0.0.0 --api-key-file keys.txt -m small=edgeguard-135m:q4_0 -m big=guard.gguf
+  edgeguard serve --host 0.0.0.0 --api-key-file keys.txt -m small=edgeguard-135m:q8_0 -m big=guard.gguf
 \b
 Then:
   curl http://127.0.0.1:8080/v1/moderations -H content-type:application/json -d '{"input": "How do I bake bread?"}'"""

@@ -1,6 +1,6 @@
 """Writes a trained adapter as the GGUF file that llama.cpp applies, and guard.toml, which says what it is.
 
-    python models/recipe/export.py RUN/adapter.pt [MORE/adapter.pt …]
+    python models/recipe/export.py RUN/adapter.pt [MORE/adapter.pt …] [--weights 0.7 0.3]
     python models/recipe/export.py RUN/adapter.pt --guard edgeguard-500m --base FILE.gguf
     python models/recipe/forms.py   # adds the forms that are made of it
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from edgeguard.builtin import FromHub, FromPackage
+from edgeguard.convert.weights import Weights
 from edgeguard.formats.gguf import read_header
 from edgeguard.formats.hashes import sha256
 
@@ -65,13 +66,15 @@ RELEASES = {
     ),
 }
 
+Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]  # tensor → A (rank, cols), B (rows, rank)
 DEFAULT = RELEASES["edgeguard-135m"]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="adapter.pt of each run")
+    parser.add_argument("runs", type=Path, nargs="+", help="adapter.pt of each run, or an adapter that was exported")
+    parser.add_argument("--weights", type=float, nargs="+", help="of each run in their average [default: all alike]")
     parser.add_argument("--guard", default="edgeguard-135m", choices=sorted(RELEASES))
     parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
     parser.add_argument("--out", type=Path, help="[default: the guard's folder]")
@@ -80,9 +83,12 @@ def main() -> None:
     base = args.base or find_base(release)
     if sha256(base) != release.base_sha256:
         parser.error(f"{base} has sha256 {sha256(base)}, {args.guard} stands on {release.base_sha256}")
-    saved = [torch.load(path, weights_only=True) for path in args.runs]
-    alpha = float(saved[0]["settings"]["alpha"])
-    pairs = soup([halves(run["adapter"]) for run in saved])
+    weights = args.weights or [1 / len(args.runs)] * len(args.runs)
+    if len(weights) != len(args.runs) or abs(sum(weights) - 1) > 1e-6:
+        parser.error(f"--weights are {weights} of {len(args.runs)} runs; one for each is needed, that sum to 1")
+    runs = [load(path) for path in args.runs]
+    (alpha,) = {alpha for alpha, _ in runs}
+    pairs = soup([pairs for _, pairs in runs], weights)
     out = args.out or MODELS / args.guard
     out.mkdir(parents=True, exist_ok=True)
     adapter = out / "adapter.gguf"
@@ -101,7 +107,18 @@ def find_base(release: Release) -> Path:
     return Path(spec.submodule_search_locations[0]) / release.base_file
 
 
-def halves(adapter: Mapping[str, torch.Tensor]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def load(path: Path) -> tuple[float, Pairs]:
+    """(alpha, matrices) of a run's adapter.pt, or of an exported adapter."""
+    if path.suffix != ".gguf":
+        run = torch.load(path, weights_only=True)
+        return float(run["settings"]["alpha"]), halves(run["adapter"])
+    weights = Weights(header := read_header(path))
+    names = [tensor.name.removesuffix(".lora_a") for tensor in header.tensors if tensor.name.endswith(".lora_a")]
+    pairs = {name: (weights.float32(f"{name}.lora_a"), weights.float32(f"{name}.lora_b")) for name in names}
+    return float(header.metadata["adapter.lora.alpha"]), pairs
+
+
+def halves(adapter: Mapping[str, torch.Tensor]) -> Pairs:
     """Tensor of the base model → A (rank, cols) and B (rows, rank), float32."""
     found = {}
     for name in adapter:
@@ -112,16 +129,17 @@ def halves(adapter: Mapping[str, torch.Tensor]) -> dict[str, tuple[np.ndarray, n
     return found
 
 
-def soup(runs: Sequence[dict[str, tuple[np.ndarray, np.ndarray]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The mean of the runs' products, at the rank of one."""
+def soup(runs: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
+    """The weighted mean of the runs' products, at the rank of one."""
     if len(runs) == 1:
         return runs[0]
     found = {}
     for name, (a, _) in runs[0].items():
         rank = len(a)
-        # Σ B A / n = [B1 … Bn] [A1; …; An] / n, of rank n r: its SVD through two QR decompositions is small.
-        left, right = np.hstack([run[name][1] for run in runs]), np.vstack([run[name][0] for run in runs])
-        q1, r1 = np.linalg.qr(left.astype(np.float64) / len(runs))
+        # Σ w B A = [w1 B1 … wn Bn] [A1; …; An], of rank n r: its SVD through two QR decompositions is small.
+        left = np.hstack([w * run[name][1] for w, run in zip(weights, runs, strict=True)])
+        right = np.vstack([run[name][0] for run in runs])
+        q1, r1 = np.linalg.qr(left.astype(np.float64))
         q2, r2 = np.linalg.qr(right.astype(np.float64).T)
         u, s, v = np.linalg.svd(r1 @ r2.T)
         root = np.sqrt(s[:rank])
@@ -133,7 +151,7 @@ def soup(runs: Sequence[dict[str, tuple[np.ndarray, np.ndarray]]]) -> dict[str, 
 
 
 def write_adapter(
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    pairs: Pairs,
     alpha: float,
     path: Path,
     *,

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
     parser.add_argument("--config", type=Path, help="a guard's config.toml")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, over config's")
-    parser.add_argument("--init", type=Path, help="go on from this run's adapter.pt, as a new run")
+    parser.add_argument("--init", type=Path, help="go on from this adapter.pt or adapter.gguf, as a new run")
     parser.add_argument("--limit", type=int, help="train on the first N rows only, a shortened run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -94,13 +94,25 @@ def main() -> None:
     settings = Settings(**given)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, val = read(args.rows), read(args.val)
-    init = torch.load(args.init, weights_only=True)["adapter"] if args.init else {}
+    init = begin_with(args.init) if args.init else {}
     if args.base is None:
         from export import DEFAULT, find_base
 
         args.base = find_base(DEFAULT)
     run = Run(args.out, settings, args.device, compiled=not args.no_compile)
     train(rows, val, range(min(len(rows), args.limit or len(rows))), args.base, run, init)
+
+
+def begin_with(path: Path) -> dict[str, torch.Tensor]:
+    """The matrices of a run's adapter.pt, or of an exported adapter."""
+    from export import load
+
+    return {
+        f"blocks.{layer}.{part}.{half}": torch.tensor(matrix)
+        for tensor, pair in load(path)[1].items()
+        for _, layer, part, _ in [tensor.split(".")]
+        for half, matrix in zip("ab", pair, strict=True)
+    }
 
 
 @dataclass(frozen=True)

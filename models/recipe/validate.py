@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from encoded import read
-from export import DEFAULT, find_base, halves, soup
+from export import DEFAULT, find_base, load, soup
 from network import Adapter, Network
-from train import Settings, by_source, figures_of, label_nll, margins
+from train import by_source, figures_of, label_nll, margins
 
 
 def main() -> None:
@@ -23,13 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("runs", type=Path, nargs="+", help="adapter.pt of each run; several are averaged")
+    parser.add_argument("--weights", type=float, nargs="+", help="of each run in their average [default: all alike]")
     parser.add_argument("--base", type=Path, help="the base model's GGUF file [default: of the installed package]")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
-    saved = [torch.load(path, weights_only=True) for path in args.runs]
-    settings, rows = Settings(**saved[0]["settings"]), read(args.rows)
-    network = Network(args.base or find_base(DEFAULT), Adapter(settings.rank, settings.alpha))
-    pairs = soup([halves(run["adapter"]) for run in saved])
+    runs, rows = [load(path) for path in args.runs], read(args.rows)
+    pairs = soup([pairs for _, pairs in runs], args.weights or [1 / len(runs)] * len(runs))
+    network = Network(args.base or find_base(DEFAULT), Adapter(len(next(iter(pairs.values()))[0]), runs[0][0]))
     adapter = {
         f"{module_of(name)}.{half}": torch.tensor(m)
         for name, ab in pairs.items()
