@@ -59,10 +59,13 @@ def main() -> None:
     assert truth is not None
     print_scores(guard, tables, other)
     identity = {"guard": guard.name, "profile": guard.profile, "model_sha256": reference.model_sha256}
-    fitted = fit(other, identity, args.val)
+    # Both fitted in the same way, on this file alone, so that kernel and new fit are all that is between them.
+    same = {name: fit(table, identity, args.val) for name, table in (("other", other), (ADAPTER, tables[ADAPTER]))}
     for estimator, keys in FIGURES.items():
         drawn = {form.name: draw(ours(guard, form, tables[form.name], estimator), truth) for form in guard.forms}
-        print_figures(estimator, keys, drawn, draw(at(fitted[estimator], other, estimator), truth))
+        noisy = draw(at(same["other"][estimator], other, estimator), truth)
+        quiet = draw(at(same[ADAPTER][estimator], tables[ADAPTER], estimator), truth)
+        print_figures(estimator, keys, drawn, {key: interval(noisy[key] - quiet[key]) for key in keys})
     if args.speed:
         print_speed(guard, args.val, args.speed, args.threads)
 
@@ -86,13 +89,15 @@ def unsafe_at(guard: BuiltIn, table: ScoreTable, form: str) -> np.ndarray:
     return ours(guard, guard.form(form), table, "marginal").y_pred[:, 0]
 
 
-def print_figures(estimator: str, keys: Sequence[str], drawn: Mapping[str, Drawn], noisy: Drawn) -> None:
+def print_figures(
+    estimator: str, keys: Sequence[str], drawn: Mapping[str, Drawn], noisy: Mapping[str, Sequence[float]]
+) -> None:
     """A row a figure: the reference's, its noise, what each form changes; bold where it is worse by more than that."""
     base, others = drawn[ADAPTER], [name for name in drawn if name != ADAPTER]
     print(f"\n| {estimator} | {ADAPTER} | noise | {' | '.join(others)} |\n|---{'|---:' * (2 + len(others))}|")
     outside: dict[str, list[str]] = {name: [] for name in others}
     for key in keys:
-        noise = max(map(abs, interval(noisy[key] - base[key])))
+        noise = max(map(abs, noisy[key]))
         cells = []
         for name in others:
             value, low, high = interval(drawn[name][key] - base[key])
