@@ -14,7 +14,7 @@ from edgeguard import backends as package
 from edgeguard.backend import Condition, Prefix
 from edgeguard.backends import conditions, open_backend, runtime_of, runtimes
 from edgeguard.cli.advice import ADVICE, advised
-from edgeguard.cli.options import model_options
+from edgeguard.cli.options import model_options, together_option
 from edgeguard.workers import Plan, planned
 
 # A whole adapter: a model whose next token depends on how many came before.
@@ -134,7 +134,7 @@ def test_no_two_runtimes_open_the_same_and_all_options_are_of_runtime_options() 
 
 
 def test_options_have_one_name_from_the_command_line_to_the_adapter() -> None:
-    command = model_options(lambda: None)
+    command = together_option(model_options(lambda: None))  # together is of the commands that score files
     offered = {option.name for option in command.__click_params__}  # type: ignore[attr-defined]
     assert {field.name for field in fields(RuntimeOptions)} - {"condition"} <= offered
 

@@ -23,7 +23,8 @@ from edgeguard.backend import Condition, RuntimeOptions
 from edgeguard.builtin import ADAPTER, BuiltIn, built_in
 from edgeguard.calibration.files import write_calibration
 from edgeguard.calibration.maps import Calibration
-from edgeguard.calibration.thresholds import read_goal
+from edgeguard.calibration.thresholds import Goal, read_goal
+from edgeguard.evaluation.baselines import tells_greedy
 from edgeguard.evaluation.table import ScoreTable, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import find_truth, with_truth
@@ -65,8 +66,11 @@ def main() -> None:
 def fit(
     table: ScoreTable, identity: Mapping[str, str], val: Path, *, method: Literal["none"] | None = None
 ) -> dict[str, Calibration]:
-    """Estimator → calibration, by the guard's own rule, of a guard's scores on one file; "none": thresholds alone."""
-    return fit_rule({val: table}, identity, method=method)
+    """Estimator → calibration, by the guard's own rule, of scores on one file; "none": thresholds alone.
+
+    A baseline that answers nothing has no greedy answer to stand where: its thresholds are for the best F1.
+    """
+    return fit_rule({val: table}, identity, method=method, goals=GOALS if tells_greedy(table) else {"": Goal("f1")})
 
 
 def scores_of(

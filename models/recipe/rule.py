@@ -44,7 +44,8 @@ AMONG: tuple[Method | Literal["none"], ...] = ("none", "temperature", "platt", "
 def to_fit(tables: Mapping[Path, ScoreTable]) -> tuple[ScoreTable, tuple[str, ...]]:
     """The records of all files that a calibration may be fitted on, with their truth, and the source of each."""
     parts = [labelled_sources(table, path) for path, table in tables.items()]
-    n_records = [len(table) + len(table.failed) for table in tables.values()]
+    # By place: a baseline's table has not every record of its file.
+    n_records = [max(len(t) + len(t.failed), int(t.places.max(initial=-1)) + 1) for t in tables.values()]
     begins = np.cumsum([0, *n_records[:-1]]).tolist()
     table = joined([part for part, _ in parts], begins, np.arange(sum(n_records)))
     truth = np.concatenate([part.truth for part, _ in parts if part.truth is not None])
