@@ -210,7 +210,7 @@ def test_the_pages_have_every_file_and_every_guard(data: Path, tmp_path: Path, m
     for name in ("val", "val2", "xstest", "jailbreakbench"):
         assert f"\n| {name} | " in card and f"\n## {name}.jsonl: " in details
     assert "strangers.jsonl (non-commercial licence: for evaluation only)" in details and "\n| strangers\\* |" in card
-    assert "| val2 | edgeguard-135m@1:q4_0 | +" in card and "| val2 | tf-idf | " in card
+    assert "| val2 | edgeguard-135m@1 | +" in card and "| val2 | tf-idf | " in card
     assert "| xstest | zero-shot, 25 records | +" in card
     assert "\nFalse alarms in val2, most of all: `" in card
     assert "val2: decision over greedy" in details and "| news | " in details
