@@ -43,7 +43,7 @@ from edgeguard.calibration.files import read_calibration
 from edgeguard.evaluation.table import ScoreTable, take
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "recipe"))
-from calibrate import fit, how_made, scores_of
+from calibrate import fit, how_made, kept_at, scores_of
 
 DEFAULT = "edgeguard-135m"
 TRAINING = ("train.jsonl", "train_pairs.jsonl")
@@ -76,25 +76,43 @@ def main() -> None:
     runtime = replace(RuntimeOptions(**dict(map(option, args.option))), threads=args.threads)
     files = [records.read(path) for path in records.files_of(args.data)]
     asked = titled([ask(name, args.form) for name in args.guard or [DEFAULT]])
+
+    def is_wanted(one: records.Records, by: Asked) -> bool:
+        kept = kept_at(by.guard, by.form.name, one.path, args.scores, runtime)
+        return by is asked[0] or not args.as_far_as_scored or kept.exists()
+
     tables = [
-        {one.path: scores_of(a.guard, a.form.name, one.path, args.scores, runtime) for one in files} for a in asked
+        {
+            one.path: scores_of(a.guard, a.form.name, one.path, args.scores, runtime)
+            for one in files
+            if is_wanted(one, a)
+        }
+        for a in asked
     ]
     if args.only_score:
         return
     for one in files:
-        same = records.on_the_same([records.counted(one, kept[one.path]) for kept in tables])
-        for kept, table in zip(tables, same, strict=True):
+        having = [kept for kept in tables if one.path in kept]
+        same = records.on_the_same([records.counted(one, kept[one.path]) for kept in having])
+        for kept, table in zip(having, same, strict=True):
             kept[one.path] = table
     first, *others = asked
-    systems: dict[str, System] = {
-        other.title: partial(_guard, other, kept) for other, kept in zip(others, tables[1:], strict=True)
-    }
+    beside = list(zip(others, tables[1:], strict=True))
+    systems: dict[str, System] = {}
     training = [args.data / name for name in args.tf_idf]
     if training:
         systems["tf-idf"] = tf_idf(baselines.TfIdf(training, args.scores), files[0], tables[0][files[0].path])
     if args.zero_shot:
         systems["zero-shot"] = zero_shot(first.guard, args.zero_shot, args.scores, files[0], runtime)
-    found = [figures(first, one, tables[0][one.path], systems) for one in files]
+    found = [
+        figures(
+            first,
+            one,
+            tables[0][one.path],
+            {other.title: partial(_guard, other, kept) for other, kept in beside if one.path in kept} | systems,
+        )
+        for one in files
+    ]
     reached = targets(first, found)
     write(first, args, runtime, reached, found)
 
@@ -112,6 +130,9 @@ def _arguments() -> argparse.Namespace:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of RuntimeOptions, such as device=cuda"
     )
     parser.add_argument("--only-score", action="store_true", help="fill FOLDER, print nothing")
+    parser.add_argument(
+        "--as-far-as-scored", action="store_true", help="guards beside the first only on files whose scores are kept"
+    )
     parser.add_argument("--tf-idf", nargs="*", default=TRAINING, metavar="FILE", help="in DATA [default: %(default)s]")
     parser.add_argument("--zero-shot", type=int, metavar="N", help="the base model too, on N records of each file")
     parser.add_argument("--out", type=Path, help="folder for the pages")

@@ -221,6 +221,22 @@ def test_the_pages_have_every_file_and_every_guard(data: Path, tmp_path: Path, m
     assert len(list((tmp_path / "scores").glob("tf-idf-*.npz"))) == 5  # a second run trains nothing
 
 
+def test_a_guard_may_stand_beside_another_as_far_as_it_was_scored(data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(bench, "scores_of", lambda guard, form, path, folder, runtime: made_table(path, 0.3))
+    monkeypatch.setattr(bench, "TRAINING", ())
+    monkeypatch.setattr(measures, "DRAWS", 100)
+    old, out, scores = built_in("edgeguard-135m@1"), tmp_path / "out", tmp_path / "scores"
+    out.mkdir()
+    scores.mkdir()
+    bench.kept_at(old, "q8_0", data / "val.jsonl", scores, RuntimeOptions()).write_bytes(b"here")
+    argv = ["guard.py", data, "--scores", scores, "--guard", "edgeguard-135m", "--guard", "edgeguard-135m@1"]
+    argv += ["--as-far-as-scored", "--tf-idf", "--out", out]
+    monkeypatch.setattr(sys, "argv", [*map(str, argv)])
+    bench.main()
+    card = (out / "guard-edgeguard-135m.md").read_text()
+    assert "| val | edgeguard-135m@1 | " in card and "| val2 | edgeguard-135m@1 | " not in card
+
+
 def test_an_option_of_the_runtime_is_one_that_there_is():
     assert dict(map(bench.option, ["device=cuda", "batch=64"])) == {"device": "cuda", "batch": 64}
     with pytest.raises(SystemExit, match="--option devise=cuda: expected NAME=VALUE, of context, device"):

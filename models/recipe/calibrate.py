@@ -82,11 +82,7 @@ def scores_of(
     all else that `runtime` says, such as the device: a table's name says it too. So a table that was made on another
     machine is found by the same options. A run that was stopped goes on from the last PART records.
     """
-    model, special = guard.form(form).model_sha256, _special(runtime)
-    said = " ".join([f"{model} {guard.profile} {sha256(path)} {runtime.condition or Condition()}", *special])
-    key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    name = "-".join([form, *(one.partition("=")[2] for one in special), path.stem, key])
-    kept = None if folder is None else folder / f"{name}.npz"
+    model, kept = guard.form(form).model_sha256, None if folder is None else kept_at(guard, form, path, folder, runtime)
     if kept is not None and kept.exists():
         return with_own_truth(load_table(kept), path)
     with Guard.load(f"{guard.called}:{form}", profile=guard.profile, calibration=False, runtime=runtime) as loaded:
@@ -94,6 +90,14 @@ def scores_of(
             raise SystemExit(f"{guard.called}:{form} opened a model of sha256 {loaded.model_sha256}; expected {model}")
         table = with_progress(loaded, path, kept)
     return with_own_truth(table, path)
+
+
+def kept_at(guard: BuiltIn, form: str, path: Path, folder: Path, runtime: RuntimeOptions = RuntimeOptions()) -> Path:
+    """Where in the folder a form's scores of a file are kept, whether or not they are there."""
+    model, special = guard.form(form).model_sha256, _special(runtime)
+    said = " ".join([f"{model} {guard.profile} {sha256(path)} {runtime.condition or Condition()}", *special])
+    key = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return folder / f"{'-'.join([form, *(one.partition('=')[2] for one in special), path.stem, key])}.npz"
 
 
 def how_made(runtime: RuntimeOptions) -> str:
