@@ -500,7 +500,7 @@ def test_an_isolated_guard_scores_as_the_one_in_this_process_and_outlives_a_cras
 @pytest.mark.smollm2
 def test_a_form_is_made_and_told_of_once_for_all_processes(run_process: RunProcess, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    options = ("-m", f"{DEFAULT}:q4_0", "--context", 512, "-e", "conditional")
+    options = ("-m", f"{DEFAULT}:q8_0", "--context", 512, "-e", "conditional")
     outputs = []
     for n in (2, 1):
         result = run_process("score", "-", "-w", n, *options, input=lines(4), env=environment)
