@@ -216,8 +216,10 @@ class BuiltIn:
         """The form of that name. Raises ModelError."""
         found = {form.name: form for form in self.forms}
         if name not in found:
+            others = [g.called for g in built_in_guards() if g.name == self.name and name in (f.name for f in g.forms)]
+            older = f"; {', '.join(f'{other}:{name}' for other in others)} is there" if others else ""
             raise ModelError(
-                f"{self.called} has no form {name!r}{did_you_mean(name, found)}; it has {', '.join(found)}",
+                f"{self.called} has no form {name!r}{did_you_mean(name, found)}; it has {', '.join(found)}{older}",
                 kind="unknown_form",
             )
         return found[name]

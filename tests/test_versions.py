@@ -103,6 +103,12 @@ def test_the_name_alone_is_the_newest_version_by_number_and_a_version_is_asked_f
     assert versions(*(guard.called for guard in models.built_in_guards())) == [("10", None), ("9", None)]
 
 
+def test_a_form_that_another_version_has_is_told_with_it():
+    """Who pinned nothing and asked for four bits is told where they are: version 2 has none."""
+    with pytest.raises(ModelError, match=r"it has adapter, q8_0, onnx-int8; edgeguard-135m@1:q4_0 is there$"):
+        find_form("edgeguard-135m:q4_0")
+
+
 def test_a_file_that_is_called_like_a_version_is_that_file(guards: Path):
     Path(f"{NAME}@9").touch()
     assert find_form(f"{NAME}@9") is None and find_form(f"./{NAME}@10") is None
