@@ -23,8 +23,8 @@ from edgeguard.profile import load_profile
 from edgeguard.prompt import Prompter, compile_prompt
 from edgeguard.rows.shapes import make_record
 
-# Share of a source's unsafe rows whose label a reader found wrong (the data pack says how many were read), where it is
-# more than a few in a hundred. The verdict's target is smoothed by as much.
+# Share of a source's unsafe rows whose label is wrong, where it is more than a few in a hundred: about what a reader of
+# some 60 found (the data pack has the counts), and a guess for the last two. The verdict's target is smoothed by it.
 NOISE = {
     "edos": 0.25, "gab-hate-corpus": 0.2, "hatexplain": 0.12, "davidson-hate": 0.15, "hatemoji-build": 0.12,
     "composed2": 0.1, "diasafety": 0.1, "gptfuzz-responses": 0.1,

@@ -41,10 +41,6 @@ class Encoded:
         """The tokens of row i."""
         return self.ids[self.ends[i - 1] if i else 0 : self.ends[i]]
 
-    def start(self, i: int) -> int:
-        """Where row i begins in `ids`."""
-        return int(self.ends[i - 1]) if i else 0
-
 
 def write(found: Encoded, path: Path) -> None:
     """One compressed file."""
