@@ -23,9 +23,7 @@ from pathlib import Path
 from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import built_in
 from edgeguard.calibration.maps import Calibration
-from edgeguard.calibration.thresholds import Goal
 from edgeguard.convert import Options, convert
-from edgeguard.evaluation.calibrate import calibrate as fit
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
@@ -36,6 +34,9 @@ from edgeguard.quant.report import HEADLINE, ReportData
 from edgeguard.quant.scoring import score
 from edgeguard.quant.study import StudyOptions, open_reference, plan_of, setting_of, study
 from edgeguard.quant.variants import Variant
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "recipe"))
+from calibrate import fit
 
 GUARD = "edgeguard-135m"
 LEGACY = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4")
@@ -138,8 +139,7 @@ def calibrate(reference: Variant, options: StudyOptions) -> dict[str, Calibratio
     assert truth is not None
     table = with_truth(table, truth, same_file=True)
     identity = {"guard": reference.name, "profile": setting.profile, "model_sha256": reference.sha256}
-    rule = {"method": "platt", "goals": {"": Goal("f1"), "unsafe": Goal("fpr", 0.02)}, "safe_rate": 0.01}
-    return {name: fit(table, name, identity=identity, source=options.records, **rule)[0] for name in table.scores}
+    return fit(table, identity, options.records)
 
 
 def kept_study(options: StudyOptions, folder: Path) -> ReportData:

@@ -58,7 +58,9 @@ def test_the_same_scores_have_no_drift_at_all():
     assert drift.flips(said, said).rate == 0
     assert one.truth is not None
     changes = drift.label_changes(one.truth[:, 1], (p, said), (p, said), draws=20)
-    assert all(c.value == c.low == c.high == 0 for c in changes.values() if not np.isnan(c.value))
+    assert all(c.value == 0 for c in changes.values() if not np.isnan(c.value))
+    assert all(c.low == c.high == 0 for c in changes.values() if not np.isnan(c.low))
+    assert not np.isnan(changes["auroc"].low)
     parts = drift.harm(one.truth[:, 1], (p, one.off), (p, one.off), draws=20)
     assert all(part.value == 0 for part in parts.values())
 

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as t_law
 from sklearn.metrics import roc_auc_score
 
 from edgeguard.calibration.decide import Decisions
+from edgeguard.evaluation.drift import label_changes
 from edgeguard.evaluation.figures import evaluate
-from edgeguard.evaluation.intervals import ENOUGH, auprc_interval, auroc_interval, f1_interval, wilson
+from edgeguard.evaluation.intervals import ENOUGH, auprc_interval, auroc_interval, expanded, f1_interval, wilson
+from edgeguard.evaluation.metrics import bootstrap
 
 
 @given(st.integers(1, 500), st.data())
@@ -104,3 +107,38 @@ def test_categories_together_without_a_mistake_are_not_certain():
     overall = evaluate(decided(list(p)), np.stack([y_true, y_true], axis=1), draws=50).overall
     assert (overall["micro_f1"].low, overall["micro_f1"].high) == pytest.approx(wilson(20, 20))
     assert overall["hamming_loss"].high == pytest.approx(wilson(0, 60)[1])
+
+
+@pytest.mark.parametrize(("alpha", "m", "t"), [(0.025, 80, 1.9905), (0.025, 10, 2.2622), (0.005, 40, 2.7079)])
+def test_the_tail_of_a_bootstrap_is_as_far_out_as_student_s(alpha, m, t):
+    expected = NormalDist().cdf(-t * (m / (m - 1)) ** 0.5)
+    assert expanded(alpha, m) == pytest.approx(expected, rel=0.02)
+    assert expanded(alpha, 3) == expanded(alpha, 10) < expanded(alpha, 1000) < alpha
+
+
+def test_a_bootstrap_reaches_as_far_as_student_s_law_where_it_is_told_to():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=40)
+
+    def mean(weight):
+        w = np.ones((1, len(y))) if weight is None else weight
+        means = w @ y / w.sum(axis=1)
+        return {"mean": float(means[0]) if weight is None else means}
+
+    plain = bootstrap(mean, len(y), draws=20_000)["mean"]
+    moved = bootstrap(mean, len(y), draws=20_000, telling=12)["mean"]
+    even = bootstrap(mean, len(y), draws=20_000, symmetric=["mean"])["mean"]
+    half = t_law.ppf(0.975, 39) * y.std(ddof=1) / 40**0.5
+    assert moved.low < plain.low < plain.high < moved.high
+    assert (even.value - even.low, even.high - even.value) == (
+        pytest.approx(half, rel=0.03),
+        pytest.approx(half, rel=0.03),
+    )
+
+
+@pytest.mark.parametrize(("n", "told"), [(149, False), (150, True)])
+def test_a_change_of_what_is_binned_has_an_interval_from_ten_records_a_bin_on(n, told):
+    rng = np.random.default_rng(1)
+    y_true, p, q = rng.random(n) < 0.5, rng.random(n), rng.random(n)
+    found = label_changes(y_true, (p, p > 0.5), (q, q > 0.5), draws=50)
+    assert [not np.isnan(found[name].low) for name in ("ece", "brier_resolution", "brier")] == [told, told, True]

@@ -7,7 +7,6 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from edgeguard.errors import ModelError
 from edgeguard.evaluation.table import ScoreTable
 from edgeguard.quant import scoring
 from edgeguard.quant.choices import Choices
-from edgeguard.quant.decision import decide, expanded, look_at, next_look
+from edgeguard.quant.decision import decide, look_at, next_look
 from edgeguard.quant.scoring import Running, Setting, score
 from edgeguard.quant.variants import Variant, open_variant
 
@@ -130,10 +129,3 @@ def test_the_loss_is_bounded_where_it_may_decide_and_at_the_end():
     decision = decide([look(near, 100), look(near, 300)], 700, choices)
     assert decision.loss is not None
     assert decision.loss.high < 0.01
-
-
-@pytest.mark.parametrize(("alpha", "m", "t"), [(0.025, 80, 1.9905), (0.025, 10, 2.2622), (0.005, 40, 2.7079)])
-def test_the_tail_of_a_bootstrap_is_as_far_out_as_student_s(alpha, m, t):
-    expected = NormalDist().cdf(-t * (m / (m - 1)) ** 0.5)
-    assert expanded(alpha, m) == pytest.approx(expected, rel=0.02)
-    assert expanded(alpha, 3) == expanded(alpha, 10) < expanded(alpha, 1000) < alpha

@@ -8,7 +8,7 @@ one label unless said otherwise. Bits that the two tables share (ids, labels, tr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ from edgeguard.calibration.fitting import FOLDS, fit_map
 from edgeguard.calibration.maps import logit
 from edgeguard.errors import InputError
 from edgeguard.evaluation import metrics
-from edgeguard.evaluation.figures import label_figures, overall_figures
+from edgeguard.evaluation.figures import PER_BIN, is_binned, label_figures, overall_figures
 from edgeguard.evaluation.metrics import Figure, Interval, Weight, bootstrap
 from edgeguard.evaluation.table import ScoreTable, take
 
@@ -251,7 +251,10 @@ def label_changes(
     def figures(weight: Weight) -> Mapping[str, Figure]:
         return _minus(label_figures(y_true, *variant, weight), label_figures(y_true, *reference, weight))
 
-    return bootstrap(figures, len(y_true), draws=draws, seed=seed)
+    found = bootstrap(figures, len(y_true), draws=draws, seed=seed, telling=_rarer(y_true), symmetric=_OF_DECISIONS)
+    too_few = len(y_true) < metrics.N_BINS * PER_BIN
+    unsure = {name: replace(found[name], low=np.nan, high=np.nan) for name in found if too_few and is_binned(name)}
+    return found | unsure
 
 
 def overall_changes(
@@ -262,7 +265,17 @@ def overall_changes(
     def figures(weight: Weight) -> Mapping[str, Figure]:
         return _minus(overall_figures(variant, y_true, weight), overall_figures(reference, y_true, weight))
 
-    return bootstrap(figures, len(y_true), draws=draws, seed=seed)
+    some = int(y_true[:, 1:].any(axis=1).sum())
+    return bootstrap(figures, len(y_true), draws=draws, seed=seed, telling=some, symmetric=_OF_DECISIONS)
+
+
+_OF_DECISIONS = ("f1", "precision", "recall", "false_positive_rate", "micro_f1", "micro_precision", "micro_recall")
+
+
+def _rarer(y_true: Bools) -> int:
+    """Records of the class that has fewer; all of them where there is but one class."""
+    true = int(y_true.sum())
+    return min(true, len(y_true) - true) or len(y_true)
 
 
 def _minus(a: Mapping[str, Figure], b: Mapping[str, Figure]) -> dict[str, Figure]:
@@ -306,7 +319,7 @@ def harm(
             "discrimination": loss(untied) - loss(mapped_p),
         }
 
-    return bootstrap(figures, len(y_true), draws=draws, seed=seed)
+    return bootstrap(figures, len(y_true), draws=draws, seed=seed, telling=_rarer(y_true))
 
 
 def _folds(n: int, seed: int) -> npt.NDArray[np.int64]:

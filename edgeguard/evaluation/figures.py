@@ -113,10 +113,14 @@ def _why_not(name: str, n_true: int, n_false: int) -> str:
         return f"{n_true} with it, {n_false} without; an interval takes {ENOUGH} of each"
     if name.startswith("partial_auroc_") and n_false * (rate := int(name.rpartition("_")[2]) / 100) < ENOUGH:
         return f"{100 * rate:g} % of {n_false} records without it are {n_false * rate:.2g}; an interval takes {ENOUGH}"
-    binned = name == "ece" or (name.startswith("brier_") and name != "brier_uncertainty")
-    if binned and n_true + n_false < N_BINS * PER_BIN:
+    if is_binned(name) and n_true + n_false < N_BINS * PER_BIN:
         return f"{n_true + n_false} records in {N_BINS} bins; an interval takes {PER_BIN} a bin"
     return ""
+
+
+def is_binned(name: str) -> bool:
+    """Whether a label's figure is of bins of records, and needs N_BINS * PER_BIN of them for an interval."""
+    return name in ("ece", "brier_reliability", "brier_resolution")
 
 
 def decision_intervals(y_true: Bools, y_pred: Bools) -> dict[str, tuple[float, float]]:

@@ -12,12 +12,14 @@ classwise_ece_loss, hamming_loss.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgeguard.evaluation import intervals
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -316,12 +318,25 @@ class Interval:
 
 
 def bootstrap(
-    figures: Callable[[Weight], Mapping[str, Figure]], n: int, *, draws: int = 1000, seed: int = 0, level: float = 0.95
+    figures: Callable[[Weight], Mapping[str, Figure]],
+    n: int,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    telling: int | None = None,
+    symmetric: Collection[str] = (),
 ) -> dict[str, Interval]:
     """Percentile intervals of figures over records drawn with replacement (Efron, 1979).
 
     `figures` gives them for a weight of each record, or as many at once as there are rows of weights. The same n and
     seed give the same draws: two calls are paired.
+
+    telling    records that the figures rest on, such as those of the rarer class: percentiles are moved out as
+               `intervals.expanded` says; None: they stay
+    symmetric  figures that reach at least to where Student's law and the draws' standard error have it: what a few
+               records decide takes few values, and percentiles of those are too near (bench/coverage.py)
+
     An interval is nan where under half of the draws have the figure, or there are under 10 records.
     """
     whole, rng = figures(None), np.random.default_rng(seed)
@@ -332,15 +347,19 @@ def bootstrap(
         for name, drawn in figures(np.array(counts, dtype=np.float64)).items():
             samples[name].append(np.broadcast_to(drawn, len(counts)))
         left -= len(counts)
-    intervals = {}
+    alpha, found = (1 - level) / 2, {}
+    tail = alpha if telling is None else intervals.expanded(alpha, telling)
     for name, value in whole.items():
         sample = np.concatenate([[], *samples[name]])
         sample = sample[~np.isnan(sample)]
         low = high = np.nan
         if n >= 10 and len(sample) > draws / 2:
-            low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
-        intervals[name] = Interval(float(value), float(low), float(high))
-    return intervals
+            low, high = np.quantile(sample, [tail, 1 - tail])
+            if name in symmetric:
+                half = intervals.student(alpha, n - 1) * np.sqrt(n / (n - 1)) * sample.std()
+                low, high = min(low, value - half), max(high, value + half)
+        found[name] = Interval(float(value), float(low), float(high))
+    return found
 
 
 _AT_ONCE = 100_000  # weights; a figure over fourteen labels makes arrays that many times as large

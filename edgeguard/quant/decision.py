@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeguard.evaluation import metrics
+from edgeguard.evaluation.intervals import expanded
 from edgeguard.evaluation.metrics import Weight
 from edgeguard.evaluation.rates import ALPHA, Bounds, Design, bounds, design, ends, foreseen, needed
 from edgeguard.evaluation.table import ScoreTable
@@ -133,26 +133,16 @@ def look_at(
 
 def _loss(y_true: Bools, p: metrics.Floats, q: metrics.Floats, alpha: float, choices: Choices) -> tuple[float, float]:
     """One-sided bounds of the AUPRC lost, by a paired bootstrap with draws enough for so small a tail."""
-    alpha = expanded(alpha, min(int(y_true.sum()), int((~y_true).sum())))
+    rarer = min(int(y_true.sum()), int((~y_true).sum()))
 
     def lost(weight: Weight) -> Mapping[str, metrics.Figure]:
         return {"loss": metrics.auprc(y_true, p, weight) - metrics.auprc(y_true, q, weight)}
 
-    draws = max(choices.draws, math.ceil(_DRAWS_BEYOND / alpha))
-    found = metrics.bootstrap(lost, len(y_true), draws=draws, seed=choices.seed, level=1 - 2 * alpha)["loss"]
+    draws = max(choices.draws, math.ceil(_DRAWS_BEYOND / expanded(alpha, rarer)))
+    found = metrics.bootstrap(lost, len(y_true), draws=draws, seed=choices.seed, level=1 - 2 * alpha, telling=rarer)[
+        "loss"
+    ]
     return found.low, found.high
-
-
-def expanded(alpha: float, m: int) -> float:
-    """The tail of a percentile bootstrap of m records that holds what a t interval's would (Hesterberg, 2015).
-
-    Percentiles alone are too near: the draws spread less than the figure does, and as a normal law. Of the two classes
-    the rarer one counts for the AUPRC; of fewer than FEWEST nobody knows the tail, and they are taken for as many.
-    """
-    m, normal = max(m, FEWEST), NormalDist()
-    z, df = normal.inv_cdf(1 - alpha), m - 1
-    t = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)  # of Student's law, by its expansion
-    return normal.cdf(-t * math.sqrt(m / df))
 
 
 def design_of(planned: int, choices: Choices) -> Design:
