@@ -1,14 +1,15 @@
-"""What quantization does to a built-in guard: the study on the data pack, as tables for the docs.
+"""What quantization does to a guard: the study on the data pack, as tables for the docs.
 
     python bench/study.py DATA --out FOLDER > bench/results/quantization_study.md
-    python bench/study.py DATA --out FOLDER --val 900 --per-file 120 > …            # samples: an hour, not four
-    python bench/study.py DATA --out FOLDER --guard edgeguard-500m --plan           # what it would do, and how long
+    python bench/study.py DATA --out FOLDER --val 700 --per-file 100 > …            # samples: an hour, not four
+    python bench/study.py DATA --out FOLDER --plan                                  # what it would do, and how long
+    python bench/study.py DATA --out FOLDER --guard FILE.gguf --profile NAME > …    # another guard, with K-quants
 
 DATA is the data pack: val.jsonl and eval_public/. FOLDER keeps models and scores: the same command goes on where it was
-stopped. The reference is the F32 of the guard's base and adapter. Its calibration is fitted on val.jsonl by the guard's
-own rule; decisions are taken with it. Also written: a picture of sizes and changes (of the default guard
-docs/images/quantization-study.svg, else docs/images/quantization-study-GUARD.svg), and for each set of records bench
-quant's page and report in FOLDER.
+stopped. The reference is the F32 of the built-in guard's base and adapter, or FILE. Its calibration is fitted on
+val.jsonl by the built-in guard's rule; decisions are taken with it. Also written: a picture of sizes and changes (of
+the default guard docs/images/quantization-study.svg, else docs/images/quantization-study-FILE.svg), and for each set
+of records bench quant's page and report in FOLDER.
 """
 
 from __future__ import annotations
@@ -41,10 +42,8 @@ from calibrate import fit
 GUARD = "edgeguard-135m"
 LEGACY = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4")
 K_TYPES = ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
-VARIANTS = {  # of a guard whose rows have room for blocks of 256, K-quants; the others are named in the last table
-    GUARD: LEGACY,
-    "edgeguard-500m": ("q8_0", *K_TYPES[:4], "iq4_nl", "onnx-fp32", "onnx-int8", "onnx-int4"),
-}
+# Of a guard whose rows have room for blocks of 256; of the default one K-quants are named in the last table.
+WITH_K = ("q8_0", *K_TYPES[:4], "q4_0", "iq4_nl", "onnx-int8", "onnx-int4")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -54,9 +53,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--val", type=int, help="a sample of so many records of val.jsonl [default: all]")
-    parser.add_argument("--per-file", type=int, help="of each public file [default: all]; xstest is taken whole")
+    parser.add_argument(
+        "--per-file", type=int, help="of each public file [default: all]; 0: none; xstest is taken whole"
+    )
     parser.add_argument("--floor", type=int, default=200, help="records of the second set, as of bench quant")
-    parser.add_argument("--guard", default=GUARD, help="a built-in guard")
+    parser.add_argument("--guard", default=GUARD, help="a built-in guard, or a GGUF file in full precision")
+    parser.add_argument("--profile", help="[default: the built-in guard's]")
     parser.add_argument("--variants", help="types, with commas [default: those that the guard's study has]")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
     parser.add_argument("--together", type=int, help="records in one batch, where this edgeguard has such a mode")
@@ -64,25 +66,24 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    variants = tuple(args.variants.split(",")) if args.variants else VARIANTS.get(args.guard, LEGACY)
+    variants = tuple(args.variants.split(",")) if args.variants else LEGACY if args.guard == GUARD else WITH_K
     val = StudyOptions(
         records=sample([args.data / "val.jsonl"], args.val, args.out / "val.jsonl"),
         folder=args.out,
         reference=args.guard,
         variants=variants,
-        profile=built_in(args.guard).profile,
+        profile=args.profile or built_in(args.guard).profile,
         runtime=runtime(args),
         workers=args.workers,
-        command="python bench/study.py DATA --out FOLDER" + ("" if args.guard == GUARD else f" --guard {args.guard}"),
+        command="python bench/study.py DATA --out FOLDER" + ("" if args.guard == GUARD else " --guard FILE"),
     )
     limits_ = Choices(max_flip_rate=0.02, max_auprc_loss=0.01)
     # Noise is measured on the second set, speed and memory with the first: once is enough.
     files = sorted((args.data / "eval_public").rglob("*.jsonl"))
     public = sample(files, args.per_file, args.out / "public.jsonl")
-    studies = {
-        "val": replace(val, floor=0, choices=limits_),
-        "public": replace(val, records=public, floor=args.floor, measurements=0, choices=limits_),
-    }
+    studies = {"val": replace(val, floor=args.floor if args.per_file == 0 else 0, choices=limits_)}
+    if args.per_file != 0:
+        studies["public"] = replace(val, records=public, floor=args.floor, measurements=0, choices=limits_)
     if args.plan:
         print_plans(studies)
         return
@@ -92,11 +93,12 @@ def main() -> None:
         name: kept_study(replace(options, choices=choices), args.out / name) for name, options in studies.items()
     }
     k = [] if set(K_TYPES) & set(variants) else k_types(reference, args.out / "k-types")
-    print_study(args.guard, reports, k)
-    own = "" if args.guard == GUARD else f"-{args.guard}"
+    name = Path(args.guard).name.removesuffix(".gguf").removesuffix(".F32")
+    print_study(name, reports, k)
+    own = "" if args.guard == GUARD else f"-{name}"
     picture = ROOT / "docs" / "images" / f"quantization-study{own}.svg"
     picture.parent.mkdir(exist_ok=True)
-    picture.write_text(standalone(size_and_changes(without(reports["public"], "onnx-fp32"))))
+    picture.write_text(standalone(size_and_changes(without(list(reports.values())[-1], "onnx-fp32"))))
 
 
 def runtime(args: argparse.Namespace) -> RuntimeOptions:
@@ -170,8 +172,8 @@ def k_types(reference: Variant, folder: Path) -> list[tuple[str, Path, Sequence[
 
 def print_study(guard: str, reports: Mapping[str, ReportData], k: Sequence[tuple[str, Path, Sequence[str]]]) -> None:
     """All of them, as Markdown."""
-    first = reports["val"]
-    print(f"Reference: {guard} merged to F32, {first['reference']['bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals.")
+    first, *_, last = (reports["val"], *reports.values())
+    print(f"Reference: {guard} in F32, {first['reference']['bytes'] / 1e6:.0f} MB. In brackets: 95 % intervals.")
     for name, report in reports.items():
         what = {"val": "`val.jsonl`", "public": "the public evaluation files"}[name]
         print(
@@ -190,10 +192,8 @@ def print_study(guard: str, reports: Mapping[str, ReportData], k: Sequence[tuple
         table(_REPAIR, [row for v in report["variants"] for row in repair_rows(v)])
         print("\n### What a repair could undo at most, and noise against bias: the verdict by `marginal`\n")
         table(_ORACLE, [row for v in report["variants"] for row in oracle_rows(v)])
-    last = reports["public"]
-    print(
-        "\n## Noise floors: RMS change of the verdict's log-odds, nats, on as many public records as it takes to tell\n"
-    )
+    where = "public records" if last is not first else "records"
+    print(f"\n## Noise floors: RMS change of the verdict's log-odds, nats, on as many {where} as it takes to tell\n")
     table(
         ("model", "records", *_CONDITIONS, "its drift"), [floor_row(v) for v in (last["reference"], *last["variants"])]
     )

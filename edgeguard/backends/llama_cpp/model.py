@@ -608,7 +608,7 @@ def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabula
     pieces: list[bytes] = []
     control: dict[str, int] = {}
     room = 1 << 16
-    buffer = ctypes.create_string_buffer(room)
+    buffer: Any = ctypes.create_string_buffer(room)
     for i in range(n):
         attributes = lc.llama_vocab_get_attr(vocab, i)
         if attributes & (_CONTROL | _UNKNOWN | _UNUSED):
@@ -617,7 +617,7 @@ def _read_vocabulary(vocab: Any, encode: Callable[[str], list[int]]) -> Vocabula
                 control[lc.llama_vocab_get_text(vocab, i).decode(errors="replace")] = i
             continue
         length = lc.llama_token_to_piece(vocab, i, buffer, room, 0, False)
-        pieces.append(ctypes.string_at(buffer, length) if length > 0 else b"")  # not `raw`, which copies all of it
+        pieces.append(buffer[: max(0, length)])  # a slice is half of what `string_at` takes; `raw` copies all
     return Vocabulary(
         pieces=pieces,
         control=control,
