@@ -8,7 +8,8 @@ Measured, on a Ray of this machine alone:
 - two actors over one, of linear: for records that sleep 100 ms, for records that keep a core busy for 100 ms, and for
   the default guard on texts that take it so long or longer. While all actors are at work, what is between two batches
   included; one and two take turns within a round
-- one actor over this process, for the guard: each has one thread
+- for the guard, each with one thread: one actor over this process, and two worker processes without Ray over it, of
+  linear: what this machine gives two processes that compute so
 - the load of an actor: from the call to the first row, with Ray's own way there
 - a batch of 64 that is not scored: what scheduling it and handing it over takes, two actors taking turns
 
@@ -28,7 +29,7 @@ from typing import Any
 import common
 import numpy as np
 
-from edgeguard import Guard, RuntimeOptions
+from edgeguard import Guard, RuntimeOptions, Workers
 from edgeguard.ray.cluster import cluster
 from edgeguard.ray.dataset import BATCH, pool
 from edgeguard.ray.scorer import GuardJob, TableScorer
@@ -83,17 +84,25 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2000, help="of the measurement of batches that are not scored")
     args = parser.parse_args()
     runtime = RuntimeOptions(threads=1)
-    with Guard.load(args.model, profile=args.profile, runtime=runtime) as guard, cluster(None, cpus=2) as ray:
+    options = {"profile": args.profile, "runtime": runtime}
+    with (
+        Guard.load(args.model, **options) as guard,
+        Workers(args.model, workers=2, **options) as pair,
+        cluster(None, cpus=2) as ray,
+    ):
         texts = long_texts(guard, 2 * args.records)
         job = GuardJob.of({"model": args.model, "profile": args.profile, "runtime": runtime}, 1)
         scorer = TableScorer, {"job": job, "fields": USUAL, "strict": False, "keep": ()}
         print(f"Ray {ray.__version__} on this machine; {args.records} records an actor, {args.rounds} rounds")
         for what, made in (("sleeping", (Stub, {"work": "sleep"})), ("computing", (Stub, {"work": "spin"}))):
-            one, two, _ = compared(ray, made, texts, args.rounds, lambda some: None)
+            one, two, *_ = compared(ray, made, texts, args.rounds)
             tell(f"records of {SECONDS:g} s of {what}", one, two)
-        one, two, lone = compared(ray, scorer, texts, args.rounds, lambda some: [*guard.score_many(some)])
+        without = [lambda some: [*guard.score_many(some)], lambda some: [*pair.score_many(some)]]
+        one, two, lone, both = compared(ray, scorer, texts, args.rounds, without)
         tell(f"{guard.name}, texts of {SECONDS:g} s or more", one, two)
         print(f"   one actor over a lone process: {common.spread(one / lone, '×')}")
+        print(f"   two processes without Ray over a lone one, of linear: {common.spread(both / lone / 2, '×')}")
+        print(f"   two actors over two processes without Ray: {common.spread(two / both, '×')}")
         loads = [load_seconds(ray, scorer, texts) for _ in range(args.rounds)]
         batches = [batch_seconds(ray, args.batches) for _ in range(args.rounds)]
     print(f"an actor, from the call to its first row: {common.spread(loads, ' s')}")
@@ -117,16 +126,15 @@ def long_texts(guard: Guard, n: int) -> list[str]:
 
 
 def compared(
-    ray: Any, made: Actor, texts: Sequence[str], rounds: int, alone: Callable[[Sequence[str]], object]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Records/s of one actor, of two, and of this process, a value a round."""
+    ray: Any, made: Actor, texts: Sequence[str], rounds: int, others: Sequence[Callable[[Sequence[str]], object]] = ()
+) -> np.ndarray:
+    """(2 + others, rounds) records/s: of one actor, two, and the others, the first of which gets half the texts."""
     half = texts[: len(texts) // 2]
     found = []
     for _ in range(rounds):
-        lone = len(half) / common.seconds(lambda: alone(half))
-        found.append((rate(ray, made, half, 1), rate(ray, made, texts, 2), lone))
-    one, two, lones = np.array(found).T
-    return one, two, lones
+        rates = [len(some) / common.seconds(partial(f, some)) for f, some in zip(others, (half, texts), strict=False)]
+        found.append((rate(ray, made, half, 1), rate(ray, made, texts, 2), *rates))
+    return np.array(found).T
 
 
 def rate(ray: Any, made: Actor, texts: Sequence[str], actors: int) -> float:
