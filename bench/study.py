@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--guard", default=GUARD, help="a built-in guard, or a GGUF file in full precision")
     parser.add_argument("--profile", help="[default: the built-in guard's]")
     parser.add_argument("--variants", help="types, with commas [default: those that the guard's study has]")
+    parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
     parser.add_argument("--together", type=int, help="records in one batch, where this edgeguard has such a mode")
     parser.add_argument("--workers", type=int, help="processes to score in [default: as bench quant]")
@@ -75,6 +76,7 @@ def main() -> None:
         profile=args.profile or built_in(args.guard).profile,
         runtime=runtime(args),
         workers=args.workers,
+        measurements=0 if args.no_speed else 3,
         command="python bench/study.py DATA --out FOLDER" + ("" if args.guard == GUARD else " --guard FILE"),
     )
     limits_ = Choices(max_flip_rate=0.02, max_auprc_loss=0.01)
@@ -201,8 +203,10 @@ def print_study(guard: str, reports: Mapping[str, ReportData], k: Sequence[tuple
         "\n## Weights or runtime: RMS change of the verdict's log-odds, nats, on as many records as it takes to tell\n"
     )
     table(_SPLIT, [split_row(v) for v in last["variants"] if v["weights_or_runtime"]])
-    print("\n## Cost, over the reference's\n")
-    table(("variant", "MB", "size", "load", "peak memory", "speed (range)"), [cost_row(v) for v in first["variants"]])
+    if all(v["cost"] for v in first["variants"]):
+        print("\n## Cost, over the reference's\n")
+        heads = ("variant", "MB", "size", "load", "peak memory", "speed (range)")
+        table(heads, [cost_row(v) for v in first["variants"]])
     notices = [f"{v['name']}: {line}" for v in first["variants"] for line in v["notices"]]
     if notices:
         print("\n## What `edgeguard convert` says of them\n")
