@@ -86,6 +86,7 @@ def test_what_is_not_told_apart_from_no_change_is_grey_and_marked():
     assert told({"value": -0.01, "low": -0.02, "high": -0.005}) == "-0.010 (-0.020&nbsp;…&nbsp;-0.005)"
     inside = str(told({"value": -0.01, "low": -0.02, "high": 0.005}))
     assert inside.startswith('<span class="no-finding">≈&nbsp;-0.010')
+    assert told({"value": -0.01, "low": None, "high": None}) == '<span class="no-finding">≈&nbsp;-0.010</span>'
     assert "≈&nbsp;0<" in str(told({"value": 1e-9, "low": -1e-9, "high": 1e-9}))
     assert told({"value": None, "low": None, "high": None}) == ""
     turned = told({"value": -0.01, "low": -0.02, "high": -0.005}, -1000, 1)

@@ -177,7 +177,7 @@ def quality(report: ReportData, estimator: str) -> Markup | None:
 
 
 def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) -> str | Markup:
-    """A change with its 95 % interval: grey where the interval holds nought."""
+    """A change with its 95 % interval: grey where the interval holds nought, or few records give none."""
     if found is None or found["value"] is None:
         return ""
     low, high = found["low"], found["high"]
@@ -185,7 +185,7 @@ def told(found: Mapping[str, Any] | None, factor: float = 1.0, digits: int = 3) 
         return grey("0")
     value, bracket, rest = interval(_turned(found) if factor < 0 else found, abs(factor), digits).partition(" (")
     said = joined(value, bracket, unbroken(rest))
-    return grey(said) if low is not None and low <= 0 <= high else said
+    return grey(said) if low is None or low <= 0 <= high else said
 
 
 def _turned(found: Mapping[str, Any]) -> dict[str, Any]:
