@@ -25,6 +25,7 @@ from edgeguard.backend import RuntimeOptions
 from edgeguard.builtin import built_in
 from edgeguard.calibration.maps import Calibration
 from edgeguard.convert import Options, convert
+from edgeguard.errors import CalibrationError
 from edgeguard.evaluation.truth import find_truth, with_truth
 from edgeguard.quant.choices import Choices
 from edgeguard.quant.files import write_report
@@ -143,7 +144,10 @@ def calibrate(reference: Variant, options: StudyOptions) -> dict[str, Calibratio
     assert truth is not None
     table = with_truth(table, truth, same_file=True)
     identity = {"guard": reference.name, "profile": setting.profile, "model_sha256": reference.sha256}
-    return fit(table, identity, options.records)
+    try:
+        return fit(table, identity, options.records)
+    except CalibrationError:  # a sample of a few records of each source: none can be left out
+        return fit(table, identity, options.records, method="none")
 
 
 def kept_study(options: StudyOptions, folder: Path) -> ReportData:
