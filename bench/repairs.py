@@ -1,7 +1,7 @@
 """What repairs a 4-bit guard more: a map of its scores, an importance matrix, or a few tensors at 8 bits?
 
     python bench/repairs.py DATA.jsonl --scores FOLDER > bench/results/repairs.md
-    python bench/repairs.py DATA.jsonl --scores FOLDER --guard edgeguard-500m --records 700
+    python bench/repairs.py DATA.jsonl --scores FOLDER --types q4_0 --records 200 --importance 150  # 30 minutes
     python bench/repairs.py DATA.jsonl --scores FOLDER --reference guard.F32.gguf --profile llama-guard-3
 
 DATA.jsonl is a labelled file: --records of its records, drawn at random, are scored, and an importance matrix is
