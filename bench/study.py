@@ -207,7 +207,7 @@ def print_study(guard: str, reports: Mapping[str, ReportData], k: Sequence[tuple
         "\n## Weights or runtime: RMS change of the verdict's log-odds, nats, on as many records as it takes to tell\n"
     )
     table(_SPLIT, [split_row(v) for v in last["variants"] if v["weights_or_runtime"]])
-    if all(v["cost"] for v in first["variants"]):
+    if all("rate" in v["cost"] for v in first["variants"]):  # it was measured
         print("\n## Cost, over the reference's\n")
         heads = ("variant", "MB", "size", "load", "peak memory", "speed (range)")
         table(heads, [cost_row(v) for v in first["variants"]])

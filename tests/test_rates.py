@@ -203,3 +203,12 @@ def test_bounds_never_widen_and_hold_one_design():
     assert found[0] == rates.Bounds(0, 1)
     assert all(b.high <= a.high and b.low >= a.low for a, b in pairwise(found))
     assert bounds(looks, Design(1000, 0, 0.05)) == rates.Bounds(0, 1)  # nobody looks on the way
+
+
+def test_how_many_would_do_is_told_of_the_rate_where_it_ended_the_scoring_before_the_loss_was_asked():
+    choices = Choices(max_flip_rate=0.02, max_auprc_loss=0.01)
+    stopped = decide([Look(100, 1, 0, False)], 150, choices)
+    assert stopped.verdict == "too_few"
+    assert stopped.needed == decide([Look(100, 1, 0, False)], 150, Choices(max_flip_rate=0.02)).needed
+    assert stopped.needed is not None
+    assert decide([Look(100, 2, 0, False)], 150, choices).needed is None  # 2 % of 100: at the limit itself

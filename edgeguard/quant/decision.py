@@ -197,8 +197,8 @@ def _records_needed(last: Look, loss: Bounds | None, choices: Choices) -> int | 
             return None
         wanted.append(found)
     if loss is not None and choices.max_auprc_loss is not None and not _certain(loss, choices.max_auprc_loss):
-        if loss == Bounds(-1.0, 1.0):  # nothing is known of it
-            return None
+        if loss == Bounds(-1.0, 1.0):  # nothing is known of it: where the rate ended the scoring, its number counts
+            return None if choices.max_flip_rate is None else max(wanted)
         # Bounds draw in with the square root of the records, about their middle.
         middle, half = (loss.low + loss.high) / 2, (loss.high - loss.low) / 2
         gap = abs(choices.max_auprc_loss - middle)
