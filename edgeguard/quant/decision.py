@@ -139,9 +139,8 @@ def _loss(y_true: Bools, p: metrics.Floats, q: metrics.Floats, alpha: float, cho
         return {"loss": metrics.auprc(y_true, p, weight) - metrics.auprc(y_true, q, weight)}
 
     draws = max(choices.draws, math.ceil(_DRAWS_BEYOND / expanded(alpha, rarer)))
-    found = metrics.bootstrap(lost, len(y_true), draws=draws, seed=choices.seed, level=1 - 2 * alpha, telling=rarer)[
-        "loss"
-    ]
+    n, level = len(y_true), 1 - 2 * alpha
+    found = metrics.bootstrap(lost, n, draws=draws, seed=choices.seed, level=level, telling=rarer)["loss"]
     return found.low, found.high
 
 
