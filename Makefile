@@ -121,7 +121,7 @@ window-figures: .venv/test.done
 	$(BIN)/python bench/window.py $(DATA)/val.jsonl --model $(GUARD) $(BESIDE) --tokens 250 1000 --speed-tokens 500 > bench/results/window.txt
 	$(BIN)/python docs/generate.py
 
-# Of bench quant: simulated studies, the study in the docs, and what it saves. Two hours of a quiet machine. DATA: as of guard-figures.
+# Of bench quant: simulated studies, the study in the docs, and what it saves. Three hours of a quiet machine. DATA: as of guard-figures.
 .PHONY: study-figures
 TYPES := q8_0,q5_1,q5_0,q4_1,q4_0,iq4_nl,onnx-fp32,onnx-int8,onnx-int4
 study-figures: .venv/test.done
@@ -129,6 +129,8 @@ study-figures: .venv/test.done
 	$(BIN)/python bench/study.py $(DATA) --out .venv/study --val 700 --per-file 100 --floor 100 > bench/results/quantization_study.md
 	$(BIN)/python bench/study_cost.py .venv/study/val.jsonl --variants $(TYPES) --limit 0.02 --loss 0.01 --floor 100 --first 300 \
 		> bench/results/study_cost.md
+	$(BIN)/python bench/study_cost.py .venv/study/val.jsonl --variants $(TYPES) --limit 0.02 --loss 0.01 --floor 100 --first 300 \
+		--workers 2 > bench/results/study_cost_two.md
 	$(BIN)/python docs/generate.py
 
 # 10 minutes on a quiet machine; `--parts attack --requests 10000` takes a quarter of an hour more.

@@ -4,7 +4,8 @@
     python bench/study_cost.py RECORDS --variants q8_0,q5_1,q5_0,q4_1,q4_0,iq4_nl,onnx-fp32,onnx-int8,onnx-int4 \\
         --limit 0.02 --floor 100 > bench/results/study_cost.md                     # of a file of records: hours
 
-One process of one thread, or --workers of them. Models are made before, and are in neither figure. CPU seconds hold on
+One process of one thread. With --workers N on N cores: "before" one process of N threads, since it knew no other way to
+use them, "after" N processes of one thread. Models are made before, and are in neither figure. CPU seconds hold on
 a busy machine too, seconds of the clock on a quiet one alone. "Before" scores every record with every model, FLOOR
 records under each condition and with float activations, and measures speed on 32 records three times; a variant was
 inside if the upper end of Wilson's 95 % interval was. Both write the report's figures.
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--variants", default="q8_0,q4_0")
     parser.add_argument("--limit", type=float, default=0.05, help="of changed decisions")
     parser.add_argument("--loss", type=float, help="of AUPRC lost, where RECORDS has labels [default: no such limit]")
-    parser.add_argument("--workers", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--workers", type=int, default=1, help="cores to use: see above")
     parser.add_argument("--floor", type=int, default=40)
     parser.add_argument("--first", type=int, help="so many records of the file only")
     args = parser.parse_args()
@@ -70,7 +71,8 @@ def main() -> None:
         reference = open_reference(options)
         models = make_variants(reference, options.variants, options.models)
         setting = setting_of(reference, options)
-        before, rates = spent(lambda: as_it_was(reference, models, setting, options, folder / "before"))
+        alone = replace(setting, workers=1, runtime=replace(setting.runtime, threads=args.workers))
+        before, rates = spent(lambda: as_it_was(reference, models, alone, options, folder / "before"))
         after, report = spent(lambda: study(options).data)
         print_costs(before, after, rates, report, args)
 
@@ -107,7 +109,7 @@ def as_it_was(
     tables = {one.name: score(one, setting, scores).table for one in every}
     for one in every:
         runtime = setting.runtime
-        others = [replace(setting, runtime=replace(runtime, threads=2))]
+        others = [replace(setting, runtime=replace(runtime, threads=1 if runtime.threads == 2 else 2))]
         others += [replace(setting, runtime=replace(runtime, condition=c)) for c in conditions(one.path).values()]
         for other in others:
             score(one, other, scores, upto=options.floor)
@@ -141,7 +143,10 @@ def print_costs(
     assert isinstance(variants, list)
     loss = "" if args.loss is None else f" and {args.loss:g} of AUPRC lost"
     print(f"{machine()}; {report['planned']} records, limits of {100 * limit:g} % changed decisions{loss}.\n")
-    print(f"{args.workers} process{'' if args.workers == 1 else 'es'}.\n")
+    if args.workers == 1:
+        print("1 process.\n")
+    else:
+        print(f"Before in one process of {args.workers} threads, after in {args.workers} processes of one thread.\n")
     for what, one, other in (("CPU", before.cpu, after.cpu), ("Clock", before.wall, after.wall)):
         print(f"{what} seconds: {one:.0f} before, {other:.0f} after: {one / other:.2f} times as many.\n")
     print("| variant | all records: changed | inside | as it is: changed | inside |\n|---|---:|---:|---:|---:|")
