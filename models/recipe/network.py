@@ -127,8 +127,8 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     """Causal attention of (batch, heads, time, head), several query heads to a key head.
 
     Rows are padded on the right, so that nothing looks at the padding. Written out: of short rows the backward pass of
-    torch's own function takes a third of a training step on a CPU, this one a fifth of that. Of rows of 700 tokens this
-    one takes four times as long as torch's.
+    torch's own function takes a third of a training step on a CPU, this one a fifth of that. Of long rows torch's is
+    the faster one by far, since it does not hold all scores.
     """
     n, heads, t, size = q.shape
     q = q.reshape(n * k.shape[1], heads // k.shape[1] * t, size)  # query heads of one key head, one after the other

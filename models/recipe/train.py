@@ -140,7 +140,6 @@ def train(
         raise SystemExit(f"--init has matrices that this network has not: {', '.join(unknown[:3])}")
     network.to(run.device)
     if run.compiled:
-        torch._dynamo.config.recompile_limit = 64  # one row or several, short or long, first block or later
         for block in network.blocks:  # one by one: all are the same program, compiled once
             block.compile(dynamic=True)
     parameters = [p for p in network.parameters() if p.requires_grad]
