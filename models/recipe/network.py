@@ -18,9 +18,7 @@ from edgeguard.convert.weights import Weights
 from edgeguard.formats.gguf import read_header
 
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-WRITTEN_OUT = (
-    256  # tokens: attention of shorter rows is faster written out on a CPU, of longer ones in torch's own kernel
-)
+WRITTEN_OUT = 256  # tokens: on a CPU attention of shorter rows is faster written out, of longer ones in torch's kernel
 
 
 class LoraLinear(torch.nn.Module):
