@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 FOLDER = Path(__file__).parents[1] / "models" / "recipe"
 sys.path.insert(0, str(FOLDER))
 
+import contrasts  # noqa: E402
 import data  # noqa: E402
 import export  # noqa: E402
 import network as network_module  # noqa: E402
@@ -167,6 +168,30 @@ def test_a_balanced_run_sees_rare_sources_more_often():
     assert rare[even].mean() == pytest.approx(0.5, abs=0.05) and len(even) == pytest.approx(1200, abs=60)
 
 
+def test_batches_of_a_given_shape_are_all_rows_and_what_they_are_filled_up_with_weighs_nothing(base):
+    rows, settings = rows_of(120), train.Settings(batch_tokens=320)
+    plan = train.filled(rows, range(120), settings)
+    assert sorted(i for batch in plan for i in batch) == list(range(120))
+    torch.manual_seed(3)
+    network = Network(base, Adapter(4, 8.0), dtype=torch.float32)
+    network.load_state_dict(adapter_of(3, base), strict=False)
+    for rows_there in (plan[0], plan[-1][:1]):
+        shape = train.shape_of(rows, rows_there, settings)
+        found = {}
+        for filled_up in (None, shape):
+            batch = train.stack(rows, rows_there, settings, "cpu", filled_up)
+            network.zero_grad()
+            loss = train.backward(network, batch, settings)
+            found[filled_up] = loss, [p.grad.clone() for p in network.parameters() if p.requires_grad]
+        assert batch.ids.shape == (shape.rows, shape.width) and len(batch.places) == shape.places
+        torch.testing.assert_close(found[None], found[shape], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(1, 32), (32, 32), (33, 48), (1024, 1024), (1025, 1536), (1499, 1536)])
+def test_a_width_holds_its_row(tokens, width):
+    assert train.width_of(tokens) == width
+
+
 def test_a_smoothed_verdict_is_least_dear_at_its_target():
     batch = train.stack(rows_of(1), [0], train.Settings(smoothing=0.25), "cpu")
 
@@ -194,3 +219,20 @@ def test_rows_are_the_same_for_a_seed_and_unlike_what_is_evaluated():
     assert data.plain(foreign) not in {data.plain(r["text"]) for r in kept}
     assert len(kept) > 0.9 * len(data.unique(rows))
     assert all("{" not in r["text"] for r in rows)  # every slot is filled
+
+
+def test_a_line_that_is_no_row_of_a_contrast_is_named(tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("# remark\n- | Kill the lights.\nS1,S9 | Kill\\nthem all.\n\n\n- | Alone.\n", encoding="utf-8")
+    first, second = contrasts.read(path)
+    assert [r["labels"] for r in first] == [[], ["S1", "S9"]] and first[1]["text"] == "Kill\nthem all."
+    assert second == [{"text": "Alone.", "labels": [], "source": "contrast-some", "complete": True}]
+    for line in ("S15 | a b", "S1 |a b", "S9,S1 | a b", "S1,S1 | a b", "-| a b", "- | a | b", "a b"):
+        path.write_text(f"- | fine\n{line}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"some\.txt:2: "):
+            contrasts.read(path)
+
+
+def test_every_contrast_has_both_sides():
+    for contrast in contrasts.read_all():
+        assert {bool(row["labels"]) for row in contrast} == {True, False}, contrast[0]["text"]

@@ -1,22 +1,25 @@
-"""Makes the rows that `train.py` learns, from the collected data and from `synthetic.py`.
+"""Makes the rows that `train.py` learns, from the collected data, from `contrasts` and from `synthetic.py`.
 
     python models/recipe/data.py DATA --out ROWS.jsonl
 
 DATA is the folder of the data pack: train.jsonl, train_pairs.jsonl, train2.jsonl, val.jsonl, val2.jsonl, eval_public/.
 The last three are only read to keep rows like theirs out. The same arguments give the same bytes. `--held-out FILE`
-writes rows of the sources that `--without` leaves out, to try runs on.
+writes rows of the sources that `--without` leaves out, `--kept FILE` the contrasts that are never trained on: to try
+runs on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import contrasts
 from synthetic import ANSWERS, COMPLIES, HARM_STATEMENTS, REFUSALS, draw, erotic, fill, safe_sentence
 
 Row = dict
@@ -32,6 +35,8 @@ DISTURBED = 0.55  # share of the second copies that are changed
 HARMED = 0.35  # of the stories come once more, with a harmful text put into them
 SECOND_LABEL = 0.5  # how often a label that SECOND finds is added
 UNSURE = frozenset({"measuring-hate-speech"})  # sources whose licence could not be confirmed
+LIKE_OURS = 0.35  # a contrast's row as like an evaluation text as this is left out: they were written for such texts
+KEPT = 12  # one of so many contrasts is kept for validation
 TRIED = 130  # rows of a source, safe and unsafe each, that `--held-out` takes
 
 
@@ -46,15 +51,20 @@ def main() -> None:
         "--without", default="", help="sources to leave out, separated by commas: what is tried on them"
     )
     parser.add_argument("--held-out", type=Path, help="file for rows of those sources")
+    parser.add_argument("--kept", type=Path, help="file for the contrasts that are kept for validation")
     args = parser.parse_args()
     without = set(args.without.split(",")) | UNSURE
     packs = [read(args.data / name) for name in ("train.jsonl", "train_pairs.jsonl", "train2.jsonl")]
     train, pairs, more = ([r for r in pack if r["source"] not in without] for pack in packs)
     foreign = [text_of(r) for f in ["val.jsonl", "val2.jsonl", *held_out(args.data)] for r in read(args.data / f)]
     stories = read(args.stories) if args.stories else []
-    rows = make(train, pairs, more, stories, foreign, random.Random(args.seed))
+    every = contrasts.read_all()
+    ours = unlike([row for i, contrast in enumerate(every) if i % KEPT for row in contrast], foreign, LIKE_OURS)
+    rows = make(train, pairs, more, ours, stories, foreign, random.Random(args.seed))
     write(rows, args.out)
     print_counts(rows)
+    if args.kept:
+        write([row for contrast in every[::KEPT] for row in contrast], args.kept)
     if args.held_out:
         rng = random.Random(args.seed)
         write(tried([r for pack in packs for r in pack if r["source"] in without - UNSURE], rng), args.held_out)
@@ -94,11 +104,13 @@ def make(
     train: Sequence[Row],
     pairs: Sequence[Row],
     more: Sequence[Row],
+    ours: Sequence[Row],
     stories: Sequence[Row],
     foreign: Sequence[str],
     rng: random.Random,
 ) -> list[Row]:
-    """All rows, shuffled. `more` are the second pack's: longer, rougher, from strangers."""
+    """All rows, shuffled. `more` are the second pack's: longer, rougher, from strangers; `ours` the contrasts."""
+    train = [*train, *ours]
     new = [draw(rng) for _ in range(SYNTHETIC)]
     new += [*stories, *(with_harm(story, train, rng) for story in stories if rng.random() < HARMED)]
     new += [joined(train, rng) for _ in range(JOINED)]
@@ -437,13 +449,11 @@ def unlike(rows: Sequence[Row], foreign: Sequence[str], limit: float = 0.6) -> l
 
 
 def _near(found: set[str], sets: Sequence[set[str]], where: dict[str, list[int]], limit: float) -> bool:
-    shared = Counter(_postings(found, where))
-    return any(n >= limit * (len(found) + len(sets[i]) - n) for i, n in shared.items())
-
-
-def _postings(found: set[str], where: dict[str, list[int]]) -> Iterator[int]:
-    for gram in found:
-        yield from where.get(gram, ())
+    n = len(found)
+    # What is so like it shares `limit` of its grams: one at least of the rarest, when that many less one are put aside.
+    rarest = sorted(found, key=lambda gram: (len(where.get(gram, ())), gram))[: n - math.ceil(limit * n) + 1]
+    near = {i for gram in rarest for i in where.get(gram, ()) if limit * n <= len(sets[i]) <= n / limit}
+    return any((shared := len(found & sets[i])) >= limit * (n + len(sets[i]) - shared) for i in near)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,19 @@ from network import Adapter, Network
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 PAD = 0
+WIDTHS = (
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+)  # of batches of a given shape; further ones in steps of 512
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class Batch:
     firsts   (n,) where in `places` each row's verdict begins
     others   (n,) first token of the other verdict
     wrong    (n,) share of the verdict's target that the other verdict has
+    count    () how many rows these are, float: in a batch of a given Shape what is left over is padding, of weight 0
     """
 
     ids: torch.Tensor
@@ -71,6 +85,16 @@ class Batch:
     firsts: torch.Tensor
     others: torch.Tensor
     wrong: torch.Tensor
+    count: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a batch that is filled up to it."""
+
+    rows: int
+    width: int
+    places: int
 
 
 def main() -> None:
@@ -143,10 +167,13 @@ def train(
         for block in network.blocks:  # one by one: all are the same program, compiled once
             block.compile(dynamic=True)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    fused = run.device.startswith("cuda")
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, (0.9, 0.98), weight_decay=0.0, fused=fused)
     average = [p.detach().clone() for p in parameters]
     rng = random.Random(settings.seed)
-    plan = batches(rows, drawn(rows, among, settings, rng), settings, rng)
+    order = drawn(rows, among, settings, rng)
+    captured = Captured(network, parameters, settings) if fused else None
+    plan = filled(rows, order, settings) if captured else batches(rows, order, settings, rng)
     checkpoint, step = run.out / "checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -165,18 +192,21 @@ def train(
         note({"rows": len(among), "steps": len(plan), "from": step, "settings": asdict(settings)})
         began, losses, tokens, saved_at = time.time(), [], 0, time.time()
         while step < len(plan):
-            batch = stack(rows, plan[step], settings, run.device)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate(step / len(plan), settings)
-            loss = loss_of(network(batch.ids, batch.places), batch, settings)
-            loss.backward()
+            if captured:
+                batch = stack(rows, plan[step], settings, "cpu", shape_of(rows, plan[step], settings))
+                loss = captured(batch)
+            else:
+                batch = stack(rows, plan[step], settings, run.device)
+                loss = backward(network, batch, settings)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=captured is None)
             decay = min(settings.average, (step + 1) / (step + 10))
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
             step += 1
-            losses.append(loss.detach())
+            losses.append(loss)
             tokens += batch.ids.numel()
             if step % 50 == 0 or step == len(plan):
                 mean = round(float(torch.stack(losses).mean()), 4)
@@ -231,11 +261,38 @@ def batches(rows: Encoded, order: Sequence[int], settings: Settings, rng: random
     return found
 
 
-def stack(rows: Encoded, batch: Sequence[int], settings: Settings, device: str) -> Batch:
-    """A batch on the device."""
+def width_of(tokens: int) -> int:
+    """The width of the batches that a row of so many tokens goes into, of those of a given shape."""
+    return next((w for w in WIDTHS if w >= tokens), -(-tokens // 512) * 512)
+
+
+def shape_of(rows: Encoded, batch: Sequence[int], settings: Settings) -> Shape:
+    """What a batch of `filled` is filled up to."""
+    width = width_of(max(len(rows.row(i)) for i in batch) - 1)
+    n = max(1, settings.batch_tokens // width)
+    return Shape(n, width, max(80, 8 * n))
+
+
+def filled(rows: Encoded, order: Sequence[int], settings: Settings) -> list[list[int]]:
+    """Rows in batches of a few shapes only, in the order in which the batches are full."""
+    found: list[list[int]] = []
+    begun: dict[int, list[int]] = {}
+    for i in order:
+        batch = begun.setdefault(width_of(len(rows.row(i)) - 1), [])
+        shape = shape_of(rows, [i], settings)
+        # The last place is kept free: what is left over points to it.
+        if len(batch) == shape.rows or rows.answers[[*batch, i]].sum() >= shape.places:
+            found.append(batch.copy())
+            batch.clear()
+        batch.append(i)
+    return found + [batch for batch in begun.values() if batch]
+
+
+def stack(rows: Encoded, batch: Sequence[int], settings: Settings, device: str, shape: Shape | None = None) -> Batch:
+    """A batch on the device, of a given shape or of its own."""
     tokens = [rows.row(i) for i in batch]
-    width = -(-max(len(t) - 1 for t in tokens) // 8) * 8
-    ids = np.full((len(batch), width), PAD, np.int64)
+    width = shape.width if shape else -(-max(len(t) - 1 for t in tokens) // 8) * 8
+    ids = np.full((shape.rows if shape else len(batch), width), PAD, np.int64)
     places, targets, weights, firsts, others, wrong = [], [], [], [], [], []
     for n, i in enumerate(batch):
         row, answer, verdict = tokens[n], int(rows.answers[i]), int(rows.verdict[i])
@@ -250,9 +307,67 @@ def stack(rows: Encoded, batch: Sequence[int], settings: Settings, device: str) 
         weights += found
         others.append(rows.safe_id if rows.unsafe[i] else rows.unsafe_id)
         wrong.append(settings.smoothing + settings.noise * float(rows.noise[i]))
+    if shape:
+        for values in (places, targets, weights):
+            values += [0] * (shape.places - len(values))
+        firsts += [shape.places - 1] * (shape.rows - len(batch))
+        for values in (others, wrong):
+            values += [0] * (shape.rows - len(batch))
+    whole = (torch.tensor(x, device=device, dtype=torch.int64) for x in (ids, places, targets))
+    parts = (torch.tensor(x, device=device) for x in (firsts, others))
     return Batch(
-        *(torch.tensor(x, device=device) for x in (ids, places, targets, weights, firsts, others, wrong)),
+        *whole,
+        torch.tensor(weights, device=device, dtype=torch.float32),
+        *parts,
+        torch.tensor(wrong, device=device, dtype=torch.float32),
+        torch.tensor(float(len(batch)), device=device),
     )
+
+
+def backward(network: Network, batch: Batch, settings: Settings) -> torch.Tensor:
+    """The loss, its gradients added to those of the parameters."""
+    loss = loss_of(network(batch.ids, batch.places), batch, settings)
+    loss.backward()
+    return loss.detach()
+
+
+class Captured:
+    """`backward` on a GPU as CUDA graphs, one for each shape of batch.
+
+    Launched one by one, kernels as small as these take longer to launch than to run.
+    """
+
+    def __init__(self, network: Network, parameters: Sequence[torch.nn.Parameter], settings: Settings) -> None:
+        self.network, self.settings = network, settings
+        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]] = {}
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)  # the graphs add to these very tensors
+        self.gradients = [p.grad for p in parameters]
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """As `backward`; the batch lies in the host's memory. Gradients must be zero before."""
+        if batch.ids.shape not in self.graphs:
+            self.graphs[batch.ids.shape] = self._capture(batch)
+        graph, there, loss = self.graphs[batch.ids.shape]
+        for name in Batch.__dataclass_fields__:
+            getattr(there, name).copy_(getattr(batch, name).pin_memory(), non_blocking=True)
+        graph.replay()
+        return loss.clone()  # the next replay writes over it
+
+    def _capture(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, torch.Tensor]:
+        there = Batch(*(getattr(batch, name).cuda() for name in Batch.__dataclass_fields__))
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # compiles, and lets the libraries choose their kernels
+                backward(self.network, there, self.settings)
+        torch.cuda.current_stream().wait_stream(aside)
+        torch._foreach_zero_(self.gradients)
+        graph, others = torch.cuda.CUDAGraph(), [g for g, _, _ in self.graphs.values()]
+        # One pool for all: each replay is over, and its loss copied, before the next begins.
+        with torch.cuda.graph(graph, pool=others[0].pool() if others else None):
+            loss = backward(self.network, there, self.settings)
+        return graph, there, loss
 
 
 def loss_of(logits: torch.Tensor, batch: Batch, settings: Settings) -> torch.Tensor:
@@ -265,7 +380,7 @@ def loss_of(logits: torch.Tensor, batch: Batch, settings: Settings) -> torch.Ten
         # Lin et al. 2017, with the smoothed target: what is sure and right counts less.
         mixed = mixed * (1 - right.exp() + batch.wrong).clamp(max=1.0).detach() ** settings.focus
     nll = nll.index_copy(0, batch.firsts, mixed)
-    return (nll * batch.weights).sum() / len(batch.firsts)
+    return (nll * batch.weights).sum() / batch.count
 
 
 @torch.no_grad()
