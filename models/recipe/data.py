@@ -129,10 +129,11 @@ def make(
 def print_counts(rows: Sequence[Row]) -> None:
     """What is in there."""
     labels = Counter(label for row in rows for label in row["labels"] or ["safe"])
-    sources = Counter(re.sub(r"^(synthetic|made)-.*", r"\1", row["source"]) for row in rows)
+    kinds = Counter(re.sub(r"^(synthetic|made|contrast)-.*", r"\1", row["source"]) for row in rows)
     print(f"{len(rows)} rows, {sum(len(r['labels']) > 1 for r in rows)} with several labels")
     print("  ".join(f"{label} {labels[label]}" for label in ["safe", *(f"S{i}" for i in range(1, 15))]))
-    print(f"by program: {sources['synthetic']} synthetic, {sources['made']} made of collected rows")
+    print(f"by hand: {kinds['contrast']} of contrasts")
+    print(f"by program: {kinds['synthetic']} synthetic, {kinds['made']} made of collected rows and contrasts")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
