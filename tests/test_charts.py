@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
@@ -42,6 +42,9 @@ def test_ticks_are_inside_rising_and_no_more_than_asked(low, ratio, log, most):
 
 
 @given(st.lists(finite, min_size=1), st.booleans())
+@example([5e-324], False)
+@example([0.0, 5e-324], True)
+@example([1e-310, 3e-310], False)
 def test_a_scale_around_values_holds_them(values, zero):
     scale = around(*values, zero=zero)
     slack = 1e-6 * max(1, *map(abs, values))

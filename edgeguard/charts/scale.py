@@ -45,6 +45,9 @@ class Scale:
         return _log_ticks(self.low, self.high, most) if self.log else _ticks(self.low, self.high, most)
 
 
+_LEAST = 1e-300
+
+
 def around(*values: float, zero: bool = False, log: bool = False) -> Scale:
     """A scale that holds the values with some room: to round numbers, from 0 if asked. At least one must be finite."""
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
@@ -54,8 +57,11 @@ def around(*values: float, zero: bool = False, log: bool = False) -> Scale:
     if log:
         return Scale(low / 1.25, high * 1.25, log=True)
     low = min(0.0, low) if zero else low
+    size = max(abs(low), abs(high))
+    if size < _LEAST:
+        low, high, size = 0.0, 0.0, 1.0  # numbers so small have no steps between them
     if low == high:
-        low, high = (low - abs(low or 1) / 2, high + abs(high or 1) / 2) if not zero else (low, high + abs(high or 1))
+        low, high = (low - size / 2, high + size / 2) if not zero else (low, high + size)
     step = _step(high - low, 5)
     return Scale(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
 
