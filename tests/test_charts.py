@@ -45,11 +45,15 @@ def test_ticks_are_inside_rising_and_no_more_than_asked(low, ratio, log, most):
 @example([5e-324], False)
 @example([0.0, 5e-324], True)
 @example([1e-310, 3e-310], False)
+@example([1.0, 1.0 + 2**-52], True)
+@example([-1.0 - 2**-52, -1.0], False)
 def test_a_scale_around_values_holds_them(values, zero):
     scale = around(*values, zero=zero)
     slack = 1e-6 * max(1, *map(abs, values))
     assert all(scale.low - slack <= v <= scale.high + slack for v in values)
     assert not zero or scale.low <= 0
+    ticks = scale.ticks(5)
+    assert 2 <= len(set(ticks)) == len(ticks)
 
 
 @pytest.mark.parametrize(("value", "said"), [(0, "0"), (0.05, "0.05"), (1000, "1,000"), (-2, "−2"), (1e8, "1e+08")])

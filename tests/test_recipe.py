@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_gguf import write_tiny_llama
 
 from edgeguard.backend import Prefix, RuntimeOptions
@@ -233,6 +235,31 @@ def test_a_line_that_is_no_row_of_a_contrast_is_named(tmp_path):
             contrasts.read(path)
 
 
-def test_every_contrast_has_both_sides():
-    for contrast in contrasts.read_all():
+@pytest.mark.parametrize("folder", [contrasts.FOLDER, contrasts.KEPT])
+def test_every_contrast_has_both_sides(folder):
+    found = contrasts.read_all(folder)
+    assert len(found) > 100
+    for contrast in found:
         assert {bool(row["labels"]) for row in contrast} == {True, False}, contrast[0]["text"]
+
+
+def test_no_kept_contrast_is_trained_on():
+    trained, kept = (
+        {data.plain(row["text"]) for row in data.rows_of(folder)} for folder in (contrasts.FOLDER, contrasts.KEPT)
+    )
+    assert not trained & kept
+
+
+words = st.lists(st.sampled_from(["kill", "the", "lights", "in", "a", "long", "dark", "hall"]), max_size=12).map(
+    " ".join
+)
+
+
+@given(st.lists(words, max_size=6), st.lists(words, min_size=1, max_size=6), st.sampled_from([0.35, 0.5, 0.6, 1.0]))
+def test_what_is_like_a_foreign_text_is_found_as_by_comparing_all(texts, foreign, limit):
+    def like(a: str, b: str) -> bool:
+        a, b = data.grams(a), data.grams(b)
+        return len(a & b) >= limit * len(a | b)
+
+    kept = data.unlike([{"text": text} for text in texts], foreign, limit)
+    assert [row["text"] for row in kept] == [t for t in texts if not any(like(t, f) for f in foreign)]

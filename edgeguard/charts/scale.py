@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 _STEPS = (1.0, 2.0, 5.0, 10.0)
+_LEAST = 1e-9  # what is nearer to each other, or to 0, is drawn as one: ticks have 12 decimals
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,6 @@ class Scale:
         return _log_ticks(self.low, self.high, most) if self.log else _ticks(self.low, self.high, most)
 
 
-_LEAST = 1e-300
-
-
 def around(*values: float, zero: bool = False, log: bool = False) -> Scale:
     """A scale that holds the values with some room: to round numbers, from 0 if asked. At least one must be finite."""
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
@@ -59,8 +57,8 @@ def around(*values: float, zero: bool = False, log: bool = False) -> Scale:
     low = min(0.0, low) if zero else low
     size = max(abs(low), abs(high))
     if size < _LEAST:
-        low, high, size = 0.0, 0.0, 1.0  # numbers so small have no steps between them
-    if low == high:
+        low, high, size = 0.0, 0.0, 1.0
+    if high - low < _LEAST * max(1.0, size):
         low, high = (low - size / 2, high + size / 2) if not zero else (low, high + size)
     step = _step(high - low, 5)
     return Scale(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)

@@ -1,8 +1,7 @@
-"""Rows written by hand, harmless and harmful ones on one topic in the same words: contrasts/*.txt.
+"""Harmless and harmful rows on one topic in the same words: contrasts/*.txt. Those of contrasts/kept never train.
 
 One row a line, `CODES | text`, `-` for a harmless one; `\\n` in a text is a line break. Rows of one contrast stand
-together, between empty lines; `#` begins a remark. Harmful rows are bare requests and short statements: none says how
-anything is done.
+together, between empty lines; `#` begins a remark. Harmful rows are bare requests and short statements.
 
     python models/recipe/contrasts.py      # checks the files and counts their rows
 """
@@ -10,9 +9,11 @@ anything is done.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "contrasts"
+KEPT = FOLDER / "kept"
 LINE = re.compile(r"(-|S(?:1[0-4]|[1-9])(?:,S(?:1[0-4]|[1-9]))*) \| (\S[^|]*\S)")
 
 Row = dict
@@ -20,17 +21,21 @@ Row = dict
 
 def main() -> None:
     """Command line."""
-    for path in sorted(FOLDER.glob("*.txt")):
-        contrasts = read(path)
-        rows = [row for contrast in contrasts for row in contrast]
-        print(
-            f"{path.name}: {len(contrasts)} contrasts, {len(rows)} rows, {sum(not r['labels'] for r in rows)} harmless"
-        )
+    for folder in (FOLDER, KEPT):
+        for path in sorted(folder.glob("*.txt")):
+            print(f"{path.relative_to(FOLDER)}: {counts(read(path))}")
+    print(f"together: {counts([*read_all(FOLDER), *read_all(KEPT)])}")
 
 
-def read_all() -> list[list[Row]]:
-    """The contrasts of all files."""
-    return [contrast for path in sorted(FOLDER.glob("*.txt")) for contrast in read(path)]
+def counts(contrasts: Sequence[Sequence[Row]]) -> str:
+    """In words."""
+    rows = [row for contrast in contrasts for row in contrast]
+    return f"{len(contrasts)} contrasts, {len(rows)} rows, {sum(not row['labels'] for row in rows)} harmless"
+
+
+def read_all(folder: Path) -> list[list[Row]]:
+    """The contrasts of all files of FOLDER, or of KEPT."""
+    return [contrast for path in sorted(folder.glob("*.txt")) for contrast in read(path)]
 
 
 def read(path: Path) -> list[list[Row]]:

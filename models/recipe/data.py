@@ -35,8 +35,7 @@ DISTURBED = 0.55  # share of the second copies that are changed
 HARMED = 0.35  # of the stories come once more, with a harmful text put into them
 SECOND_LABEL = 0.5  # how often a label that SECOND finds is added
 UNSURE = frozenset({"measuring-hate-speech"})  # sources whose licence could not be confirmed
-LIKE_OURS = 0.35  # a contrast's row as like an evaluation text as this is left out: they were written for such texts
-KEPT = 12  # one of so many contrasts is kept for validation
+LIKE_OURS = 0.35  # contrasts are of the kinds of text that evaluation files have, so less likeness leaves one out
 TRIED = 130  # rows of a source, safe and unsafe each, that `--held-out` takes
 
 
@@ -58,13 +57,12 @@ def main() -> None:
     train, pairs, more = ([r for r in pack if r["source"] not in without] for pack in packs)
     foreign = [text_of(r) for f in ["val.jsonl", "val2.jsonl", *held_out(args.data)] for r in read(args.data / f)]
     stories = read(args.stories) if args.stories else []
-    every = contrasts.read_all()
-    ours = unlike([row for i, contrast in enumerate(every) if i % KEPT for row in contrast], foreign, LIKE_OURS)
+    ours = unlike(rows_of(contrasts.FOLDER), foreign, LIKE_OURS)
     rows = make(train, pairs, more, ours, stories, foreign, random.Random(args.seed))
     write(rows, args.out)
     print_counts(rows)
     if args.kept:
-        write([row for contrast in every[::KEPT] for row in contrast], args.kept)
+        write(rows_of(contrasts.KEPT), args.kept)
     if args.held_out:
         rng = random.Random(args.seed)
         write(tried([r for pack in packs for r in pack if r["source"] in without - UNSURE], rng), args.held_out)
@@ -93,6 +91,11 @@ def held_out(data: Path) -> list[str]:
 def read(path: Path) -> list[Row]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in path.open(encoding="utf-8")]
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """The rows of a folder's contrasts."""
+    return [row for contrast in contrasts.read_all(folder) for row in contrast]
 
 
 def text_of(row: Row) -> str:
@@ -132,7 +135,7 @@ def print_counts(rows: Sequence[Row]) -> None:
     kinds = Counter(re.sub(r"^(synthetic|made|contrast)-.*", r"\1", row["source"]) for row in rows)
     print(f"{len(rows)} rows, {sum(len(r['labels']) > 1 for r in rows)} with several labels")
     print("  ".join(f"{label} {labels[label]}" for label in ["safe", *(f"S{i}" for i in range(1, 15))]))
-    print(f"by hand: {kinds['contrast']} of contrasts")
+    print(f"contrasts: {kinds['contrast']}")
     print(f"by program: {kinds['synthetic']} synthetic, {kinds['made']} made of collected rows and contrasts")
 
 
@@ -453,7 +456,7 @@ def _near(found: set[str], sets: Sequence[set[str]], where: dict[str, list[int]]
     n = len(found)
     # What is so like it shares `limit` of its grams: one at least of the rarest, when that many less one are put aside.
     rarest = sorted(found, key=lambda gram: (len(where.get(gram, ())), gram))[: n - math.ceil(limit * n) + 1]
-    near = {i for gram in rarest for i in where.get(gram, ()) if limit * n <= len(sets[i]) <= n / limit}
+    near = {i for gram in rarest for i in where.get(gram, ()) if limit * max(n, len(sets[i])) <= min(n, len(sets[i]))}
     return any((shared := len(found & sets[i])) >= limit * (n + len(sets[i]) - shared) for i in near)
 
 

@@ -15,8 +15,10 @@ import math
 import random
 import time
 import tomllib
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +28,8 @@ from network import Adapter, Network
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 PAD = 0
-WIDTHS = (
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-)  # of batches of a given shape; further ones in steps of 512
+# Of batches of a given shape, in tokens; behind the last one every multiple of 512.
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a batch that is filled up to it."""
+    """What a batch is filled up to: so many rows of `width` tokens, and `places` for the tokens of their answers."""
 
     rows: int
     width: int
@@ -276,15 +267,17 @@ def shape_of(rows: Encoded, batch: Sequence[int], settings: Settings) -> Shape:
 def filled(rows: Encoded, order: Sequence[int], settings: Settings) -> list[list[int]]:
     """Rows in batches of a few shapes only, in the order in which the batches are full."""
     found: list[list[int]] = []
-    begun: dict[int, list[int]] = {}
+    begun: dict[int, list[int]] = defaultdict(list)
+    used: Counter[int] = Counter()  # places of the batch that is begun
     for i in order:
-        batch = begun.setdefault(width_of(len(rows.row(i)) - 1), [])
         shape = shape_of(rows, [i], settings)
+        at, answer = shape.width, int(rows.answers[i])
         # The last place is kept free: what is left over points to it.
-        if len(batch) == shape.rows or rows.answers[[*batch, i]].sum() >= shape.places:
-            found.append(batch.copy())
-            batch.clear()
-        batch.append(i)
+        if len(begun[at]) == shape.rows or used[at] + answer >= shape.places:
+            found.append(begun[at])
+            begun[at], used[at] = [], 0
+        begun[at].append(i)
+        used[at] += answer
     return found + [batch for batch in begun.values() if batch]
 
 
@@ -313,14 +306,17 @@ def stack(rows: Encoded, batch: Sequence[int], settings: Settings, device: str, 
         firsts += [shape.places - 1] * (shape.rows - len(batch))
         for values in (others, wrong):
             values += [0] * (shape.rows - len(batch))
-    whole = (torch.tensor(x, device=device, dtype=torch.int64) for x in (ids, places, targets))
-    parts = (torch.tensor(x, device=device) for x in (firsts, others))
+    whole = partial(torch.tensor, device=device, dtype=torch.int64)
+    real = partial(torch.tensor, device=device, dtype=torch.float32)
     return Batch(
-        *whole,
-        torch.tensor(weights, device=device, dtype=torch.float32),
-        *parts,
-        torch.tensor(wrong, device=device, dtype=torch.float32),
-        torch.tensor(float(len(batch)), device=device),
+        ids=whole(ids),
+        places=whole(places),
+        targets=whole(targets),
+        weights=real(weights),
+        firsts=whole(firsts),
+        others=whole(others),
+        wrong=real(wrong),
+        count=real(len(batch)),
     )
 
 
@@ -363,9 +359,9 @@ class Captured:
                 backward(self.network, there, self.settings)
         torch.cuda.current_stream().wait_stream(aside)
         torch._foreach_zero_(self.gradients)
-        graph, others = torch.cuda.CUDAGraph(), [g for g, _, _ in self.graphs.values()]
+        graph, first = torch.cuda.CUDAGraph(), next(iter(self.graphs.values()), None)
         # One pool for all: each replay is over, and its loss copied, before the next begins.
-        with torch.cuda.graph(graph, pool=others[0].pool() if others else None):
+        with torch.cuda.graph(graph, pool=first[0].pool() if first else None):
             loss = backward(self.network, there, self.settings)
         return graph, there, loss
 
