@@ -21,7 +21,7 @@ from edgeguard.formats.hashes import sha256
 KINDS = {"q8_0": "gguf", "q4_0": "gguf", "onnx-int8": "onnx", "onnx-int4": "onnx"}
 # Guard → its forms, and the default ones: one for each runtime, the first whose runtime is installed.
 FORMS = {
-    # Inside the reference's noise in nearly every figure (`bench/forms.py`), and of two runtimes the faster one comes first.
+    # Inside the reference's noise in nearly every figure (`bench/forms.py`); of two runtimes the faster comes first.
     # Of version 1 four bits were not: that version has them, by its pin.
     "edgeguard-135m": (("q8_0", "onnx-int8"), ("q8_0", "onnx-int8")),
     # As it comes, on the K-quants of its base's makers; merged for those who have ONNX Runtime alone.
