@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from sklearn.metrics import f1_score, roc_auc_score
 
-from edgeguard.backend import Prefix
+from edgeguard.backend import Prefix, RuntimeOptions
 from edgeguard.calibration.files import read_calibration
 from edgeguard.calibration.thresholds import Thresholds
 from edgeguard.errors import InputError
@@ -29,7 +29,7 @@ from edgeguard.evaluation.baselines import (
 from edgeguard.evaluation.table import ScoreTable, decisions, read_scores, score_records
 from edgeguard.evaluation.table_file import load_table, save_table
 from edgeguard.evaluation.truth import Truth, find_truth, with_truth
-from edgeguard.guard import Guard
+from edgeguard.guard import Guard, Search
 from edgeguard.rows.readers import read_records
 from edgeguard.rows.record import Failure
 from edgeguard.rows.results import holds_results, read_rows
@@ -76,6 +76,43 @@ def test_a_table_holds_what_score_says(table: ScoreTable, tiny_guard: Guard):
     assert [[c for c, t in zip(table.labels, row, strict=True) if t] for row in table.truth] == [
         ["unsafe", *sorted(row, key=table.labels.index)] if row else [] for row in LABELS
     ]
+
+
+@pytest.mark.parametrize("together", [None, 5])
+def test_records_that_score_refuses_are_in_no_table(table: ScoreTable, tiny_model, tiny_profile, tmp_path, together):
+    least = 1 - float(np.median(table.off))
+    options = {"runtime": RuntimeOptions(threads=1, together=together), "search": Search(min_grammar_mass=least)}
+    with Guard.load(tiny_model, profile=tiny_profile, **options) as guard:
+        found = score_records(guard, read_records(write(tmp_path / "texts.jsonl")))
+        rows = [result.row() for result in guard.score_many(TEXTS)]
+    refused = [f"r{i}" for i, row in enumerate(rows) if "error" in row]
+    assert len(refused) == len(TEXTS) // 2
+    assert [one.id for one in found.failed] == refused
+    assert {one.kind for one in found.failed} == {"off_grammar"}
+    assert found.ids == tuple(id_ for id_ in table.ids if id_ not in refused)
+    assert (found.off <= 1 - least).all()
+
+
+def test_commands_leave_out_what_score_refuses_and_say_so(run, tiny_model, tiny_profile, labelled, table, tmp_path):
+    """From texts as from the rows that `score` writes."""
+    least = 1 - float(np.median(table.off))
+    profile = tmp_path / "strict.toml"
+    profile.write_text(tiny_profile.read_text().replace("min_grammar_mass = 0.0", f"min_grammar_mass = {least!r}"))
+    model = ["--model", tiny_model, "--profile", profile]
+    assert run("score", labelled, *model, "-o", tmp_path / "rows.jsonl").exit_code == 1
+    from_texts = run("evaluate", labelled, *model, "--json")
+    from_rows = run("evaluate", tmp_path / "rows.jsonl", "--labels", labelled, "--json")
+    assert from_texts.stderr == from_rows.stderr
+    assert f"{labelled}:1: 0." in from_texts.stderr and "6 records were not scored" in from_texts.stderr
+    first, second = (json.loads(one.stdout) for one in (from_texts, from_rows))
+    assert first["records"] == second["records"] == 6 and first["failed"] == second["failed"]
+    assert [one["id"] for one in first["failed"]] == [
+        id_ for id_, off in zip(table.ids, table.off, strict=True) if off > 1 - least
+    ]
+    profile.write_text(profile.read_text().replace(repr(least), "1"))
+    nothing = run("evaluate", labelled, *model)
+    assert nothing.exit_code == 1
+    assert f"no record could be scored; the first of them: {labelled}:1: 0." in nothing.stderr
 
 
 def test_a_table_comes_back_as_it_was_saved(table: ScoreTable, tmp_path: Path):

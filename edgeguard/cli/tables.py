@@ -82,6 +82,7 @@ def unlabelled_table(
     Of scores that are read the identity has their estimator too. Raises InputError.
     """
     from edgeguard.errors import InputError
+    from edgeguard.evaluation.labelled import none_scored
     from edgeguard.evaluation.table import read_scores, score_records
     from edgeguard.rows.readers import count_records
     from edgeguard.rows.results import holds_results
@@ -96,9 +97,9 @@ def unlabelled_table(
     total = count_records(source, format=reading.format, encoding=reading.encoding)
     opened = open_guard(**options, workers=workers, records=total, no_calibration=True)
     with opened as guard, _progress(total) as advance:
-        table = score_records(guard, reading.records(source), advance=advance)
+        table = score_records(guard, reading.records(source), advance=advance, where=str(source))
         if not len(table):
-            raise InputError(f"{source}: no record could be scored")
+            raise none_scored(source, table)
         return table, {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.model_sha256}
 
 

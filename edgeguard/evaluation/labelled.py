@@ -50,9 +50,10 @@ def score_labelled(
     truth = _stated(found, labels or source, say)
     if evidence and not guard.lists_codes:
         say("the paper's baselines are for answers that list codes; this guard's do not, so there are none")
-    table = score_records(guard, reading.records(source), evidence=evidence and guard.lists_codes, advance=advance)
+    evidence = evidence and guard.lists_codes
+    table = score_records(guard, reading.records(source), evidence=evidence, advance=advance, where=str(source))
     if not len(table):
-        raise InputError(f"{source}: no record could be scored")
+        raise none_scored(source, table)
     identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.model_sha256}
     return _joined(table, truth, identity, labels, say)
 
@@ -64,6 +65,12 @@ def read_labelled(
     table, identity = read_scores(source)
     found = find_truth(source, table.labels, file=labels, label_map=label_map)
     return _joined(table, _stated(found, labels or source, say), identity, labels, say)
+
+
+def none_scored(source: Path, table: ScoreTable) -> InputError:
+    """The error for a table of no scores: why, where a record says it."""
+    why = f"; the first of them: {table.failed[0].message}" if table.failed else ""
+    return InputError(f"{source}: no record could be scored{why}")
 
 
 def _stated(truth: Truth | None, where: Path, say: Say) -> Truth:

@@ -86,20 +86,23 @@ def score_records(
     *,
     evidence: bool = False,
     advance: Callable[[], None] = lambda: None,
+    where: str = "",
 ) -> ScoreTable:
-    """Score records; what holds of them is not asked. `evidence` costs one call more a record.
+    """Score records; what holds of them is not asked. `evidence` costs one call more a record. `where` is the file
+    that failures name.
 
     A table of no records where none could be scored.
     """
-    return table_of(guard, explored(guard, records, evidence=evidence), evidence=evidence, advance=advance)
+    results = explored(guard, records, evidence=evidence, where=where)
+    return table_of(guard, results, evidence=evidence, advance=advance)
 
 
 def explored(
-    guard: Guard | Workers, records: Iterable[Record | Failure], *, evidence: bool = False
+    guard: Guard | Workers, records: Iterable[Record | Failure], *, evidence: bool = False, where: str = ""
 ) -> Iterator[tuple[Record | Failure, Explored | Failure]]:
     """Each record and what a table keeps of it, in order, as they come."""
     many = partial(_explored_together, evidence=evidence)
-    return guard.judged(records, partial(_explored, evidence=evidence), many=many)
+    return guard.judged(records, partial(_explored, evidence=evidence), many=many, where=where)
 
 
 def table_of(
@@ -139,22 +142,26 @@ def table_of(
 
 
 def _explored(guard: Guard, record: Record, *, evidence: bool) -> Explored:
-    trees, size = guard.explore_with_evidence(record) if evidence else (guard.explore_all(record), np.nan)
-    return _row(trees, guard.umbrella) | {"evidence": size}
+    found = _row(guard, *(guard.explore_with_evidence(record) if evidence else (guard.explore_all(record), np.nan)))
+    if isinstance(found, RecordError):
+        raise found
+    return found
 
 
 def _explored_together(guard: Guard, records: Sequence[Record], *, evidence: bool) -> list[Explored | RecordError]:
     found = guard.explore_together(records, evidence=evidence)
-    return [
-        one if isinstance(one, RecordError) else _row(one[0], guard.umbrella) | {"evidence": one[1]} for one in found
-    ]
+    return [one if isinstance(one, RecordError) else _row(guard, *one) for one in found]
 
 
-def _row(trees: Trees, umbrella: str | None) -> Explored:
-    """What a table keeps of a record."""
-    read = {name: estimate(trees, name, umbrella=umbrella) for name in (ESTIMATORS if None in trees else ["marginal"])}
+def _row(guard: Guard, trees: Trees, size: float) -> Explored | RecordError:
+    """What a table keeps of a record, or why `score` would give none: figures are of what users get."""
+    names = ESTIMATORS if None in trees else ["marginal"]
+    read = {name: estimate(trees, name, umbrella=guard.umbrella) for name in names}
     found = read["marginal"]
+    if (refused := guard.refusal(found)) is not None:
+        return refused
     return {
+        "evidence": size,
         "margin": found.margin,
         "first": first_label(trees[None])[1 : found.safe] if None in trees else None,
         "off": found.off_grammar,
