@@ -58,7 +58,7 @@ figures: .venv/test.done
 	$(BIN)/python bench/questions.py --texts 5 --policies 13 4 > bench/results/questions.txt
 	$(BIN)/python bench/bounds.py examples/messages.jsonl $(TEXTS) > bench/results/bounds.txt
 	$(BIN)/python bench/kv_cache.py > bench/results/kv_cache.txt
-	$(BIN)/python bench/scale.py > bench/results/scale.txt
+	$(BIN)/python bench/scale.py --records 32 --rounds 2 > bench/results/scale.txt
 	$(BIN)/python bench/intervals.py > bench/results/intervals.md
 	$(BIN)/python bench/published_error.py > bench/results/published_error.txt
 	$(BIN)/python bench/published_error.py examples/messages.jsonl --random-guards 0 > bench/results/published_error_model.txt
