@@ -386,6 +386,11 @@ def test_calibrate_moves_a_calibration_to_texts_without_labels(run, tiny, scored
     alone = ("calibrate", "--unlabelled", "contextual", "--calibration", tmp_path / "c.json", *tiny)
     assert run(*alone, "-o", tmp_path / "f.json").exit_code == 0
     assert read_calibration(tmp_path / "f.json").fitted["moved"]["how"] == "contextual"
+    lines = scores.read_text().splitlines()
+    lines[0] = json.dumps({"id": "one", "error": {"type": "off_grammar", "message": "x.jsonl:1: no answer", "line": 1}})
+    scores.write_text("\n".join(lines))
+    assert "left out, not scored (id 'one'): x.jsonl:1: no answer" in run(*move, "-o", tmp_path / "h.json").stderr
+    assert read_calibration(tmp_path / "h.json").fitted["moved"]["texts"] == 149
     missing = run("calibrate", scores, "--unlabelled", "em", "-o", tmp_path / "g.json")
     assert "this guard brings no calibration" in missing.stderr and "--calibration" in missing.stderr
 

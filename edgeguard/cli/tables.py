@@ -82,7 +82,7 @@ def unlabelled_table(
     Of scores that are read the identity has their estimator too. Raises InputError.
     """
     from edgeguard.errors import InputError
-    from edgeguard.evaluation.labelled import none_scored
+    from edgeguard.evaluation.labelled import check_scored, tell_failed
     from edgeguard.evaluation.table import read_scores, score_records
     from edgeguard.rows.readers import count_records
     from edgeguard.rows.results import holds_results
@@ -92,14 +92,15 @@ def unlabelled_table(
         table, identity = read_scores(source)
         if estimator not in (None, identity["estimator"]):
             raise InputError(f"{source} was scored with {identity['estimator']}, not with {estimator}; score it again")
+        tell_failed(table, _say)
         return table, identity
     reading.check(source)
     total = count_records(source, format=reading.format, encoding=reading.encoding)
     opened = open_guard(**options, workers=workers, records=total, no_calibration=True)
     with opened as guard, _progress(total) as advance:
         table = score_records(guard, reading.records(source), advance=advance, where=str(source))
-        if not len(table):
-            raise none_scored(source, table)
+        check_scored(table, source)
+        tell_failed(table, _say)
         return table, {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.model_sha256}
 
 

@@ -52,8 +52,7 @@ def score_labelled(
         say("the paper's baselines are for answers that list codes; this guard's do not, so there are none")
     evidence = evidence and guard.lists_codes
     table = score_records(guard, reading.records(source), evidence=evidence, advance=advance, where=str(source))
-    if not len(table):
-        raise none_scored(source, table)
+    check_scored(table, source)
     identity = {"guard": guard.name, "profile": guard.profile.name, "model_sha256": guard.model_sha256}
     return _joined(table, truth, identity, labels, say)
 
@@ -67,12 +66,6 @@ def read_labelled(
     return _joined(table, _stated(found, labels or source, say), identity, labels, say)
 
 
-def none_scored(source: Path, table: ScoreTable) -> InputError:
-    """The error for a table of no scores: why, where a record says it."""
-    why = f"; the first of them: {table.failed[0].message}" if table.failed else ""
-    return InputError(f"{source}: no record could be scored{why}")
-
-
 def _stated(truth: Truth | None, where: Path, say: Say) -> Truth:
     """The truth, said; InputError where there is none."""
     if truth is None:
@@ -82,11 +75,23 @@ def _stated(truth: Truth | None, where: Path, say: Say) -> Truth:
     return truth
 
 
-def _joined(table: ScoreTable, truth: Truth, identity: Mapping[str, str], labels: Path | None, say: Say) -> Labelled:
+def check_scored(table: ScoreTable, source: Path) -> None:
+    """Raises InputError for a table without a score, which says why the first record has none."""
+    if not len(table):
+        why = f"; the first of them: {table.failed[0].message}" if table.failed else ""
+        raise InputError(f"{source}: no record could be scored{why}")
+
+
+def tell_failed(table: ScoreTable, say: Say) -> None:
+    """Say which records have no score, the first few each with its reason."""
     for one in table.failed[:TOLD_ONE_BY_ONE]:
         say(f"left out, not scored (id {one.id!r}): {one.message}")
     if len(table.failed) > TOLD_ONE_BY_ONE:
         say(f"{len(table.failed)} records were not scored and are left out")
+
+
+def _joined(table: ScoreTable, truth: Truth, identity: Mapping[str, str], labels: Path | None, say: Say) -> Labelled:
+    tell_failed(table, say)
     unscored = len(truth) - len(table) - len(table.failed)
     if unscored > 0:
         say(f"{truth.where}: {unscored} of {len(truth)} records were not scored; left out")
